@@ -1,0 +1,113 @@
+"""The LoRA backbone the three objectives share: attach, switch off, read factors, save."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from paft.config import LoraConfig, ModelConfig
+from paft.delta import LowRank, read_adapter
+from paft.losses import label_logps
+from paft.stage import canonical
+
+ADAPTER = "default"
+
+
+class Policy(nn.Module):
+    """A frozen base with one trainable LoRA; forward gives the log-probability of every label.
+
+    With the adapter switched off it is the reference policy: no second model exists.
+    """
+
+    def __init__(self, base: PreTrainedModel, lora: LoraConfig) -> None:
+        super().__init__()
+        refuse_unknown_targets(base, lora.target_modules)
+        peft_config = PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
+        self.peft = get_peft_model(base, peft_config)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        model: PreTrainedModel = self.peft.get_base_model()
+        return model
+
+    def forward(self, input_ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+        """Float32 [B, T]: log-probability of each label given its past, 0 where there is none.
+
+        Rows are padded on the right, so causal attention alone keeps padding out of every real token.
+        """
+        backbone = getattr(self.base, self.base.base_model_prefix)
+        hidden_BTH = backbone(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        return label_logps(hidden_BTH, labels_BT, self.base.get_output_embeddings().weight)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base policy: adapter off, no gradient."""
+        with torch.no_grad(), self.peft.disable_adapter():
+            yield
+
+    def factors(self) -> list[tuple[Tensor, Tensor, float]]:
+        """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable."""
+        return [
+            (module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight, module.scaling[ADAPTER])
+            for module in self.peft.modules()
+            if hasattr(module, "lora_A") and ADAPTER in module.lora_A
+        ]
+
+    def save(self, folder: Path, fingerprints: dict[str, str]) -> None:
+        """Write a standard PEFT adapter folder, plus paft.json with the base, tokenizer and template it is for."""
+        self.peft.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))
+
+
+def refuse_unknown_targets(base: PreTrainedModel, target_modules: list[str]) -> None:
+    """Every name must match a linear layer: a misspelt one would silently train less."""
+    linear = {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
+    unknown = [name for name in target_modules if name not in linear]
+    if unknown:
+        raise ValueError(
+            f"lora.target_modules {unknown} match no linear layer of {base.config.model_type}; "
+            f"it has {', '.join(sorted(linear))}"
+        )
+
+
+@torch.no_grad()
+def add_deltas(base: PreTrainedModel, folders: list[Path]) -> None:
+    """Add adapters' deltas to the base's weights: in float32, cast once."""
+    weights = dict(base.named_parameters())
+    deltas: dict[str, list[LowRank]] = {}
+    for folder in folders:
+        for name, low_rank in read_adapter(folder).items():
+            deltas.setdefault(name, []).append(low_rank)
+    for name, parts in deltas.items():
+        weight = weights[name]
+        total = torch.stack([part.dense() for part in parts]).sum(0)
+        weight.copy_((weight.float() + total).to(weight.dtype))
+
+
+def text_fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """`base` with a saved adapter on top, for inference."""
+    return PeftModel.from_pretrained(base, str(folder))
+
+
+def base_fingerprint(model: ModelConfig) -> str:
+    """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
+    return f"{model.name}-{text_fingerprint(json.dumps(canonical(model), sort_keys=True))}"

@@ -1,0 +1,99 @@
+"""Merge with the partner branch and evaluate: at the end of a branch's training and, if wanted, during it."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from paft.run import Context
+from paft.stage import Stage
+
+log = logging.getLogger("paft")
+
+
+class MergeThenEvaluate(Callback):
+    """Logs the merged model's scores as `merged/<column>` to the branch's loggers (W&B, history.csv).
+
+    It acts in a branch whose partner is already in the store. After the last step it runs the cell's own
+    `merge` and `evaluate` stages, so nothing is done twice; with `every_n_train_steps` it also scores the
+    merged model during training, which leaves the trained adapter bitwise unchanged. One device only: on
+    several, the stages run after the ranks have ended.
+    """
+
+    def __init__(self, every_n_train_steps: int | None = None) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(
+                "callbacks.merge_then_evaluate.every_n_train_steps must be positive or null, "
+                f"got {every_n_train_steps}"
+            )
+        self.every_n_train_steps = every_n_train_steps
+        self.context: Context | None = None
+
+    def bind(self, context: Context, stage: Stage, out: Path, fingerprints: dict[str, str]) -> None:
+        """Tell the callback which branch it is in; without this it does nothing."""
+        self.context, self.stage, self.out, self.fingerprints = context, stage, out, fingerprints
+
+    @property
+    def merge(self) -> Stage | None:
+        """The merge stage to run, if this branch is one of two merged ones and the other is finished."""
+        if self.context is None:
+            return None
+        merge = self.context.cell.inputs.get("model")
+        if merge is None or self.stage.key not in {s.key for s in merge.inputs.values()}:
+            return None
+        partners = [s for s in merge.inputs.values() if s.key != self.stage.key]
+        return merge if partners and all(self.context.store.sound(s) for s in partners) else None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, every = trainer.global_step, self.every_n_train_steps
+        if every is None or step % every or step == trainer.max_steps or trainer.world_size > 1:
+            return
+        merge = self.merge
+        if merge is not None:
+            self._log(trainer, self._score_now(merge, pl_module), step)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        merge = self.merge
+        if merge is None or self.context is None or trainer.world_size > 1:
+            return
+        from paft.pipeline import run_stage
+
+        context = self.context
+        pl_module.backbone.save(self.out / "adapter", self.fingerprints)
+        with context.store.lend(self.stage, self.out):
+            folder = context.store.ensure(context.cell, lambda s, inputs, out: run_stage(s, inputs, out, context))
+        self._log(trainer, json.loads((folder / "results.json").read_text()), trainer.global_step)
+
+    def _score_now(self, merge: Stage, module: Any) -> dict[str, Any]:
+        """Merge the adapter as it is now with the finished partner and evaluate, in a folder that is then deleted."""
+        from paft.pipeline import run_stage
+
+        assert self.context is not None
+        here = self.out / "merge_then_evaluate"
+        shutil.rmtree(here, ignore_errors=True)
+        for name in ("branch", "model", "scores"):
+            (here / name).mkdir(parents=True)
+        module.backbone.save(here / "branch" / "adapter", self.fingerprints)
+        own = self.stage.key
+        inputs = {
+            name: here / "branch" if s.key == own else self.context.store.path(s) for name, s in merge.inputs.items()
+        }
+        run_stage(merge, inputs, here / "model", self.context)
+        run_stage(self.context.cell, {"model": here / "model"}, here / "scores", self.context)
+        results: dict[str, Any] = json.loads((here / "scores" / "results.json").read_text())
+        shutil.rmtree(here)
+        return results
+
+    def _log(self, trainer: L.Trainer, results: dict[str, Any], step: int) -> None:
+        scores = {f"merged/{column}": task["score"] for column, task in results["tasks"].items()}
+        if results["average"] is not None:
+            scores["merged/average"] = results["average"]
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step)
+        log.info("merged at step %d: %s", step, ", ".join(f"{k}={v:.4f}" for k, v in scores.items()))

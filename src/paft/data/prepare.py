@@ -1,0 +1,201 @@
+"""The data stage: a source, tokenised once, as Parquet files of token ids that training reads by index."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from paft.config import RowFormat, Source, TooLong
+from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair
+from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = TypeVar("Row")
+Tokens = TypeVar("Tokens", Encoded, EncodedPair)
+
+ROWS_PER_GROUP = 1024
+QUIET_SECONDS = 3
+"""Work shorter than this shows no progress bar."""
+ANSWER_FIELDS = {
+    RowFormat.messages: "messages (last answer)",
+    RowFormat.prompt_completion: "completion",
+    RowFormat.gsm8k: "answer",
+}
+
+
+@dataclass
+class Counts:
+    """What became of the rows of one split."""
+
+    rows: int = 0
+    """Written."""
+    tokens: int = 0
+    """Read in one epoch; a preference prompt counts twice, once with each answer."""
+    label_tokens: int = 0
+    """Learnt: all answers with their end-of-turn tokens."""
+    dropped: int = 0
+    truncated_prompts: int = 0
+    truncated_answers: int = 0
+    longest: int = 0
+    """Tokens of the longest sequence."""
+
+    def add(self, whole: Encoded | EncodedPair, kept: Encoded | EncodedPair) -> None:
+        self.rows += 1
+        self.tokens += sum(kept.lengths)
+        self.label_tokens += kept.num_labels
+        self.truncated_prompts += kept.prompt_length < whole.prompt_length
+        self.truncated_answers += kept.answer_lengths != whole.answer_lengths
+        self.longest = max(self.longest, *kept.lengths)
+
+
+def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path) -> dict[str, dict[str, int]]:
+    """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
+
+    Columns `input_ids` and `labels`, lists of int32. The result maps each split to the fields of `Counts`.
+    Raises ValueError listing bad rows (before anything is tokenised) and, under `too_long=error`, rows whose
+    answer does not fit; also if no row is left.
+    """
+    return {
+        split: _prepare(
+            conversations(source, split),
+            lambda row: encode_conversation(tokenizer, row.messages),
+            out / f"{split}.parquet",
+            tokenizer.bos_token_id,
+        )
+        for split in _splits(source)
+    }
+
+
+def prepare_preference(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path
+) -> dict[str, dict[str, int]]:
+    """As `prepare_sft`, with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    return {
+        split: _prepare(
+            preference_pairs(source, split),
+            lambda row: encode_pair(tokenizer, row),
+            out / f"{split}.parquet",
+            tokenizer.bos_token_id,
+        )
+        for split in _splits(source)
+    }
+
+
+def _splits(source: Source) -> list[Split]:
+    return ["train", "validation"] if has_validation(source) else ["train"]
+
+
+def _prepare(
+    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], path: Path, bos_token_id: int | None
+) -> dict[str, int]:
+    counts = Counts()
+    _write(_encoded(rows, encode, bos_token_id, counts), path)
+    if not counts.rows:
+        raise ValueError(
+            f"no row is left for {path.name}: the answers of all {counts.dropped} rows exceed "
+            f"max_length={rows.source.max_length} tokens; raise it or set too_long=truncate"
+        )
+    return asdict(counts)
+
+
+def _encoded(
+    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], bos_token_id: int | None, counts: Counts
+) -> Iterator[Tokens]:
+    """The rows within the limits of their source, counted."""
+    too_long = Problems()
+    for location, row in tqdm(rows, f"tokenising {rows.split}", unit=" rows", delay=QUIET_SECONDS):
+        whole = _encode_at(location, encode, row)
+        excess = _excess(whole, rows)
+        if excess and rows.source.too_long is TooLong.error:
+            too_long.add(location, excess)
+        elif excess and rows.source.too_long is TooLong.drop:
+            counts.dropped += 1
+        else:
+            kept = whole.fitted(rows.source, bos_token_id)
+            counts.add(whole, kept)
+            yield kept
+    too_long.raise_if_any()
+
+
+def _encode_at(location: str, encode: Callable[[Row], Tokens], row: Row) -> Tokens:
+    try:
+        return encode(row)
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from None
+
+
+def _excess(whole: Encoded | EncodedPair, rows: CheckedRows[Row]) -> ValueError | None:
+    """What is wrong if an answer fills `max_length` alone and leaves no token to the prompt."""
+    limit = rows.source.max_length
+    for name, length in whole.answer_lengths.items():
+        if length >= limit:
+            return ValueError(
+                f"field {ANSWER_FIELDS.get(rows.row_format, name)!r} has {length} tokens and the prompt needs "
+                f"at least one, more than max_length={limit}; raise it or set too_long=drop or truncate"
+            )
+    return None
+
+
+def _write(rows: Iterator[Tokens], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = None
+    while group := list(islice(rows, ROWS_PER_GROUP)):
+        columns = dict(zip(group[0]._fields, zip(*group, strict=True), strict=True))
+        table = pa.table({name: pa.array(lists, pa.list_(pa.int32())) for name, lists in columns.items()})
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer:
+        writer.close()
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+class TokenRows(Sequence[Tokens]):
+    """Prepared rows by index; the tokens stay in Arrow memory until a row is asked for."""
+
+    def __init__(self, table: pa.Table, kind: type[Tokens]) -> None:
+        self._columns = [table[name] for name in kind._fields]
+        self._kind: type[Tokens] = kind
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, index: int) -> Tokens:  # type: ignore[override]
+        """Row `index` as lists of int; slices are not offered."""
+        return self._kind(*(column[index].as_py() for column in self._columns))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row's longest sequence, int64 of shape (rows,); for batches of similar length."""
+        sizes = [pc.list_value_length(column).to_numpy() for column in self._columns]
+        if self._kind is Encoded:
+            return sizes[0].astype(np.int64)
+        return (sizes[0] + np.maximum(sizes[1], sizes[2])).astype(np.int64)
+
+
+def read_sft(folder: Path, split: Split) -> TokenRows[Encoded]:
+    """The rows that `prepare_sft` wrote to `folder`; raises ValueError if the split is not there."""
+    return TokenRows(_table(folder, split), Encoded)
+
+
+def read_preference(folder: Path, split: Split) -> TokenRows[EncodedPair]:
+    """The rows that `prepare_preference` wrote to `folder`; raises ValueError if the split is not there."""
+    return TokenRows(_table(folder, split), EncodedPair)
+
+
+def _table(folder: Path, split: Split) -> pa.Table:
+    path = folder / f"{split}.parquet"
+    if not path.is_file():
+        found = sorted(file.stem for file in folder.glob("*.parquet"))
+        raise ValueError(f"{folder} has no {split} rows; it has {found or 'none at all'}")
+    return pq.read_table(path)

@@ -1,0 +1,276 @@
+"""Rows of a source, with the place each came from; all bad rows are reported together, before any work.
+
+Importing this module loads neither torch nor datasets nor pandas: a plan needs `file_fingerprint` only.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from paft.config import DemoSource, FileSource, HubSource, RowFormat, Source
+from paft.data.demo import demo_rows
+from paft.data.rows import (
+    Conversation,
+    PreferencePair,
+    conversation_format,
+    parse_conversation,
+    parse_preference_pair,
+    preference_format,
+)
+
+Split = Literal["train", "validation"]
+Row = TypeVar("Row")
+
+MAX_REPORTED = 20
+DEMO_VALIDATION_ROWS = 64
+MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """The sha256 of a file's bytes in hexadecimal. Raises ValueError if there is no such file."""
+    with _existing(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_validation(source: Source) -> bool:
+    """Whether the source names held-out rows of its own; the demo always has some."""
+    match source:
+        case HubSource():
+            return source.validation_split is not None
+        case FileSource():
+            return source.validation_path is not None
+    return True
+
+
+def read_rows(source: Source, *, split: Split) -> Iterator[tuple[str, dict]]:
+    """Yield (location, raw row) of the first `max_rows` rows; a location is as `pairs.jsonl, row 12`.
+
+    Rows count from 1; in JSONL they are the line numbers. Raises ValueError with the location at the first
+    row that cannot be read at all, as broken JSON.
+    """
+    for location, row in _read(source, split):
+        if isinstance(row, ValueError):
+            raise ValueError(f"{location}: {row}")
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{location}: a row must be an object with named columns, got {type(row).__name__}"
+            )
+        yield location, row
+
+
+@dataclass(frozen=True)
+class CheckedRows(Generic[Row]):
+    """Typed rows of a source of which every one is known to parse; iterating reads the source again."""
+
+    source: Source
+    split: Split
+    parse: Callable[[object, RowFormat], Row]
+    row_format: RowFormat
+    num_rows: int
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for location, row in _read(self.source, self.split):
+            yield location, self.parse(row, self.row_format)
+
+
+def conversations(source: Source, split: Split) -> CheckedRows[Conversation]:
+    """All conversations of a source as (location, Conversation).
+
+    Raises ValueError with file, row and field of the first 20 bad rows and how many there are in all.
+    """
+    return _checked(source, split, parse_conversation, conversation_format)
+
+
+def preference_pairs(source: Source, split: Split) -> CheckedRows[PreferencePair]:
+    """All preference pairs of a source as (location, PreferencePair); raises as `conversations` does."""
+    return _checked(source, split, parse_preference_pair, preference_format)
+
+
+def _checked(
+    source: Source,
+    split: Split,
+    parse: Callable[[object, RowFormat], Row],
+    detect: Callable[[object, RowFormat], RowFormat],
+) -> CheckedRows[Row]:
+    problems, num_rows, row_format = Problems(), 0, None
+    for location, row in _read(source, split):
+        num_rows += 1
+        if isinstance(row, ValueError):
+            problems.add(location, row)
+            continue
+        row_format = row_format or _detected(location, row, source.format, detect)
+        try:
+            parse(row, row_format)
+        except ValueError as error:
+            problems.add(location, error)
+    problems.raise_if_any()
+    if row_format is None:
+        raise ValueError(f"the {split} part of {_label(source, split)} holds no rows")
+    return CheckedRows(source, split, parse, row_format, num_rows)
+
+
+def _detected(
+    location: str, row: object, wanted: RowFormat, detect: Callable[[object, RowFormat], RowFormat]
+) -> RowFormat:
+    try:
+        return detect(row, wanted)
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from None
+
+
+@dataclass
+class Problems:
+    """Faults of single rows: the first 20 are kept word for word, the others counted."""
+
+    first: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, location: str, error: ValueError) -> None:
+        self.count += 1
+        if self.count <= MAX_REPORTED:
+            self.first.append(f"{location}: {error}")
+
+    def raise_if_any(self) -> None:
+        if self.count:
+            rest = f"\n... and {self.count - MAX_REPORTED} more" if self.count > MAX_REPORTED else ""
+            lines = "\n".join(self.first)
+            raise ValueError(f"{self.count} row(s) cannot be used; correct or remove them:\n{lines}{rest}")
+
+
+# --- reading: (location, row), where an unreadable row is the ValueError that says why ------------------
+
+
+def _read(source: Source, split: Split) -> Iterator[tuple[str, object]]:
+    label = _label(source, split)
+    numbered = islice(_numbered(source, split), source.max_rows)
+    return ((f"{label}, row {number}", row) for number, row in numbered)
+
+
+def _label(source: Source, split: Split) -> str:
+    match source:
+        case DemoSource():
+            return f"demo {source.skill.value} {split}"
+        case HubSource():
+            return f"{source.repo} {_hub_split(source, split)}"
+        case FileSource():
+            return str(source.path if split == "train" else source.validation_path)
+    raise ValueError(f"source must be a DemoSource, HubSource or FileSource, got {type(source).__name__}")
+
+
+def _numbered(source: Source, split: Split) -> Iterator[tuple[int, object]]:
+    if not has_validation(source) and split == "validation":
+        raise ValueError(
+            f"{_label(source, 'train')} has no validation part; set its validation_split or validation_path"
+        )
+    match source:
+        case DemoSource():
+            num_rows = source.num_rows if split == "train" else DEMO_VALIDATION_ROWS
+            yield from enumerate(demo_rows(source.skill, split=split, num_rows=num_rows, seed=source.seed), 1)
+        case HubSource():
+            yield from enumerate(_hub_rows(source, _hub_split(source, split)), 1)
+        case FileSource():
+            path = _existing(_label(source, split))
+            suffix = path.suffix.lower()
+            if suffix not in READERS:
+                raise ValueError(f"{path} must end in one of {', '.join(READERS)}, got {suffix!r}")
+            yield from READERS[suffix](path)
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}; looked for it in {Path.cwd()}")
+    return Path(path)
+
+
+def _hub_split(source: HubSource, split: Split) -> str:
+    return source.split if split == "train" else source.validation_split or ""
+
+
+def _hub_rows(source: HubSource, split: str) -> Iterator[object]:
+    from datasets import load_dataset
+
+    yield from load_dataset(
+        source.repo, source.name, revision=source.revision, split=split, data_dir=source.data_dir
+    )
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _json_line(line)
+
+
+def _json_line(line: bytes) -> object:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        return ValueError(f"broken JSON at column {error.colno}: {error.msg}")
+    except UnicodeDecodeError as error:
+        return ValueError(f"byte {error.start + 1} is not UTF-8")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise ValueError(
+            f'{path} must hold a list of rows or {{"data": [rows]}}; for one row a line name it .jsonl'
+        )
+    yield from enumerate(rows, 1)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, object]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for number, row in enumerate(reader, 1):
+                extra = None in row
+                yield number, ValueError("more cells than the header has columns") if extra else _decoded(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path}, line {reader.line_num + 1}: {error}; JSONL has no such limits"
+            ) from None
+
+
+def _decoded(row: dict[str, str]) -> dict[str, object]:
+    """Cells that hold message lists as JSON text become lists; any other text stays text."""
+    return {name: _message_list(cell) if name in MESSAGE_COLUMNS else cell for name, cell in row.items()}
+
+
+def _message_list(cell: str) -> object:
+    try:
+        value = json.loads(cell)
+    except (ValueError, TypeError):
+        return cell
+    return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else cell
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from enumerate((row for batch in file.iter_batches(1024) for row in batch.to_pylist()), 1)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {error}") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

@@ -1,0 +1,101 @@
+"""Scores out of lm-eval's result dictionary, by the rules of the leaderboard the paper used."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from paft.config import EvaluateConfig, TaskConfig
+
+
+@dataclass(frozen=True)
+class Score:
+    """One column: the score, its standard error over items (None where lm-eval gives none), and what made it."""
+
+    task: str
+    metric: str
+    score: float
+    stderr: float | None
+    higher_is_better: bool
+    in_average: bool
+    num_fewshot: int | None
+    version: str | None
+    num_items: int | None
+
+
+def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
+    """One column of the table from lm-eval's results. Raises `ValueError` naming what is missing."""
+    names = subtasks(config, raw)
+    values = [_value(column, raw["results"], name, config.metric) for name in names]
+    errors = [_stderr(raw["results"][name], config.metric) for name in names]
+    versions = {str(raw.get("versions", {}).get(name)) for name in names}
+    return Score(
+        task=config.task,
+        metric=config.metric,
+        score=sum(values) / len(values),
+        stderr=_mean_error(errors),
+        higher_is_better=config.higher_is_better,
+        in_average=config.in_average,
+        num_fewshot=raw.get("n-shot", {}).get(names[0]),
+        version=",".join(sorted(versions)),
+        num_items=sum(raw.get("n-samples", {}).get(n, {}).get("effective", 0) for n in names) or None,
+    )
+
+
+def subtasks(config: TaskConfig, raw: Mapping[str, Any]) -> list[str]:
+    """The results a column is the plain mean of: one task, or every member of a group.
+
+    lm-eval weighs MMLU's 57 subjects by their number of questions; the leaderboard counts each subject once.
+    """
+    if config.mean_over is None:
+        return [config.task]
+    groups = set(raw.get("groups", {}))
+    found = [name for name in raw["results"] if name.startswith(config.mean_over) and name not in groups]
+    if not found:
+        raise ValueError(f"no result of {config.task} starts with {config.mean_over!r}; lm-eval gave {list(raw['results'])}")
+    return sorted(found)
+
+
+def _value(column: str, results: Mapping[str, Any], task: str, metric: str) -> float:
+    if task not in results or metric not in results[task]:
+        given = [k for k in results.get(task, {}) if "," in k and "stderr" not in k]
+        raise ValueError(
+            f"evaluate.tasks.{column}: lm-eval gave no {metric!r} for {task}; it gave {given or list(results)}"
+        )
+    return float(results[task][metric])
+
+
+def _stderr(result: Mapping[str, Any], metric: str) -> float | None:
+    name, _, filter_name = metric.partition(",")
+    value = result.get(f"{name}_stderr,{filter_name}")
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def _mean_error(errors: list[float | None]) -> float | None:
+    """Standard error of a mean of independent scores."""
+    known = [e for e in errors if e is not None]
+    return math.sqrt(sum(e * e for e in known)) / len(errors) if len(known) == len(errors) else None
+
+
+def ratio_stderr(pairs: Iterable[tuple[float, float]]) -> float:
+    """Standard error of sum(x) / sum(b) over items (x, b), to first order (delta method)."""
+    items = list(pairs)
+    total = sum(b for _, b in items)
+    ratio = sum(x for x, _ in items) / total
+    return math.sqrt(sum((x - ratio * b) ** 2 for x, b in items)) / total
+
+
+def average(scores: Mapping[str, Score]) -> float | None:
+    """Plain mean of the columns marked `in_average`, as the paper's AVERAGE."""
+    values = [s.score for s in scores.values() if s.in_average]
+    return sum(values) / len(values) if values else None
+
+
+def as_json(scores: Mapping[str, Score], config: EvaluateConfig) -> dict[str, Any]:
+    return {
+        "tasks": {column: asdict(s) for column, s in scores.items()},
+        "average": average(scores),
+        "apply_chat_template": config.apply_chat_template,
+        "batch_size": config.batch_size,
+        "limit": config.limit,
+    }

@@ -1,0 +1,96 @@
+"""The `evaluate` stage: a model folder in, results.json and samples.jsonl out, scored by lm-eval."""
+
+import json
+import logging
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedTokenizerBase
+
+from paft.config import EvaluateConfig, ModelConfig, Template
+from paft.evaluate.results import Score, as_json, ratio_stderr, score
+from paft.model import load_base, load_tokenizer
+from paft.stage import write_json
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+def evaluate_model(
+    folder: Path, base: Path, model: ModelConfig, template: Template, config: EvaluateConfig, out: Path
+) -> dict[str, Any]:
+    """Score the model in `folder` (tokenizer from `base`) and write results.json and samples.jsonl to `out`.
+
+    Returns the content of results.json.
+    """
+    tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
+    scores, samples = score_tasks(load_base(folder, model), tokenizer, config)
+    results = as_json(scores, config) | {
+        "template": template.value,
+        "backend": "hf",
+        "lm_eval": version("lm-eval"),
+        "dtype": model.dtype.value,
+    }
+    write_json(out / "results.json", results)
+    with (out / "samples.jsonl").open("w") as file:
+        file.writelines(json.dumps(sample) + "\n" for sample in samples)
+    return results
+
+
+def score_tasks(
+    model: Any, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig
+) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """Every column's score, and per item its metric values: what a paired test needs.
+
+    lm-eval takes one number of shots per call, so tasks are grouped by it. Its response cache is never used:
+    its key does not name the model.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lm = HFLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device)
+    manager = TaskManager(include_path=str(TASKS))
+    scores: dict[str, Score] = {}
+    samples: list[dict[str, Any]] = []
+    for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):
+        columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
+        raw = simple_evaluate(
+            lm,
+            tasks=[t.task for t in columns.values()],
+            num_fewshot=shots,
+            limit=config.limit,
+            apply_chat_template=config.apply_chat_template,
+            task_manager=manager,
+            bootstrap_iters=1000,
+            random_seed=config.seed,
+            numpy_random_seed=config.seed,
+            torch_random_seed=config.seed,
+            fewshot_random_seed=config.seed,
+        )
+        assert raw is not None, "simple_evaluate returns results on rank 0"
+        for column, task in columns.items():
+            items = task_samples(column, task.task, task.metric, raw.get("samples", {}))
+            samples += items
+            scores[column] = with_stderr(score(column, task, raw), items)
+    return {column: scores[column] for column in config.tasks}, samples
+
+
+def task_samples(column: str, task: str, metric: str, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    name = metric.partition(",")[0]
+    return [
+        {"column": column, "item": s["doc_id"], "value": s[name]}
+        for s in samples.get(task, [])
+        if name in s
+    ]
+
+
+def with_stderr(found: Score, items: list[dict[str, Any]]) -> Score:
+    """Bits per byte has no error in lm-eval: it is a ratio of sums, (log-likelihood, bytes) per item."""
+    if found.stderr is not None or not items or not isinstance(items[0]["value"], tuple | list):
+        return found
+    error = ratio_stderr((-ll / math.log(2), num_bytes) for ll, num_bytes in (i["value"] for i in items))
+    return Score(**{**found.__dict__, "stderr": error})

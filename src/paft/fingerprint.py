@@ -1,0 +1,35 @@
+"""Content hashes of user files, so that an edited file is a new input and a moved one is not."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes. Raises `ValueError` naming a path that is not a file."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; paths are relative to the folder you run train.py in")
+    stat = path.stat()
+    return _file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hex sha256 over names and contents of a model folder's JSON, tokenizer and safetensors files.
+
+    Raises `ValueError` where the folder holds no config.json or no safetensors file.
+    """
+    names = sorted(p.name for p in folder.glob("*") if p.suffix in (".json", ".safetensors", ".jinja", ".model"))
+    if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
+        raise ValueError(
+            f"{folder} is not a model folder: it needs config.json and *.safetensors, it holds {names or 'nothing'}"
+        )
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}\0{file_sha256(folder / name)}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""From a typed config to the graph of stages; importing this module loads no torch.
+
+            ┌─ data[sft] ────────► sft (+ lambda * |delta|_1) ─┐
+    config ─┤                                                  ├─► merge ─► evaluate
+            └─ data[preference] ─► preference (DPO | ORPO) ────┘
+
+Each stage gets its own slice of the config and nothing else. Baselines are graphs, not code paths: `sft` and
+`preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from paft.config import (
+    BranchConfig,
+    DataConfig,
+    EvaluateConfig,
+    FileSource,
+    LocalModel,
+    MergeConfig,
+    ModelConfig,
+    Paradigm,
+    RunConfig,
+    Source,
+    Template,
+)
+from paft.fingerprint import file_sha256, folder_sha256
+from paft.stage import Stage
+
+VERSIONS = {"data": 1, "sft": 1, "preference": 1, "merge": 1, "evaluate": 1}
+"""Part of every key. Raise a stage's number when its results change; golden files tell when they do."""
+
+
+@dataclass
+class DataStage:
+    """Rows of one source as tokens in one chat template."""
+
+    branch: str
+    model: ModelConfig
+    template: Template
+    source: Source
+    files: dict[str, str] = field(default_factory=dict)
+    """sha256 of the local files the source reads."""
+
+
+@dataclass
+class BranchStage:
+    """One adapter trained on the base model, or on the base plus the adapter of an `sft` input."""
+
+    model: ModelConfig
+    branch: BranchConfig
+    template: Template
+    seed: int
+
+
+@dataclass
+class Apply(MergeConfig):
+    """The plain sum of all deltas: the SFT, preference and sequential baselines."""
+
+
+@dataclass
+class MergeStage:
+    """A full model from the base and the deltas of the inputs."""
+
+    model: ModelConfig
+    method: MergeConfig
+    template: Template
+
+
+@dataclass
+class EvaluateStage:
+    """Scores of the merged model, or of the base where there is no input."""
+
+    model: ModelConfig
+    template: Template
+    evaluate: EvaluateConfig
+
+
+def build(config: RunConfig) -> Stage:
+    """The evaluate stage of the run's cell; everything else hangs off its inputs.
+
+    Raises `ValueError` for a missing data or model file, which is read here for its sha256.
+    """
+    model = _with_fingerprint(config.model)
+    template = config.data.template
+    evaluate = EvaluateStage(model, template, config.evaluate)
+    adapters, method = _adapters(config, model)
+    if not adapters:
+        return _stage("evaluate", evaluate)
+    merge = _stage("merge", MergeStage(model, method, template), **adapters)
+    return _stage("evaluate", evaluate, model=merge)
+
+
+def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
+    apply = Apply(keep=config.merge.keep)
+    if config.paradigm is Paradigm.base:
+        return {}, apply
+    sft = _branch("sft", config, model)
+    match config.paradigm:
+        case Paradigm.sft:
+            return {"sft": sft}, apply
+        case Paradigm.preference:
+            return {"preference": _branch("preference", config, model)}, apply
+        case Paradigm.sequential:
+            return {"sft": sft, "preference": _branch("preference", config, model, sft=sft)}, apply
+        case Paradigm.parallel:
+            return {"sft": sft, "preference": _branch("preference", config, model)}, config.merge
+
+
+def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
+    stage = BranchStage(model, getattr(config, name), config.data.template, config.seed)
+    return _stage(name, stage, data=_data(name, config.data, model), **inputs)
+
+
+def _data(name: str, data: DataConfig, model: ModelConfig) -> Stage:
+    source: Source = getattr(data, name)
+    return _stage("data", DataStage(name, model, data.template, source, _files(source)))
+
+
+def _stage(name: str, config: object, **inputs: Stage) -> Stage:
+    return Stage(name, VERSIONS[name], config, inputs)
+
+
+def _files(source: Source) -> dict[str, str]:
+    if not isinstance(source, FileSource):
+        return {}
+    paths = {"train": source.path, "validation": source.validation_path}
+    return {split: file_sha256(Path(path)) for split, path in paths.items() if path}
+
+
+def _with_fingerprint(model: ModelConfig) -> ModelConfig:
+    if isinstance(model, LocalModel):
+        return replace(model, sha256=folder_sha256(Path(model.path)))
+    return model
+
+
+def lambda_of(stage: Stage) -> float | None:
+    """The L1 weight of the SFT stage in this graph, or None where there is none."""
+    weights = [s.config.branch.l1.weight for s in stage.walk() if s.name == "sft"]
+    return weights[0] if weights else None
+
+
+def unique(targets: Iterable[Stage]) -> list[Stage]:
+    """Every stage of several graphs, inputs first, shared ones once."""
+    return list({s.key: s for target in targets for s in target.walk()}.values())

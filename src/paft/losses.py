@@ -1,0 +1,181 @@
+"""The objectives: SFT, DPO, ORPO and the L1 penalty, as pure functions in float32.
+
+Shapes: B rows, T tokens, H hidden, V vocabulary, N selected tokens. Labels are token ids, -100 where a token
+is not a target. All log-probabilities are natural logarithms.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+BLOCK_N = 256
+"""Tokens whose vocabulary-sized logits exist at once."""
+
+
+class _HeadLogps(torch.autograd.Function):
+    """Log-probability of each target under a frozen output head, without ever holding all logits.
+
+    The gradient of a token's log-probability to its hidden state, e_target W - softmax W, does not depend on
+    what comes later; only its scalar factor does. So it is formed block by block in the forward pass and
+    multiplied by that factor in the backward pass: as much arithmetic as the plain way, N x H memory.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
+        needs_grad = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
+        slope_NH = torch.empty_like(hidden_NH) if needs_grad else None
+        for start in range(0, len(targets_N), BLOCK_N):
+            block = slice(start, start + BLOCK_N)
+            logps_NV = F.log_softmax((hidden_NH[block] @ head_VH.T).float(), dim=-1)
+            picked = targets_N[block, None]
+            logps_N[block] = logps_NV.gather(1, picked).squeeze(1)
+            if slope_NH is not None:
+                pull_NV = logps_NV.exp_().neg_().scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float32))
+                slope_NH[block] = pull_NV.to(head_VH.dtype) @ head_VH
+        if slope_NH is not None:
+            ctx.save_for_backward(slope_NH)
+        return logps_N
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (slope_NH,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return (grad_N[:, None] * slope_NH.float()).to(slope_NH.dtype), None, None
+
+
+def label_logps(outputs: Tensor, labels_BT: Tensor, head_VH: Tensor | None = None) -> Tensor:
+    """Log-probability of every label given what precedes it: float32 [B, T], 0 where there is no label.
+
+    `outputs` are logits [B, T, V]; or, with the frozen output head, the hidden states [B, T, H] it would be
+    applied to, and then logits are formed only where there is a label, `BLOCK_N` tokens at a time.
+    """
+    wanted_BT = labels_BT[:, 1:] != IGNORE
+    targets_N = labels_BT[:, 1:][wanted_BT]
+    selected = outputs[:, :-1][wanted_BT]
+    if head_VH is None:
+        logps_N = F.log_softmax(selected.float(), dim=-1).gather(1, targets_N[:, None]).squeeze(1)
+    else:
+        logps_N = _HeadLogps.apply(selected, head_VH, targets_N)
+    logps_BT = torch.zeros(labels_BT.shape, dtype=torch.float32, device=outputs.device)
+    logps_BT[:, 1:] = logps_BT[:, 1:].masked_scatter(wanted_BT, logps_N)
+    return logps_BT
+
+
+def sequence_logps(outputs: Tensor, labels_BT: Tensor, head_VH: Tensor | None = None, *, mean: bool = False) -> Tensor:
+    """Log-probability of each row's labels: float32 [B], the sum over labels or, with `mean`, the average.
+
+    Arguments as for `label_logps`. A row without labels gives 0.
+    """
+    sums_B = label_logps(outputs, labels_BT, head_VH).sum(1)
+    if not mean:
+        return sums_B
+    return sums_B / (labels_BT[:, 1:] != IGNORE).sum(1).clamp(min=1)
+
+
+def sft_loss(
+    outputs: Tensor, labels_BT: Tensor, head_VH: Tensor | None = None, *, num_tokens: int | None = None
+) -> Tensor:
+    """Mean negative log-likelihood per label: float32 scalar.
+
+    `num_tokens` divides in place of this batch's own number of labels: with the count of the global batch,
+    the losses of its micro-batches add up to the loss of the whole.
+    """
+    if num_tokens is None:
+        num_tokens = int((labels_BT[:, 1:] != IGNORE).sum())
+    return -label_logps(outputs, labels_BT, head_VH).sum() / max(num_tokens, 1)
+
+
+def dpo_loss(
+    chosen_logps_B: Tensor,
+    rejected_logps_B: Tensor,
+    reference_chosen_logps_B: Tensor,
+    reference_rejected_logps_B: Tensor,
+    *,
+    beta: float,
+    loss: str = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """DPO loss of each pair: float32 [B].
+
+    With h the policy's log-ratio of chosen to rejected minus the reference's: `sigmoid` is equation 7 of
+    Rafailov et al. 2023, with `label_smoothing` eps its conservative form
+    -(1-eps) log s(beta h) - eps log s(-beta h); `hinge` is max(0, 1 - beta h) (Zhao et al. 2023); `ipo` is
+    (h - 1/(2 beta))^2 (Azar et al. 2023), for which the log-probabilities are per-token means.
+    """
+    h_B = (chosen_logps_B - rejected_logps_B) - (reference_chosen_logps_B - reference_rejected_logps_B)
+    h_B = h_B.float()
+    match loss:
+        case "sigmoid":
+            return -(1 - label_smoothing) * F.logsigmoid(beta * h_B) - label_smoothing * F.logsigmoid(-beta * h_B)
+        case "hinge":
+            return torch.relu(1 - beta * h_B)
+        case "ipo":
+            return (h_B - 1 / (2 * beta)) ** 2
+    raise ValueError(f"loss must be sigmoid, hinge or ipo, got {loss!r}")
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x <= 0, in the form that keeps its digits on both sides of -log 2 (Maechler 2012).
+
+    At 0 the value would be minus infinity: x is held below -1e-7, where float32 can still tell.
+    """
+    x = x.clamp(max=-1e-7)
+    near_zero = x > -0.6931471805599453
+    # each branch sees only arguments it is finite for: `where` alone would let NaN into the gradient
+    close = torch.log(-torch.expm1(torch.where(near_zero, x, -1.0)))
+    far = torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x)))
+    return torch.where(near_zero, close, far)
+
+
+def orpo_loss(chosen_logps_B: Tensor, rejected_logps_B: Tensor, nll: Tensor, *, beta: float) -> Tensor:
+    """ORPO loss of each pair: float32 [B], nll - beta log s(log odds ratio) (Hong et al. 2024, equation 6).
+
+    The log-probabilities are per-token means over the response; `nll` is the likelihood term, a scalar or [B].
+    Finite at log-probability 0.
+    """
+    chosen, rejected = chosen_logps_B.float(), rejected_logps_B.float()
+    log_odds_B = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
+    return nll - beta * F.logsigmoid(log_odds_B)
+
+
+class _DeltaL1(torch.autograd.Function):
+    """|scaling * B A|_1 with its gradients, formed a block of rows at a time.
+
+    The gradient of |D| is sign(D), so both factors' gradients come out of the forward pass:
+    dB = scaling sign(D) A^T and dA = scaling B^T sign(D). No delta outlives its block.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, A: Tensor, B: Tensor, scaling: float, rows: int) -> Tensor:
+        grad_A, grad_B = torch.zeros_like(A), torch.empty_like(B)
+        total = torch.zeros((), dtype=torch.float32, device=A.device)
+        for start in range(0, len(B), rows):
+            block = B[start : start + rows]
+            product = block @ A
+            total += product.abs().sum()
+            sign = product.sign_()
+            grad_B[start : start + rows] = sign @ A.T
+            grad_A.addmm_(block.T, sign)
+        ctx.save_for_backward(grad_A.mul_(abs(scaling)), grad_B.mul_(abs(scaling)))
+        return total * abs(scaling)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        grad_A, grad_B = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad * grad_A, grad * grad_B, None, None
+
+
+def l1_penalty(factors: Sequence[tuple[Tensor, Tensor, float]], *, of: str = "delta", block_rows: int = 256) -> Tensor:
+    """Sum of absolute values over all layers: float32 scalar (equation 1 of the paper, before lambda).
+
+    `factors` are (A [r, in], B [out, r], scaling) per layer. `of="delta"` sums |scaling * B A| and never holds
+    more than `block_rows` rows of one delta; `of="factors"` sums |A| + |B|.
+    """
+    if of == "factors":
+        return torch.stack([A.abs().sum() + B.abs().sum() for A, B, _ in factors]).sum()
+    if of != "delta":
+        raise ValueError(f"of must be delta or factors, got {of!r}")
+    return torch.stack([_DeltaL1.apply(A, B, scaling, block_rows) for A, B, scaling in factors]).sum()

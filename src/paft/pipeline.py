@@ -1,0 +1,101 @@
+"""Run a cell: the missing stages of its graph, then its row in the report and in W&B."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from paft.config import RunConfig
+from paft.graph import Apply, DataStage, EvaluateStage, MergeStage
+from paft.run import Context
+from paft.stage import Stage, Store
+
+log = logging.getLogger("paft")
+
+
+def run_cell(config: RunConfig, cell: Stage) -> Path:
+    """The finished evaluate folder of `cell`; stages already in the store are not run again."""
+    store = Store(config.store)
+    context = Context(config, store, cell)
+    missing = {s.key for s in store.missing(cell)}
+    for stage in cell.walk():
+        if stage.key not in missing and store.complete(stage):
+            log.info("%-10s %s  hit               %s", stage.name, stage.key, store.path(stage))
+    folder = store.ensure(cell, lambda stage, inputs, out: run_stage(stage, inputs, out, context))
+    from paft.tracking import log_cell
+
+    log_cell(cell, context)
+    if not config.merge.keep:
+        drop_merged(store, cell)
+    return folder
+
+
+def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Fill `out` with the result of one stage; returns the metrics for stage.json."""
+    match stage.name:
+        case "data":
+            return prepare_data(stage.config, out, context)
+        case "sft" | "preference":
+            from paft.training.launch import train
+
+            return train(stage, inputs, out, context)
+        case "merge":
+            return merge(stage.config, inputs, out, context)
+        case "evaluate":
+            return evaluate(stage.config, inputs, out, context)
+    raise ValueError(f"unknown stage {stage.name!r}")
+
+
+def prepare_data(config: DataStage, out: Path, context: Context) -> dict[str, Any]:
+    from paft.data.prepare import prepare_preference, prepare_sft
+    from paft.model import base_folder, load_tokenizer
+
+    base = base_folder(config.model, offline=context.config.offline)
+    tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
+    prepare = prepare_sft if config.branch == "sft" else prepare_preference
+    return prepare(config.source, tokenizer, out)
+
+
+def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    from paft.merge.apply import apply_adapters, merge_adapters
+    from paft.model import base_folder
+    from paft.stage import write_json
+
+    base = base_folder(config.model, offline=context.config.offline)
+    adapters = {name: folder / "adapter" for name, folder in inputs.items()}
+    if isinstance(config.method, Apply):
+        report = apply_adapters(base, adapters, out)
+    else:
+        report = merge_adapters(base, adapters, config.method, out)
+    write_json(out / "merge.json", report)
+    return {name: value for name, value in report.items() if name != "layers"}
+
+
+def evaluate(config: EvaluateStage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    from paft.evaluate.run import evaluate_model
+    from paft.model import base_folder
+
+    base = base_folder(config.model, offline=context.config.offline)
+    if "model" in inputs and (inputs["model"] / "merge.json").is_file():
+        # the report of the merge outlives the merged model (merge.keep=false)
+        shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
+    results = evaluate_model(inputs.get("model", base), base, config.model, config.template, config.evaluate, out)
+    return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
+
+
+def drop_merged(store: Store, cell: Stage) -> None:
+    """merge.keep=false: the model goes, its evaluation stays valid."""
+    for stage in cell.inputs.values():
+        if store.complete(stage):
+            log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
+            store.drop(stage)
+
+
+def write_report(configs: list[RunConfig]) -> None:
+    """results.csv, index.html and PNGs over everything in the store, and this run's rows in the terminal."""
+    from paft.graph import build
+    from paft.report.build import build_report, print_table
+
+    config = configs[0]
+    rows = build_report(Path(config.store), Path(config.logs) / "report")
+    print_table(rows, keys=[build(c).key for c in configs])

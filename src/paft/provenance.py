@@ -1,0 +1,53 @@
+"""What is worth knowing of a run but cannot change its result: commit, versions, host, memory."""
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("paft", "torch", "lightning", "transformers", "peft", "datasets", "lm-eval", "wandb")
+
+
+def provenance() -> dict[str, Any]:
+    """JSON-able: git commit and dirty flag, package versions, host, time, peak resident bytes."""
+    # ru_maxrss is in kilobytes on Linux and in bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "git": git_state(),
+        "versions": versions(),
+        "host": platform.node(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout this package runs from; nulls where there is none."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found

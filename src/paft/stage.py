@@ -1,0 +1,253 @@
+"""A stage, its key, and the store of finished stages; importing this module loads no torch.
+
+A stage is a pure function of (its own config, its input folders) into one folder. The key is the sha256 of
+the canonical JSON of {stage, version, config with type names, keys of the inputs}, so two runs that would do
+the same work name the same folder. `<store>/<stage>/<key>/stage.json` exists exactly when that folder is
+complete: work happens in `<key>.partial` under `<key>.lock`, stage.json is written last, and one rename
+publishes it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from paft.provenance import provenance
+
+log = logging.getLogger("paft")
+
+Run = Callable[["Stage", dict[str, Path], Path], dict[str, Any]]
+"""(stage, finished input folders, folder to fill) -> metrics for stage.json."""
+
+
+def canonical(value: Any, *, whole: bool = False) -> Any:
+    """`value` as plain JSON data with type names.
+
+    Fields that cannot change a result (`identity=False`) are left out, unless `whole`.
+    """
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = [f.name for f in fields(value) if whole or f.metadata.get("identity", True)]
+        return {"type": type(value).__name__} | {k: canonical(getattr(value, k), whole=whole) for k in kept}
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v, whole=whole) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(v, whole=whole) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a stage config holds only dataclasses, lists, dicts and primitives, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One box of the graph: what to do (`config`), on what (`inputs`)."""
+
+    name: str
+    version: int
+    config: Any
+    inputs: Mapping[str, "Stage"] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the result, inputs included in full: the lineage in stage.json."""
+        return self._describe({name: stage.identity for name, stage in self.inputs.items()})
+
+    @cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits of the sha256 of {stage, version, config, input keys}."""
+        keys = {name: stage.key for name, stage in self.inputs.items()}
+        text = json.dumps(self._describe(keys), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        config = canonical(self.config)
+        return {"stage": self.name, "version": self.version, "config": config, "inputs": inputs}
+
+    def walk(self) -> Iterator["Stage"]:
+        """Every stage this one needs, inputs first, itself last; each once."""
+        seen: dict[str, Stage] = {}
+        for stage in self.inputs.values():
+            seen |= {s.key: s for s in stage.walk()}
+        yield from (seen | {self.key: self}).values()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.key}"
+
+
+class Store:
+    """Finished stages on disk; safe for any number of processes.
+
+    `verify=False` trusts stage.json without reading the outputs again: enough to plan, not to run.
+    """
+
+    def __init__(self, root: str | Path, *, verify: bool = True) -> None:
+        self.root = Path(root)
+        self.verify = verify
+        self._verified: set[str] = set()
+        self._lent: dict[str, Path] = {}
+
+    def path(self, stage: Stage) -> Path:
+        return self._lent.get(stage.key) or self.root / stage.name / stage.key
+
+    def complete(self, stage: Stage) -> bool:
+        return stage.key in self._lent or (self.path(stage) / "stage.json").is_file()
+
+    @contextmanager
+    def lend(self, stage: Stage, folder: Path) -> Iterator[None]:
+        """Inside, this process takes `folder` for the finished `stage`: its outputs are there, unpublished yet."""
+        self._lent[stage.key] = folder
+        try:
+            yield
+        finally:
+            del self._lent[stage.key]
+
+    def record(self, stage: Stage) -> dict[str, Any]:
+        """The stage.json of a finished stage."""
+        record: dict[str, Any] = json.loads((self.path(stage) / "stage.json").read_text())
+        return record
+
+    def sound(self, stage: Stage) -> bool:
+        """True if the stage is complete and every output still has its recorded sha256.
+
+        Checked once per process. A damaged folder is reported and moved aside, so that it is rebuilt and
+        never silently used.
+        """
+        if not self.complete(stage):
+            return False
+        if self.verify and stage.key not in self._verified | self._lent.keys():
+            damage = find_damage(self.path(stage))
+            if damage:
+                aside = _free_name(self.path(stage), "damaged")
+                log.warning("%s is damaged (%s): moved to %s, building it again", stage, damage, aside)
+                os.replace(self.path(stage), aside)
+                return False
+            self._verified.add(stage.key)
+        return True
+
+    def missing(self, target: Stage) -> list[Stage]:
+        """What must run before `target` is there, inputs first; inputs of finished stages do not matter."""
+        if self.sound(target):
+            return []
+        needed: dict[str, Stage] = {}
+        for stage in target.inputs.values():
+            needed |= {s.key: s for s in self.missing(stage)}
+        return [*needed.values(), target]
+
+    def ensure(self, target: Stage, run: Run, *, poll_seconds: float = 0.5) -> Path:
+        """The folder of `target`, running whatever is missing.
+
+        Of several missing stages, one that no other process holds is taken, so that processes started
+        together work on different branches; only when all are held does this wait.
+        """
+        waiting = False
+        while missing := self.missing(target):
+            ready = [s for s in missing if all(self.sound(i) for i in s.inputs.values())]
+            if any(self._claim_and_run(stage, run) for stage in ready):
+                waiting = False
+                continue
+            if not waiting:
+                log.info("waiting for %s, held by another process", ", ".join(map(str, ready)))
+            waiting = True
+            time.sleep(poll_seconds)
+        return self.path(target)
+
+    def _claim_and_run(self, stage: Stage, run: Run) -> bool:
+        with self.claim(stage) as partial:
+            if partial is None:
+                return False
+            if self.complete(stage):  # finished by another process between the look and the lock
+                return True
+            started = time.time()
+            inputs = {name: self.path(s) for name, s in stage.inputs.items()}
+            metrics = run(stage, inputs, partial)
+            self._publish(stage, partial, metrics, time.time() - started)
+            return True
+
+    @contextmanager
+    def claim(self, stage: Stage) -> Iterator[Path | None]:
+        """The stage's `.partial` folder under its lock, or None while another process holds it.
+
+        What a killed run left in `.partial` is kept: training resumes from it.
+        """
+        path = self.path(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{path}.lock", blocking=False):
+                partial = Path(f"{path}.partial")
+                if not self.complete(stage):
+                    partial.mkdir(exist_ok=True)
+                yield partial
+        except Timeout:
+            yield None
+
+    def _publish(self, stage: Stage, partial: Path, metrics: dict[str, Any], seconds: float) -> None:
+        record = {
+            "stage": stage.name,
+            "key": stage.key,
+            "identity": stage.identity,
+            "inputs": {name: {"stage": s.name, "key": s.key} for name, s in stage.inputs.items()},
+            "metrics": metrics,
+            "outputs": {name: _digest(partial / name) for name in _files(partial)},
+            "run": provenance() | {"seconds": round(seconds, 3)},
+        }
+        write_json(partial / "stage.json", record)
+        os.replace(partial, self.path(stage))
+        self._verified.add(stage.key)
+        log.info("%-10s %s  run  %7.1f s  %s", stage.name, stage.key, seconds, self.path(stage))
+
+    def drop(self, stage: Stage) -> None:
+        """Delete a finished stage: first its stage.json, so that it is never seen half deleted."""
+        (self.path(stage) / "stage.json").unlink(missing_ok=True)
+        shutil.rmtree(self.path(stage), ignore_errors=True)
+        self._verified.discard(stage.key)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(data, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a finished folder, in words, or None."""
+    try:
+        outputs = json.loads((folder / "stage.json").read_text())["outputs"]
+    except (ValueError, KeyError, OSError) as error:
+        return f"stage.json cannot be read: {error}"
+    for name, expected in outputs.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _digest(folder / name) != expected:
+            return f"{name} does not have its recorded sha256"
+    return None
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _files(folder: Path) -> list[str]:
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in found if name != "stage.json")
+
+
+def _free_name(path: Path, suffix: str) -> Path:
+    candidates = (path.with_name(f"{path.name}.{suffix}-{n}") for n in range(1, 10_000))
+    return next(p for p in candidates if not p.exists())

@@ -1,0 +1,109 @@
+"""The command line: Hydra composes, the typed config is checked, the pipeline runs.
+
+A grid is checked whole before its first cell starts, planned as one graph, and reported when it ends.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from paft.compose import explain, register_schemas, to_config
+from paft.config import RunConfig
+from paft.graph import build
+from paft.plan import show_plan
+from paft.stage import Store
+
+CONF = Path(__file__).parents[2] / "conf"
+log = logging.getLogger("paft")
+
+
+def main() -> int:
+    """Exit code 0; 2 after a message for a mistake in the command or its input; failures keep their traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and we word them
+    register_schemas()
+    try:
+        _hydra_main()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if os.environ.get("PAFT_TRACEBACK") or not is_mistake(error):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def is_mistake(error: BaseException) -> bool:
+    """A ValueError of our own is a wrong input; one from inside a library is a failure and keeps its traceback."""
+    if not isinstance(error, ValueError) or isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return str(module).startswith("paft.")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def _hydra_main(cfg: DictConfig) -> None:
+    config = to_config(cfg)
+    cell = build(config)
+    if config.plan:
+        if HydraConfig.get().mode is hydra.types.RunMode.RUN:  # a grid is planned as a whole, see Sweep
+            show_plan([(config, cell)])
+        return
+    from paft.pipeline import run_cell, write_report  # torch and the rest load only when something runs
+
+    run_cell(config, cell)
+    if HydraConfig.get().mode is hydra.types.RunMode.RUN:
+        write_report([config])
+
+
+class Sweep(Callback):
+    """Hydra's hooks around a grid."""
+
+    def __init__(self) -> None:
+        self.configs: list[RunConfig] = []
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Compose and check every cell before the first one runs; with plan=true, print the whole graph."""
+        combinations = expand(config)
+        self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in combinations]
+        cells = [(c, build(c)) for c in self.configs]
+        if self.configs and self.configs[0].plan:
+            show_plan(cells)
+        else:
+            log.info("%d cells", len(cells))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Table, CSV, HTML and pictures over everything the store holds."""
+        if not self.configs or self.configs[0].plan:
+            return
+        from paft.pipeline import write_report
+
+        store = Store(self.configs[0].store, verify=False)
+        unfinished = [c for c in self.configs if not store.complete(build(c))]
+        if unfinished:
+            log.info("%d of %d cells are not finished: no report yet", len(unfinished), len(self.configs))
+            return
+        write_report(self.configs)
+
+
+def expand(config: DictConfig) -> list[tuple[str, ...]]:
+    """Every combination of a multirun's overrides, as Hydra's basic sweeper takes them apart."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = OmegaConf.to_container(config.hydra.overrides.task)
+    params = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.get("params") else {}
+    assert isinstance(given, list) and isinstance(params, dict)
+    overrides = OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in params.items()), *given])
+    (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [tuple(combination) for combination in batch]

@@ -1,0 +1,192 @@
+"""Weights & Biases: one run per trained branch, one per cell, ids from stage keys, never a crash.
+
+An id names the work, so re-running resumes the same run instead of adding another. Without a key everything
+is written offline and can be uploaded later with `wandb sync`.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from paft.config import Wandb, WandbMode
+from paft.graph import lambda_of
+from paft.run import Context
+from paft.stage import Stage, canonical, write_json
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from wandb import Run
+
+log = logging.getLogger("paft")
+T = TypeVar("T")
+
+
+def survive(what: str, action: Callable[[], T]) -> T | None:
+    """Run `action`; a failure of the tracker is reported and costs nothing else."""
+    try:
+        return action()
+    except Exception as error:  # whatever W&B raises must not end a training run
+        log.warning("W&B: %s failed, going on without it: %s: %s", what, type(error).__name__, error)
+        return None
+
+
+def mode(config: Wandb) -> str:
+    """`online` or `offline`: `auto` asks whether a key is configured, and WANDB_MODE has the last word."""
+    import wandb
+
+    forced = os.environ.get("WANDB_MODE")
+    if forced in ("online", "offline", "disabled"):
+        return forced
+    if config.mode is not WandbMode.auto:
+        return config.mode.value
+    return "online" if wandb.Api.__module__ and _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    import netrc
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context: Context) -> "Run | None":
+    """Open (or resume) the W&B run `run_id`; None if there is no W&B logger or it cannot be opened at all."""
+    settings = context.config.logger
+    if not isinstance(settings, Wandb):
+        return None
+    import wandb
+
+    folder = Path(context.config.logs)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def open_as(how: str) -> "Run":
+        return wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            id=run_id,
+            name=name,
+            group=settings.group,
+            job_type=job_type,
+            tags=settings.tags,
+            config=config,
+            dir=str(folder),
+            resume="allow",
+            mode=how,  # type: ignore[arg-type]
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
+        )
+
+    wanted = mode(settings)
+    run = survive(f"opening {run_id} {wanted}", lambda: open_as(wanted))
+    if run is None and wanted == "online":
+        run = survive(f"opening {run_id} offline", lambda: open_as("offline"))
+    return run
+
+
+def branch_id(stage: Stage) -> str:
+    return f"{stage.name}-{stage.key}"
+
+
+def cell_id(cell: Stage) -> str:
+    return f"cell-{cell.key}"
+
+
+def branch_logger(stage: Stage, context: Context) -> "Logger | None":
+    """The Lightning logger of a branch's run."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    config = {"stage": stage.name, "key": stage.key, **canonical(stage.config)}
+    penalty = lambda_of(stage)
+    name = f"{stage.name} {stage.key[:6]}" if penalty is None else f"{stage.name} lambda={penalty:g} {stage.key[:6]}"
+    run = start(branch_id(stage), name, stage.name, config, context)
+    return None if run is None else WandbLogger(experiment=run)
+
+
+def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Context) -> None:
+    """Summary and adapter artifact of a branch's run, then close it."""
+    if not isinstance(context.config.logger, Wandb):
+        return
+    import wandb
+
+    def act() -> None:
+        run = wandb.run
+        if run is None:
+            return
+        run.summary.update(metrics)
+        adapter = wandb.Artifact(branch_id(stage), type="adapter", metadata={"key": stage.key, "stage": stage.name})
+        adapter.add_dir(str(out / "adapter"))
+        run.log_artifact(adapter)
+        run.finish()
+
+    survive("finishing the run of " + str(stage), act)
+
+
+def log_cell(cell: Stage, context: Context) -> None:
+    """One run per cell: configuration, scores, tables, pictures, and the adapters it came from.
+
+    Logged once per group and mode: a marker in `<logs>/wandb` tells.
+    """
+    settings = context.config.logger
+    if not isinstance(settings, Wandb):
+        return
+    marker = Path(context.config.logs) / "wandb" / f"{cell_id(cell)}.{settings.project}.{settings.group}.json"
+    how = mode(settings)
+    if marker.exists() and json.loads(marker.read_text())["mode"] == how:
+        return
+
+    def act() -> None:
+        from paft.report.table import row
+
+        summary = row(context.store.path(cell))
+        name = " ".join(str(summary[k]) for k in ("base", "paradigm", "merge", "lambda") if summary.get(k) not in (None, ""))
+        lineage = {s.name if s.name != "data" else f"data_{s.config.branch}": s.key for s in cell.walk()}
+        run = start(cell_id(cell), name, "cell", summary | {"lineage": lineage}, context)
+        if run is None:
+            return
+        _log_results(run, cell, context, summary)
+        _use_adapters(run, cell, how)
+        run.finish()
+        write_json(marker, {"mode": how, "id": cell_id(cell)})
+
+    survive(f"logging {cell_id(cell)}", act)
+
+
+def _log_results(run: "Run", cell: Stage, context: Context, summary: dict[str, Any]) -> None:
+    import matplotlib.pyplot as plt
+    import wandb
+
+    from paft.report import plots
+    from paft.report.table import adapters_of, merge_report
+
+    folder = context.store.path(cell)
+    results = json.loads((folder / "results.json").read_text())
+    columns = ["task", "score", "stderr", "metric", "num_items"]
+    data = [[name, *(task[c] for c in columns[1:])] for name, task in results["tasks"].items()]
+    logged: dict[str, Any] = {"results": wandb.Table(columns=columns, data=data)}
+    figures = {"sparsity": plots.sparsity_bars(adapters_of([summary], context.store.root))}
+    report = merge_report(folder)
+    if report is not None:
+        figures["conflict"] = plots.conflict_by_layer({str(summary["merge"]): report})
+    logged |= {name: wandb.Image(figure) for name, figure in figures.items()}
+    scores = {f"score/{name}": task["score"] for name, task in results["tasks"].items()}
+    run.log(logged | scores | {"score/average": results["average"]})
+    run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
+    for figure in figures.values():
+        plt.close(figure)
+
+
+def _use_adapters(run: "Run", cell: Stage, how: str) -> None:
+    """W&B's own lineage graph; offline the keys in the run's `lineage` config say the same."""
+    if how != "online":
+        return
+    for stage in cell.walk():
+        if stage.name in ("sft", "preference"):
+            survive(f"linking {branch_id(stage)}", lambda s=stage: run.use_artifact(f"{branch_id(s)}:latest"))  # type: ignore[misc]

@@ -1,0 +1,122 @@
+"""Which rows make which global batch, and how a rank's share of one is cut into padded micro-batches.
+
+Everything is a function of (seed, step): a run that resumes at step k sees exactly the batches it would have.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from paft.data.chat import Encoded, EncodedPair
+from paft.losses import IGNORE
+
+Row = TypeVar("Row", Encoded, EncodedPair)
+
+
+@dataclass(frozen=True)
+class GlobalBatch(Generic[Row]):
+    """One optimizer step as one rank sees it: its own rows, and totals over all ranks."""
+
+    step: int
+    rows: Sequence[Row]
+    num_rows: int
+    num_targets: int
+    """Label tokens of the whole global batch (SFT), of both answers (preference)."""
+    num_sequence_targets: int = 0
+    """Tokens of prompt and chosen answer that have a past: ORPO's default likelihood scope."""
+    num_chosen_targets: int = 0
+
+
+def num_steps(num_rows: int, *, global_batch_size: int, epochs: int, max_steps: int | None) -> int:
+    """Optimizer steps of a run. Raises `ValueError` if there are fewer rows than one global batch."""
+    if num_rows < global_batch_size:
+        raise ValueError(
+            f"global_batch_size={global_batch_size} is more than the {num_rows} training rows; "
+            "lower it or give more rows"
+        )
+    return max_steps or epochs * (num_rows // global_batch_size)
+
+
+def row_order(num_rows: int, *, seed: int, epoch: int) -> list[int]:
+    """The rows in this epoch's random order, the same on every machine."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
+    return order
+
+
+class StepLoader(Generic[Row]):
+    """Iterates over `GlobalBatch`es from step `start` on; the rest of an epoch's last batch is left out.
+
+    Lightning saves and restores `state_dict`, so that a resumed run goes on with the next batch.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], *, global_batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.rows, self.size, self.steps, self.seed = rows, global_batch_size, steps, seed
+        self.rank, self.world = rank, world
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[GlobalBatch[Row]]:
+        per_epoch = len(self.rows) // self.size
+        order: list[int] = []
+        for step in range(self.start, self.steps):
+            epoch, position = divmod(step, per_epoch)
+            if not order or position == 0:
+                order = row_order(len(self.rows), seed=self.seed, epoch=epoch)
+            self.start = step + 1
+            yield self._batch(step, [self.rows[i] for i in order[position * self.size : (position + 1) * self.size]])
+        self.start = 0
+
+    def _batch(self, step: int, whole: list[Row]) -> GlobalBatch[Row]:
+        pairs = [row for row in whole if isinstance(row, EncodedPair)]
+        return GlobalBatch(
+            step=step,
+            rows=whole[self.rank :: self.world],
+            num_rows=len(whole),
+            num_targets=sum(row.num_labels for row in whole),
+            num_sequence_targets=sum(len(row.prompt_ids) + len(row.chosen_ids) - 1 for row in pairs),
+            num_chosen_targets=sum(len(row.chosen_ids) for row in pairs),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self.start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start = state["start"]
+
+
+def micro_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    """Rows of like length together, so that little is padding; their order inside a step changes nothing."""
+    ordered = sorted(rows, key=lambda row: max(row.lengths), reverse=True)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Token lists as int64 [B, T], padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
+
+
+def sft_tensors(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(input_ids [B, T], labels [B, T])."""
+    return pad([r.input_ids for r in rows], pad_id), pad([r.labels for r in rows], IGNORE)
+
+
+def preference_tensors(rows: Sequence[EncodedPair], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(input_ids [2B, T], labels [2B, T], is_prompt [2B, T]); chosen rows first, then rejected ones.
+
+    Labels mark the answer; `is_prompt` marks the prompt tokens that have a past.
+    """
+    answers = [(r.prompt_ids, r.chosen_ids) for r in rows] + [(r.prompt_ids, r.rejected_ids) for r in rows]
+    input_ids = pad([[*prompt, *answer] for prompt, answer in answers], pad_id)
+    labels = pad([[*[IGNORE] * len(prompt), *answer] for prompt, answer in answers], IGNORE)
+    is_prompt = pad([[0, *[1] * (len(prompt) - 1)] for prompt, _ in answers], 0).bool()
+    is_prompt = torch.nn.functional.pad(is_prompt, (0, input_ids.shape[1] - is_prompt.shape[1]))
+    return input_ids, labels, is_prompt

@@ -1,0 +1,105 @@
+"""The `sft` and `preference` stages: data folder in, adapter folder out."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+
+from paft.adapter import base_fingerprint, text_fingerprint
+from paft.config import DPO, ORPO, SFTConfig, TrainerConfig
+from paft.data.prepare import read_preference, read_sft
+from paft.delta import adapter_statistics, read_adapter
+from paft.graph import BranchStage
+from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
+from paft.run import Context
+from paft.stage import Stage, write_json
+from paft.tracking import finish_branch
+from paft.training.batches import StepLoader, num_steps
+from paft.training.history import HISTORY
+from paft.training.module import BranchModule
+from paft.training.preference import DPOModule, ORPOModule
+from paft.training.sft import SFTModule
+from paft.training.trainer import bind, last_checkpoint, make_callbacks, make_trainer
+
+MODULES: dict[type, type[BranchModule]] = {SFTConfig: SFTModule, DPO: DPOModule, ORPO: ORPOModule}
+READERS = {"sft": read_sft, "preference": read_preference}
+
+
+def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Train the stage's branch into `out`: `adapter/`, `sparsity.json`, `history.csv`.
+
+    Continues from `out/checkpoints` where a killed run left one. Returns the metrics for stage.json.
+    """
+    config: BranchStage = stage.config
+    settings = context.config.trainer
+    base = base_folder(config.model, offline=context.config.offline)
+    tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
+    rows = READERS[stage.name](inputs["data"], "train")
+    branch = config.branch
+    steps = num_steps(
+        len(rows), global_batch_size=branch.global_batch_size, epochs=branch.epochs, max_steps=branch.max_steps
+    )
+    module = MODULES[type(branch)](
+        base,
+        config.model,
+        branch,
+        num_steps=steps,
+        micro_batch_size=settings.micro_batch_size,
+        seed=config.seed,
+        pad_id=tokenizer.pad_token_id,
+        deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    fingerprints = {
+        "base": base_fingerprint(config.model),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": text_fingerprint(str(tokenizer.chat_template)),
+    }
+    callbacks = make_callbacks(context)
+    for callback in callbacks:
+        bind(callback, context, stage, out, fingerprints)
+    trainer = make_trainer(stage, out, context, callbacks, steps)
+    loader = StepLoader(
+        rows,
+        global_batch_size=branch.global_batch_size,
+        steps=steps,
+        seed=config.seed,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+    )
+    trainer.fit(module, loader, ckpt_path=last_checkpoint(out), weights_only=True)
+    metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    metrics |= validate(trainer, module, stage.name, inputs["data"], settings)
+    module.backbone.save(out / "adapter", fingerprints)
+    metrics |= {"steps": steps, "tokens": module.tokens_seen, "rows": len(rows)}
+    metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
+    metrics |= finish(out)
+    finish_branch(stage, out, metrics, context)
+    return metrics
+
+
+def validate(
+    trainer: L.Trainer, module: BranchModule, branch: str, data: Path, settings: TrainerConfig
+) -> dict[str, float]:
+    """Loss and the other logged averages over the first `validation_rows` held-out rows, if the source has some."""
+    if not (data / "validation.parquet").is_file() or settings.validation_rows == 0:
+        return {}
+    held_out = READERS[branch](data, "validation")
+    rows = [held_out[i] for i in range(min(len(held_out), settings.validation_rows))]
+    loader = StepLoader(
+        rows, global_batch_size=len(rows), steps=1, seed=0, rank=trainer.global_rank, world=trainer.world_size
+    )
+    (values,) = trainer.validate(module, loader, verbose=False)
+    return dict(values)
+
+
+def finish(out: Path) -> dict[str, Any]:
+    """Measure the finished adapter, turn the step log into a CSV, and let go of the checkpoints."""
+    sparsity = adapter_statistics(read_adapter(out / "adapter"))
+    write_json(out / "sparsity.json", sparsity)
+    pd.read_json(out / HISTORY, lines=True).to_csv(out / "history.csv", index=False)
+    (out / HISTORY).unlink()
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return {"sparsity": {"mean_over_layers": sparsity["mean_over_layers"], "over_elements": sparsity["over_elements"]}}

@@ -1,0 +1,210 @@
+"""What the three LightningModules share: the LoRA backbone, the optimizer step, what a checkpoint holds.
+
+One Lightning batch is one global batch. It is cut into micro-batches whose losses are divided by the global
+batch's totals, so the update depends neither on the micro-batch size nor on the number of devices.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from paft.adapter import Policy, add_deltas
+from paft.config import BranchConfig, ModelConfig, Schedule
+from paft.model import load_base
+from paft.training.batches import GlobalBatch, micro_batches
+
+
+def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[int], float]:
+    """Factor on the learning rate at optimizer step 0, 1, ...; rises linearly over the warm-up, then follows `name`."""
+    warmup = math.ceil(warmup_ratio * steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = (step - warmup) / max(steps - warmup, 1)
+        match name:
+            case Schedule.cosine:
+                return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            case Schedule.linear:
+                return max(1 - done, 0.0)
+            case Schedule.inverse_sqrt:
+                return math.sqrt(max(warmup, 1) / (step + 1))
+            case Schedule.constant:
+                return 1.0
+
+    return factor
+
+
+class BranchModule(L.LightningModule):
+    """Base of `SFTModule`, `DPOModule` and `ORPOModule`: subclasses say what a micro-batch's loss is.
+
+    `base` is the base model's folder, `deltas` adapter folders added to it before the new adapter is attached
+    (sequential training), `num_steps` the length of the whole run.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        model: ModelConfig,
+        config: BranchConfig,
+        *,
+        num_steps: int,
+        micro_batch_size: int = 8,
+        seed: int = 0,
+        pad_id: int = 0,
+        deltas: tuple[Path, ...] = (),
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # the global batch is this module's business, see module docstring
+        self.strict_loading = False  # checkpoints hold the adapter only
+        self.base_folder, self.model_config, self.config = base, model, config
+        self.num_steps, self.micro_batch_size, self.seed = num_steps, micro_batch_size, seed
+        self.pad_id, self.deltas = pad_id, deltas
+        self.gradient_checkpointing = gradient_checkpointing
+        self.policy: Policy | None = None
+        self.tokens_seen = 0
+
+    # --- what a subclass gives ---------------------------------------------------------------------
+
+    def micro_loss(self, rows: list[Any], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rows' part of the global batch's loss, and sums to be logged (already divided by its totals)."""
+        raise NotImplementedError
+
+    def penalty(self) -> Tensor | None:
+        """A term of the loss that does not depend on the rows."""
+        return None
+
+    # --- Lightning ---------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        base = load_base(self.base_folder, self.model_config)
+        add_deltas(base, list(self.deltas))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.policy = Policy(base, self.config.lora)
+        if self.gradient_checkpointing:
+            base.enable_input_require_grads()
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.train()
+        shard(self.policy, self.device_mesh)
+
+    @property
+    def backbone(self) -> Policy:
+        assert self.policy is not None, "configure_model has not run"
+        return self.policy
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        c = self.config
+        optimizer = torch.optim.AdamW(trainable, lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)
+        factor = schedule(c.schedule, steps=self.num_steps, warmup_ratio=c.warmup_ratio)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A global batch is lists of tokens; its micro-batches move when they become tensors."""
+        return batch
+
+    def training_step(self, batch: GlobalBatch[Any]) -> None:
+        started = time.perf_counter()
+        torch.manual_seed(self.seed * 1_000_003 + batch.step)  # dropout depends on the step, not on the past
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        logs = self._accumulate(batch)
+        logs["grad_norm"] = self._clip()
+        optimizer.step()  # type: ignore[union-attr]
+        logs["lr"] = torch.tensor(optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self._log(logs, batch, time.perf_counter() - started)
+
+    def _accumulate(self, batch: GlobalBatch[Any]) -> dict[str, Tensor]:
+        """Gradients of the whole global batch; strategies average over ranks, hence the factor `world`."""
+        world = self.trainer.world_size
+        sums: dict[str, Tensor] = {}
+        for rows in micro_batches(batch.rows, self.micro_batch_size):
+            loss, values = self.micro_loss(rows, batch)
+            self.manual_backward(loss * world)
+            for name, value in {"loss": loss, **values}.items():
+                sums[name] = sums.get(name, torch.zeros(())) + value.detach()
+        sums = {name: self._total(value) for name, value in sums.items()}
+        penalty = self.penalty()
+        if penalty is not None:
+            self.manual_backward(penalty)  # the same on every rank, so the average is right as it is
+            sums["l1"] = penalty.detach()
+            sums["loss"] = sums["loss"] + sums["l1"]
+        refuse_not_finite(sums["loss"], batch)
+        return sums
+
+    def _total(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        total = self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def _clip(self) -> Tensor:
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trainable, self.config.max_grad_norm)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _log(self, logs: dict[str, Tensor], batch: GlobalBatch[Any], seconds: float) -> None:
+        tokens = sum(sum(row.lengths) for row in batch.rows) * self.trainer.world_size
+        self.tokens_seen += tokens
+        named = {f"train/{name}": value for name, value in logs.items()}
+        self.log_dict(named | {"train/tokens_per_second": tokens / seconds}, rank_zero_only=True)
+        self.log("loss", logs["loss"], prog_bar=True, logger=False, rank_zero_only=True)
+        self.log("tokens/s", tokens / seconds, prog_bar=True, logger=False, rank_zero_only=True)
+
+    @torch.no_grad()
+    def validation_step(self, batch: GlobalBatch[Any]) -> None:
+        sums: dict[str, Tensor] = {}
+        for rows in micro_batches(batch.rows, self.micro_batch_size):
+            loss, values = self.micro_loss(rows, batch)
+            for name, value in {"loss": loss, **values}.items():
+                sums[name] = sums.get(name, torch.zeros(())) + value
+        named = {f"validation/{name}": self._total(value) for name, value in sums.items()}
+        self.log_dict(named, batch_size=1, rank_zero_only=True)
+
+    # --- checkpoints: adapter and optimizer, never the base ----------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainable = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        checkpoint["tokens_seen"] = self.tokens_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = checkpoint["tokens_seen"]
+
+
+def refuse_not_finite(loss: Tensor, batch: GlobalBatch[Any]) -> None:
+    """A loss of NaN or infinity ends the run before it reaches the weights."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"loss is {loss.item()} at step {batch.step}; the last checkpoint is good. "
+            "Lower lr, raise warmup_ratio, or look at the rows of this step"
+        )
+
+
+def shard(policy: Policy, mesh: Any) -> None:
+    """FSDP2: every decoder layer and the rest are units of their own. No mesh, nothing to do."""
+    if mesh is None:
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    data_parallel = mesh["data_parallel"]
+    for layer in decoder_layers(policy):
+        fully_shard(layer, mesh=data_parallel)
+    fully_shard(policy, mesh=data_parallel)
+
+
+def decoder_layers(policy: Policy) -> Iterator[torch.nn.Module]:
+    names = set(policy.base._no_split_modules or ())
+    yield from (m for m in policy.modules() if type(m).__name__ in names)

@@ -1,0 +1,94 @@
+"""Preference alignment: DPO and ORPO on pairs of answers to one prompt."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paft.config import DPO, ORPO, DPOLoss, NLLScope
+from paft.data.chat import EncodedPair
+from paft.losses import IGNORE, dpo_loss, orpo_loss
+from paft.training.batches import GlobalBatch, preference_tensors
+from paft.training.module import BranchModule
+
+
+class DPOModule(BranchModule):
+    """Direct preference optimisation; the reference policy is the backbone with its adapter off.
+
+    Logs chosen and rejected rewards and log-probabilities apart, so that a falling chosen likelihood shows.
+    """
+
+    config: DPO
+
+    def micro_loss(self, rows: list[EncodedPair], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        input_ids, labels, _ = (t.to(self.device) for t in preference_tensors(rows, self.pad_id))
+        policy = self._logps(input_ids, labels)
+        with self.backbone.reference():
+            reference = self._logps(input_ids, labels)
+        if self.training and batch.step == 0:
+            refuse_moved_start(policy.detach() - reference)
+        chosen, rejected = policy.chunk(2)
+        reference_chosen, reference_rejected = reference.chunk(2)
+        c = self.config
+        losses = dpo_loss(
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            beta=c.beta,
+            loss=c.loss.value,
+            label_smoothing=c.label_smoothing,
+        )
+        rewards = c.beta * (chosen - reference_chosen).detach(), c.beta * (rejected - reference_rejected).detach()
+        return losses.sum() / batch.num_rows, pair_values(chosen, rejected, rewards, batch.num_rows)
+
+    def _logps(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """[2B]: sums over the answer, or means for IPO."""
+        sums = self.backbone(input_ids, labels).sum(1)
+        return sums / (labels != IGNORE).sum(1) if self.config.loss is DPOLoss.ipo else sums
+
+
+class ORPOModule(BranchModule):
+    """Odds-ratio preference optimisation: likelihood of the chosen text and the log odds ratio, no reference."""
+
+    config: ORPO
+
+    def micro_loss(self, rows: list[EncodedPair], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        input_ids, labels, is_prompt = (t.to(self.device) for t in preference_tensors(rows, self.pad_id))
+        in_response = labels != IGNORE
+        whole = self.config.nll_scope is NLLScope.sequence
+        logps = self.backbone(input_ids, torch.where(is_prompt, input_ids, labels) if whole else labels)
+        means = (logps * in_response).sum(1) / in_response.sum(1)
+        chosen, rejected = means.chunk(2)
+        num_nll_tokens = batch.num_sequence_targets if whole else batch.num_chosen_targets
+        nll = -logps.chunk(2)[0].sum() / num_nll_tokens
+        ratio = orpo_loss(chosen, rejected, torch.zeros_like(chosen), beta=self.config.beta).sum() / batch.num_rows
+        beta = self.config.beta
+        values = pair_values(chosen, rejected, (beta * chosen.detach(), beta * rejected.detach()), batch.num_rows)
+        return nll + ratio, values | {"nll": nll, "odds_ratio_loss": ratio}
+
+
+def pair_values(
+    chosen: Tensor, rejected: Tensor, rewards: tuple[Tensor, Tensor], num_rows: int
+) -> dict[str, Tensor]:
+    """This micro-batch's part of the averages that tell how a preference run is doing."""
+    chosen_rewards, rejected_rewards = rewards
+    sums = {
+        "chosen_logps": chosen.detach(),
+        "rejected_logps": rejected.detach(),
+        "chosen_rewards": chosen_rewards,
+        "rejected_rewards": rejected_rewards,
+        "margins": chosen_rewards - rejected_rewards,
+        "accuracy": (chosen_rewards > rejected_rewards).float(),
+    }
+    return {name: value.sum() / num_rows for name, value in sums.items()}
+
+
+def refuse_moved_start(difference: Tensor) -> None:
+    """At step 0 the new adapter is zero, so policy and reference must agree; else every reward is off."""
+    worst = difference.abs().max().item()
+    if worst > 1e-3:
+        raise ValueError(
+            f"policy and reference log-probabilities differ by {worst:.3g} before the first step; they must be "
+            "equal. The adapter does not start at zero or the reference is another model"
+        )

@@ -1,0 +1,106 @@
+"""The Lightning trainer of a branch: devices, strategy, loggers, callbacks, checkpoints."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from paft.config import RunConfig, StrategyName
+from paft.run import Context
+from paft.stage import Stage
+from paft.tracking import branch_logger
+from paft.training.history import History
+
+
+@runtime_checkable
+class NeedsContext(Protocol):
+    """A callback that works on stages: told which one it is part of before training starts."""
+
+    def bind(self, context: Context, stage: Stage, out: Path, fingerprints: dict[str, str]) -> None: ...
+
+
+def bind(callback: Callback, context: Context, stage: Stage, out: Path, fingerprints: dict[str, str]) -> None:
+    if isinstance(callback, NeedsContext):
+        callback.bind(context, stage, out, fingerprints)
+
+
+def make_callbacks(context: Context) -> list[Callback]:
+    """The `callbacks` group, each built from its `_target_`: the place where users bring their own."""
+    return [instantiate(spec) for spec in context.config.callbacks.values()]
+
+
+def make_trainer(stage: Stage, out: Path, context: Context, callbacks: list[Callback], steps: int) -> L.Trainer:
+    """A trainer that makes exactly `steps` optimizer steps and checkpoints into `out/checkpoints`."""
+    config = context.config.trainer
+    silence_expected_warnings()
+    checkpoint = ModelCheckpoint(
+        out / "checkpoints", filename="{step}", every_n_train_steps=config.checkpoint_every, save_top_k=1
+    )
+    bar: list[Callback] = [TQDMProgressBar(leave=True)] if config.progress_bar else []
+    tracker = branch_logger(stage, context)
+    loggers: list[Logger] = [History(out, resumed_step(out)), *([tracker] if tracker else [])]
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=make_strategy(context.config),
+        max_steps=steps,
+        max_epochs=-1,
+        logger=loggers,
+        log_every_n_steps=config.log_every,
+        callbacks=[*bar, *callbacks, checkpoint],
+        enable_progress_bar=config.progress_bar,
+        enable_model_summary=False,
+        deterministic=config.accelerator == "cpu",
+        use_distributed_sampler=False,
+        limit_val_batches=None,
+        num_sanity_val_steps=0,
+        val_check_interval=None,
+    )
+
+
+def make_strategy(config: RunConfig) -> Strategy | str:
+    """Lightning's strategy for the `strategy` group.
+
+    ModelParallelStrategy's "auto" sizes would give every device of a node the same rows; the sizes are set so
+    that each device is a data-parallel rank. `fsdp_hybrid` shards inside a node and replicates across nodes.
+    """
+    devices, nodes = config.trainer.devices, config.trainer.num_nodes
+    match config.strategy.name:
+        case StrategyName.single:
+            return "auto"
+        case StrategyName.ddp:
+            return DDPStrategy()
+        case StrategyName.fsdp:
+            return ModelParallelStrategy(data_parallel_size=devices * nodes, tensor_parallel_size=1)
+        case StrategyName.fsdp_hybrid:
+            return ModelParallelStrategy(data_parallel_size=nodes, tensor_parallel_size=devices)
+
+
+def checkpoints(out: Path) -> dict[int, Path]:
+    """Step -> checkpoint file in `out/checkpoints`."""
+    found = ((re.fullmatch(r"step=(\d+)\.ckpt", p.name), p) for p in (out / "checkpoints").glob("*.ckpt"))
+    return {int(match[1]): path for match, path in found if match}
+
+
+def last_checkpoint(out: Path) -> str | None:
+    steps = checkpoints(out)
+    return str(steps[max(steps)]) if steps else None
+
+
+def resumed_step(out: Path) -> int:
+    return max(checkpoints(out), default=0)
+
+
+def silence_expected_warnings() -> None:
+    """Lightning warns of choices that are deliberate here: no worker processes, short epochs, our own loader."""
+    for text in (".*does not have many workers.*", ".*log_every_n_steps.*", ".*Checkpoint directory.*exists.*"):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
+    warnings.filterwarnings("ignore", ".*no `val_dataloader`.*|.*you have no.*")

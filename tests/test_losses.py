@@ -1,0 +1,147 @@
+"""The objectives against plain autograd, by hand, and at their edges; TRL parity is in tests/parity."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from paft.losses import IGNORE, dpo_loss, l1_penalty, label_logps, log1mexp, orpo_loss, sequence_logps, sft_loss
+
+B, T, H, V = 3, 11, 8, 50
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(B, T, H, generator=generator, requires_grad=True)
+    head = torch.randn(V, H, generator=generator)
+    labels = torch.randint(0, V, (B, T), generator=generator)
+    labels[:, :4] = IGNORE
+    labels[2, 7:] = IGNORE
+    return hidden, head, labels
+
+
+def test_label_logps_from_head_against_logits(batch):
+    hidden, head, labels = batch
+    from_head = label_logps(hidden, labels, head)
+    from_logits = label_logps(hidden @ head.T, labels)
+    torch.testing.assert_close(from_head, from_logits)
+
+
+def test_head_gradient_against_autograd(batch):
+    hidden, head, labels = batch
+    weights = torch.linspace(-1, 2, B)
+    (weights * sequence_logps(hidden, labels, head)).sum().backward()
+    ours, hidden.grad = hidden.grad.clone(), None
+    (weights * sequence_logps(hidden @ head.T, labels)).sum().backward()
+    # float32 sums over V = 50 terms in another order
+    torch.testing.assert_close(ours, hidden.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_head_blocks_do_not_change_the_result(batch, monkeypatch):
+    hidden, head, labels = batch
+    whole = sequence_logps(hidden, labels, head)
+    monkeypatch.setattr("paft.losses.BLOCK_N", 2)
+    torch.testing.assert_close(sequence_logps(hidden, labels, head), whole)
+
+
+def test_sft_loss_against_cross_entropy(batch):
+    hidden, head, labels = batch
+    logits = hidden @ head.T
+    expected = F.cross_entropy(logits[:, :-1].reshape(-1, V), labels[:, 1:].reshape(-1), ignore_index=IGNORE)
+    torch.testing.assert_close(sft_loss(logits, labels), expected)
+
+
+def test_sft_loss_of_micro_batches_adds_up(batch):
+    hidden, head, labels = batch
+    num_tokens = int((labels[:, 1:] != IGNORE).sum())
+    parts = [sft_loss(hidden[i : i + 1], labels[i : i + 1], head, num_tokens=num_tokens) for i in range(B)]
+    torch.testing.assert_close(sum(parts), sft_loss(hidden, labels, head))
+
+
+def test_row_without_labels_gives_zero():
+    logits = torch.randn(1, 4, V)
+    assert sequence_logps(logits, torch.full((1, 4), IGNORE), mean=True).item() == 0
+
+
+def test_dpo_loss_is_log_two_where_policy_is_reference():
+    logps = torch.tensor([-3.0, -7.0])
+    losses = dpo_loss(logps, logps - 1, logps, logps - 1, beta=0.3)
+    torch.testing.assert_close(losses, torch.full((2,), math.log(2)))
+
+
+def test_dpo_label_smoothing_mixes_both_labels():
+    args = [torch.tensor([x]) for x in (-1.0, -2.0, -1.5, -1.0)]
+    flipped = dpo_loss(args[1], args[0], args[3], args[2], beta=0.5)
+    expected = 0.8 * dpo_loss(*args, beta=0.5) + 0.2 * flipped
+    torch.testing.assert_close(dpo_loss(*args, beta=0.5, label_smoothing=0.2), expected)
+
+
+def test_unknown_dpo_loss_names_the_choices():
+    zero = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"sigmoid, hinge or ipo, got 'kto'"):
+        dpo_loss(zero, zero, zero, zero, beta=1, loss="kto")
+
+
+def test_log1mexp_against_float64():
+    x = torch.tensor([-50.0, -5.0, -1.0, -0.7, -0.69, -0.1, -1e-3, -1e-6])
+    expected = torch.log(-torch.expm1(x.double()))
+    torch.testing.assert_close(log1mexp(x).double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_orpo_is_finite_with_finite_gradient_at_logprob_zero():
+    chosen = torch.tensor([0.0, -1e-9, -0.5], requires_grad=True)
+    rejected = torch.tensor([-0.5, 0.0, 0.0], requires_grad=True)
+    losses = orpo_loss(chosen, rejected, torch.zeros(3), beta=0.1)
+    losses.sum().backward()
+    for value in (losses, chosen.grad, rejected.grad):
+        assert torch.isfinite(value).all(), value
+
+
+def factors(scale: float = 1.0) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(4, 20, 30), (8, 17, 5)]
+    return [
+        (
+            torch.randn(r, n, generator=generator).requires_grad_(),
+            torch.randn(m, r, generator=generator).requires_grad_(),
+            scale,
+        )
+        for r, m, n in shapes
+    ]
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 1000])
+def test_l1_of_delta_against_autograd(block_rows):
+    ours, plain = factors(0.5), factors(0.5)
+    penalty = l1_penalty(ours, block_rows=block_rows)
+    expected = sum((s * B @ A).abs().sum() for A, B, s in plain)
+    torch.testing.assert_close(penalty, expected)
+    (3 * penalty).backward()
+    (3 * expected).backward()
+    for (A, B_, _), (A_plain, B_plain, _) in zip(ours, plain, strict=True):
+        torch.testing.assert_close(A.grad, A_plain.grad, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(B_.grad, B_plain.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_l1_at_a_fresh_adapter_has_the_gradient_of_autograd():
+    A, B_, s = factors()[0]
+    B_ = torch.zeros_like(B_).requires_grad_()
+    l1_penalty([(A, B_, s)]).backward()
+    assert A.grad.abs().max() == 0 and B_.grad.abs().max() == 0  # sign(0) = 0, as torch.abs has it
+
+
+def test_l1_of_factors_against_autograd():
+    ours = factors()
+    expected = sum(A.abs().sum() + B.abs().sum() for A, B, _ in ours)
+    torch.testing.assert_close(l1_penalty(ours, of="factors"), expected)
+
+
+def test_l1_never_holds_a_whole_delta():
+    rank, rows, columns, block = 4, 4096, 512, 16
+    A, B_ = torch.randn(rank, columns, requires_grad=True), torch.randn(rows, rank, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        l1_penalty([(A, B_, 1.0)], block_rows=block).backward()
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < rows * columns * 4 / 8, "an allocation of the size of the delta"

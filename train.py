@@ -1,0 +1,8 @@
+"""Run one cell of the pipeline, or a grid with -m; `python train.py --help` explains the groups."""
+
+import sys
+
+from paft.sweep import main
+
+if __name__ == "__main__":
+    sys.exit(main())
