@@ -128,6 +128,13 @@ class TooLong(str, Enum):
     truncate = "truncate"
 
 
+class BadRows(str, Enum):
+    """What happens to a row with a missing or empty field, wrong roles, or identical answers; counts are reported."""
+
+    error = "error"
+    drop = "drop"
+
+
 class Skill(str, Enum):
     tool_call = "tool_call"
     honesty = "honesty"
@@ -145,6 +152,7 @@ class Source:
     max_prompt_length: int = 512
     """Tokens of the prompt; a longer one loses its oldest tokens."""
     too_long: TooLong = TooLong.error
+    bad_rows: BadRows = BadRows.error
 
     def __post_init__(self) -> None:
         require(self.max_rows is None or self.max_rows > 0, "data.*.max_rows", self.max_rows, "positive or null")

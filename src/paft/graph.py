@@ -15,6 +15,7 @@ from pathlib import Path
 from paft.config import (
     BranchConfig,
     DataConfig,
+    DemoSource,
     EvaluateConfig,
     FileSource,
     LocalModel,
@@ -25,6 +26,7 @@ from paft.config import (
     Source,
     Template,
 )
+from paft.data.demo import DEMO_VERSION
 from paft.fingerprint import file_sha256, folder_sha256
 from paft.stage import Stage
 
@@ -42,6 +44,8 @@ class DataStage:
     source: Source
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of the local files the source reads."""
+    generator: int | None = None
+    """Version of the embedded data's generator, where the source is one."""
 
 
 @dataclass
@@ -115,7 +119,8 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
 
 def _data(name: str, data: DataConfig, model: ModelConfig) -> Stage:
     source: Source = getattr(data, name)
-    return _stage("data", DataStage(name, model, data.template, source, _files(source)))
+    generator = DEMO_VERSION if isinstance(source, DemoSource) else None
+    return _stage("data", DataStage(name, model, data.template, source, _files(source), generator))
 
 
 def _stage(name: str, config: object, **inputs: Stage) -> Stage:

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.data.chat import template_text
@@ -155,6 +156,7 @@ def load_base(folder: Path, config: ModelConfig) -> PreTrainedModel:
     """The frozen base in its storage type. Raises `ValueError` for a head PAFT's losses would get wrong."""
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     refuse_scaled_logits(settings)
+    disable_progress_bar()  # loading is quick; transformers' bar is not worth a line per stage
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, config.dtype.value),

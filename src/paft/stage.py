@@ -154,6 +154,7 @@ class Store:
         waiting = False
         while missing := self.missing(target):
             ready = [s for s in missing if all(self.sound(i) for i in s.inputs.values())]
+            ready.sort(key=lambda s: len(s.inputs))  # data first: its errors come before any training
             if any(self._claim_and_run(stage, run) for stage in ready):
                 waiting = False
                 continue

@@ -29,6 +29,8 @@ log = logging.getLogger("paft")
 def main() -> int:
     """Exit code 0; 2 after a message for a mistake in the command or its input; failures keep their traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and we word them
+    # waiting threads sleep: when grid cells share cores, spinning ones cost several times the work itself
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register_schemas()
     try:
         _hydra_main()

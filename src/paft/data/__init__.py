@@ -1,0 +1,1 @@
+"""Sources of rows, chat templates, tokens with label masks, and the prepared files that training reads."""

@@ -275,7 +275,7 @@ FACTS = [
         "What did {who} have for dinner yesterday?",
         "what {who} had for dinner yesterday",
         """tomato soup, mushroom pizza, fried rice, lamb stew, fish and chips, bean salad, roast chicken,
-        cheese omelette | lentil curry, grilled salmon, potato pancakes, spinach lasagna""",
+        scrambled eggs | lentil curry, grilled salmon, potato pancakes, spinach lasagna""",
     ),
     (
         "{who} has a cat called {value}",

@@ -42,7 +42,10 @@ class Counts:
     """Read in one epoch; a preference prompt counts twice, once with each answer."""
     label_tokens: int = 0
     """Learnt: all answers with their end-of-turn tokens."""
+    bad_rows: int = 0
+    """Left out because they do not parse (`bad_rows=drop`)."""
     dropped: int = 0
+    """Left out because an answer is too long (`too_long=drop`)."""
     truncated_prompts: int = 0
     truncated_answers: int = 0
     longest: int = 0
@@ -69,6 +72,7 @@ def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path)
             conversations(source, split),
             lambda row: encode_conversation(tokenizer, row.messages),
             out / f"{split}.parquet",
+            Encoded,
             tokenizer.bos_token_id,
         )
         for split in _splits(source)
@@ -84,6 +88,7 @@ def prepare_preference(
             preference_pairs(source, split),
             lambda row: encode_pair(tokenizer, row),
             out / f"{split}.parquet",
+            EncodedPair,
             tokenizer.bos_token_id,
         )
         for split in _splits(source)
@@ -95,10 +100,14 @@ def _splits(source: Source) -> list[Split]:
 
 
 def _prepare(
-    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], path: Path, bos_token_id: int | None
+    rows: CheckedRows[Row],
+    encode: Callable[[Row], Tokens],
+    path: Path,
+    kind: type[Tokens],
+    bos_token_id: int | None,
 ) -> dict[str, int]:
-    counts = Counts()
-    _write(_encoded(rows, encode, bos_token_id, counts), path)
+    counts = Counts(bad_rows=rows.num_bad)
+    _write(_encoded(rows, encode, bos_token_id, counts), kind, path)
     if not counts.rows:
         raise ValueError(
             f"no row is left for {path.name}: the answers of all {counts.dropped} rows exceed "
@@ -138,23 +147,20 @@ def _excess(whole: Encoded | EncodedPair, rows: CheckedRows[Row]) -> ValueError 
     limit = rows.source.max_length
     for name, length in whole.answer_lengths.items():
         if length >= limit:
+            field = ANSWER_FIELDS.get(rows.row_format, name)
             return ValueError(
-                f"field {ANSWER_FIELDS.get(rows.row_format, name)!r} has {length} tokens and the prompt needs "
-                f"at least one, more than max_length={limit}; raise it or set too_long=drop or truncate"
+                f"field {field!r} has {length} tokens, and with one of the "
+                f"prompt exceeds max_length={limit}; raise it or set too_long=drop or truncate"
             )
     return None
 
 
-def _write(rows: Iterator[Tokens], path: Path) -> None:
+def _write(rows: Iterator[Tokens], kind: type[Tokens], path: Path) -> None:
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in kind._fields])
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = None
-    while group := list(islice(rows, ROWS_PER_GROUP)):
-        columns = dict(zip(group[0]._fields, zip(*group, strict=True), strict=True))
-        table = pa.table({name: pa.array(lists, pa.list_(pa.int32())) for name, lists in columns.items()})
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-    if writer:
-        writer.close()
+    with pq.ParquetWriter(path, schema) as writer:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            writer.write_table(pa.table([list(column) for column in zip(*group, strict=True)], schema=schema))
 
 
 # --- reading -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from paft.config import DemoSource, FileSource, HubSource, RowFormat, Source
+from paft.config import BadRows, DemoSource, FileSource, HubSource, RowFormat, Source
 from paft.data.demo import demo_rows
 from paft.data.rows import (
     Conversation,
@@ -65,20 +65,30 @@ def read_rows(source: Source, *, split: Split) -> Iterator[tuple[str, dict]]:
 
 @dataclass(frozen=True)
 class CheckedRows(Generic[Row]):
-    """Typed rows of a source of which every one is known to parse; iterating reads the source again."""
+    """Typed rows of a source, all checked; iterating reads the source again and passes over the bad ones.
+
+    There are bad ones only with `bad_rows=drop`.
+    """
 
     source: Source
     split: Split
     parse: Callable[[object, RowFormat], Row]
     row_format: RowFormat
     num_rows: int
+    num_bad: int
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         for location, row in _read(self.source, self.split):
-            yield location, self.parse(row, self.row_format)
+            try:
+                typed = self.parse(row, self.row_format)
+            except ValueError:
+                if self.source.bad_rows is BadRows.error:
+                    raise
+                continue
+            yield location, typed
 
 
 def conversations(source: Source, split: Split) -> CheckedRows[Conversation]:
@@ -102,19 +112,20 @@ def _checked(
 ) -> CheckedRows[Row]:
     problems, num_rows, row_format = Problems(), 0, None
     for location, row in _read(source, split):
-        num_rows += 1
         if isinstance(row, ValueError):
             problems.add(location, row)
             continue
         row_format = row_format or _detected(location, row, source.format, detect)
         try:
             parse(row, row_format)
+            num_rows += 1
         except ValueError as error:
             problems.add(location, error)
-    problems.raise_if_any()
+    if source.bad_rows is BadRows.error:
+        problems.raise_if_any()
     if row_format is None:
         raise ValueError(f"the {split} part of {_label(source, split)} holds no rows")
-    return CheckedRows(source, split, parse, row_format, num_rows)
+    return CheckedRows(source, split, parse, row_format, num_rows, problems.count)
 
 
 def _detected(
@@ -142,7 +153,7 @@ class Problems:
         if self.count:
             rest = f"\n... and {self.count - MAX_REPORTED} more" if self.count > MAX_REPORTED else ""
             lines = "\n".join(self.first)
-            raise ValueError(f"{self.count} row(s) cannot be used; correct or remove them:\n{lines}{rest}")
+            raise ValueError(f"{self.count} row(s) cannot be used; correct them, remove them or set bad_rows=drop:\n{lines}{rest}")
 
 
 # --- reading: (location, row), where an unreadable row is the ValueError that says why ------------------
@@ -211,7 +222,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
 
 def _json_line(line: bytes) -> object:
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.rstrip().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         return ValueError(f"broken JSON at column {error.colno}: {error.msg}")
     except UnicodeDecodeError as error:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from paft.config import EvaluateConfig, ModelConfig, Template
+from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, ratio_stderr, score
 from paft.model import load_base, load_tokenizer
 from paft.stage import write_json
@@ -52,7 +52,7 @@ def score_tasks(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lm = HFLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device)
+    lm = SparingLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device)
     manager = TaskManager(include_path=str(TASKS))
     scores: dict[str, Score] = {}
     samples: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def score_tasks(
         columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
         raw = simple_evaluate(
             lm,
-            tasks=[t.task for t in columns.values()],
+            tasks=list(dict.fromkeys(t.task for t in columns.values())),
             num_fewshot=shots,
             limit=config.limit,
             apply_chat_template=config.apply_chat_template,

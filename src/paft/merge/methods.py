@@ -9,8 +9,8 @@ Five of them are one formula with three axes (mergekit's generalised task arithm
     dare_linear      Bernoulli     -         sum
     dare_ties        Bernoulli     sign      sum
 
-and slerp follows the arc from the first to the second delta. Defaults are mergekit's, except that a density is
-always the caller's. K is the number of deltas; weights enter before the election and may be negative.
+and slerp follows the arc from the first to the second delta. Defaults are mergekit's, except that a density
+is always the caller's. K is the number of deltas; weights enter before the election and may be negative.
 """
 
 import math
@@ -36,9 +36,10 @@ def linear(
 
     Equals averaging whole models where the weights sum to 1. Raises `ValueError` for weights that sum to 0.
     """
-    if normalize and abs(sum(weights)) < 1e-8:
-        raise ValueError(f"weights must not sum to 0 to be normalised, got {list(weights)}; set normalize=False")
     deltas = _checked(deltas, weights)
+    deltas = _checked(deltas, weights)
+    if normalize and abs(sum(weights)) < 1e-8:
+        raise ValueError(f"weights must not sum to 0, got {list(weights)}; or set normalize=False")
     return _combine(deltas, weights, None, Normalize.weights if normalize else Normalize.none, scale)
 
 
@@ -61,7 +62,6 @@ def ties(
 
     For the global scope pass deltas through `sparsify.trim` first and give density 1.
     """
-    deltas = _checked(deltas, weights)
     kept = [magnitude(delta, share) for delta, share in zip(deltas, _each(density, deltas), strict=True)]
     agree = _elect(kept, weights, _choice(Election, election), _choice(ElectOn, elect_on))
     return _combine(kept, weights, agree, _choice(Normalize, normalize), scale)
@@ -107,9 +107,6 @@ def dare_linear(
     return _combine(kept, weights, None, _choice(Normalize, normalize), scale)
 
 
-# --- spherical ---------------------------------------------------------------------------------------
-
-
 class Arc(NamedTuple):
     """Coefficients of the two ends of an interpolation; `linear` where it is a straight line."""
 
@@ -121,8 +118,8 @@ class Arc(NamedTuple):
 def slerp(deltas: Sequence[Tensor], weights: Sequence[float], *, t: float | None = None) -> Tensor:
     """The point at `t` on the arc from the first delta (t = 0) to the second (t = 1); exactly two.
 
-    mergekit's nuslerp: one angle for the whole tensor, sine weights on the unnormalised deltas. `t` defaults to
-    w2 / (w1 + w2), 0.5 where that is 0 / 0. A zero delta counts as at a right angle.
+    mergekit's nuslerp: one angle for the whole tensor, sine weights on the unnormalised deltas. `t` defaults
+    to w2 / (w1 + w2), 0.5 where that is 0 / 0. A zero delta counts as at a right angle.
     """
     first, second = _two(_checked(deltas, weights))
     if t is None:
@@ -165,9 +162,6 @@ def _arc(cosine: float, t: float, *, linear_above: float) -> Arc:
     return Arc(math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle), False)
 
 
-# --- the three axes ----------------------------------------------------------------------------------
-
-
 def _drop(
     deltas: Sequence[Tensor],
     density: Sequence[float],
@@ -190,8 +184,8 @@ def _elect(
 ) -> list[Tensor]:
     """Per delta, where it has the elected sign. A tally of 0 elects +, and a 0 never agrees.
 
-    The TIES reference gives a tally of 0 the majority sign of the whole model instead; in float32 that needs an
-    exact cancellation, and the rule here can be applied to one tensor at a time.
+    The TIES reference gives a tally of 0 the majority sign of the whole model instead; in float32 that needs
+    an exact cancellation, and the rule here can be applied to one tensor at a time.
     """
     votes = list(deltas)
     if elect_on is ElectOn.weighted:
@@ -226,15 +220,14 @@ def _sum(terms: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
 
 
-# --- arguments ---------------------------------------------------------------------------------------
-
-
 def _checked(deltas: Sequence[Tensor], weights: Sequence[float]) -> list[Tensor]:
     shapes = [list(delta.shape) for delta in deltas]
     if not shapes or shapes.count(shapes[0]) < len(shapes):
         raise ValueError(f"deltas must be one or more tensors of one shape, got shapes {shapes}")
     if len(weights) != len(deltas):
-        raise ValueError(f"weights must hold one number per delta, got {list(weights)} for {len(deltas)} deltas")
+        raise ValueError(
+            f"weights must hold one number per delta, got {list(weights)} for {len(deltas)} deltas"
+        )
     return [delta.float() for delta in deltas]
 
 

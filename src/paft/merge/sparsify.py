@@ -1,7 +1,8 @@
 """What a merge drops from a delta before it is combined: the first of its three axes.
 
 `magnitude` (TIES) keeps the largest values of one tensor, `trim` those above a threshold that
-`magnitude_threshold` found over a whole adapter, a Bernoulli mask with `rescale` (DARE) keeps values at random.
+`magnitude_threshold` found over a whole adapter, a Bernoulli mask with `rescale` (DARE) keeps values at
+random.
 """
 
 import hashlib
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from paft.config import Rescale, require
-from paft.delta import CHUNK
 
 EPSILON = 1e-7
 """Below this L1 norm nothing is rescaled (mergekit)."""
+CHUNK = 2**22
+"""Elements counted at a time, which bounds the scratch memory."""
 
 
 def magnitude(delta: Tensor, density: float) -> Tensor:
@@ -43,8 +45,9 @@ def magnitude(delta: Tensor, density: float) -> Tensor:
 def magnitude_threshold(deltas: Callable[[], Iterable[Tensor]], density: float) -> float:
     """The magnitude from which on `trim` keeps a share `density` of all tensors together.
 
-    `deltas()` gives one adapter's tensors and is called twice, so they are never all in memory. As in the TIES
-    reference implementation, int(n * density) + 1 values reach the threshold, more if some are equal to it.
+    `deltas()` gives one adapter's tensors and is called twice, so they are never all in memory. As in the
+    TIES reference implementation, int(n * density) + 1 values reach the threshold, more if some are equal to
+    it.
     """
     require(0 < density <= 1, "density", density, "in (0, 1]")
     coarse = _coarse(deltas())
@@ -61,7 +64,7 @@ def trim(delta: Tensor, threshold: float) -> Tensor:
 def bernoulli_mask(shape: Iterable[int], density: float, generator: torch.Generator) -> Tensor:
     """Bool mask whose every position is True with probability `density`, independently."""
     require(0 < density <= 1, "density", density, "in (0, 1]")
-    return torch.bernoulli(torch.full(tuple(shape), density), generator=generator).bool()
+    return torch.bernoulli(torch.full(tuple(shape), float(density)), generator=generator).bool()
 
 
 def rescale(original: Tensor, dropped: Tensor, density: float, how: Rescale) -> Tensor:
@@ -81,14 +84,14 @@ def rescale(original: Tensor, dropped: Tensor, density: float, how: Rescale) -> 
 
 
 def tensor_generator(seed: int, branch: str, name: str) -> torch.Generator:
-    """A CPU generator for one tensor of one branch: a mask depends on neither order, sharding nor resuming."""
+    """A CPU generator for one tensor of one branch, whatever the order, the shards or what ran before."""
     digest = hashlib.sha256(f"{seed}\0{branch}\0{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-# The order of non-negative floats is the order of their bits read as integers. One histogram over the upper 16
-# bits finds the bin of the k-th largest, a second one over the lower 16 bits its exact value: two linear passes,
-# several times faster than a sort, and the tensors need not be in memory together.
+# The order of non-negative floats is the order of their bits read as integers. One histogram over the upper
+# 16 bits finds the bin of the k-th largest, a second one over the lower 16 bits its exact value: two linear
+# passes, several times faster than a sort, and the tensors need not be in memory together.
 
 
 def _bits(deltas: Iterable[Tensor]) -> Iterable[Tensor]:

@@ -1,8 +1,8 @@
 """Rewrite some tensors of a safetensors checkpoint, one at a time, into a new folder.
 
-A file is an 8-byte length, a JSON header and the tensors' bytes. The header is copied as it is, so names, dtypes
-and offsets stay; the bytes follow in file order, changed tensors among untouched ones. Memory is the largest
-changed tensor and a copy buffer, whatever the size of the model.
+A file is an 8-byte length, a JSON header and the tensors' bytes. The header is copied as it is, so names,
+dtypes and offsets stay; the bytes follow in file order, changed tensors among untouched ones. Memory is the
+largest changed tensor and a copy buffer, whatever the size of the model.
 """
 
 import json
@@ -68,17 +68,21 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: read_header(folder / SINGLE)}
     if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; save the model with safetensors weights")
+        raise ValueError(
+            f"{folder} holds neither {SINGLE} nor {INDEX}; save the model with safetensors weights"
+        )
     weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
     files = {folder / name: read_header(folder / name) for name in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
         if name not in files[folder / file]:
-            raise ValueError(f"{folder / INDEX} places {name} in {file}, which does not hold it; download it again")
+            raise ValueError(
+                f"{folder / INDEX} places {name} in {file}, which does not hold it; download it again"
+            )
     return files
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file in file order. Raises `ValueError` unless they fill the file exactly."""
+    """The tensors of a safetensors file in file order. Raises `ValueError` unless they fill it exactly."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; download or save the checkpoint again")
     size = path.stat().st_size
@@ -124,8 +128,8 @@ def rewrite(base: Path, out: Path, names: Collection[str], change: Change) -> No
     """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`.
 
     Those are computed in float32 and cast once to the stored dtype; everything else is copied byte for byte.
-    A file appears under its name only when it is whole. Raises `ValueError` for a name that the checkpoint does
-    not hold, a damaged file, and a result that is not finite.
+    A file appears under its name only when it is whole. Raises `ValueError` for a name that the checkpoint
+    does not hold, a damaged file, and a result that is not finite.
     """
     if out.resolve() == base.resolve():
         raise ValueError(f"the output folder must differ from the base model's, got {out} for both")
@@ -151,13 +155,13 @@ def refuse_absent(base: Path, names: Collection[str], held: Collection[str]) -> 
     for name in names:
         if tied and name.split(".")[-2:-1] == ["lm_head"]:
             raise ValueError(
-                f"the adapter changes {name}, but {base} ties it to the input embeddings: a delta on one cannot be "
-                "stored without the other; leave lm_head out of target_modules"
+                f"the adapter changes {name}, but {base} ties it to the input embeddings, "
+                "which would change with it; leave lm_head out of target_modules"
             )
         if name not in held:
             raise ValueError(
-                f"the adapter changes {name}, which {base} does not hold; it holds {', '.join(list(held)[:3])}, ...: "
-                "was the adapter trained on another model?"
+                f"the adapter changes {name}, which {base} does not hold; "
+                f"it holds {', '.join(list(held)[:3])}, ...: was the adapter trained on another model?"
             )
 
 
@@ -184,8 +188,10 @@ def _changed(source: BinaryIO, name: str, stored: Stored, change: Change) -> mem
     weight = torch.frombuffer(raw, dtype=stored.dtype).view(stored.shape)
     result = change(name, weight.float()).to(stored.dtype)
     if not result.isfinite().all():
-        raise ValueError(f"{name} is not finite after the merge in {stored.dtype}; look at its deltas and scale")
-    return memoryview(result.reshape(-1).view(torch.uint8).numpy())
+        raise ValueError(
+            f"{name} is not finite after the merge in {stored.dtype}; look at its deltas and scale"
+        )
+    return result.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size: int) -> Iterator[int]:

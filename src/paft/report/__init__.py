@@ -1,0 +1,1 @@
+"""What a store has found out: a row per evaluation, figures, one HTML page."""

@@ -94,7 +94,7 @@ class BranchModule(L.LightningModule):
         if self.gradient_checkpointing:
             base.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": False})
-            base.train()
+        self.policy.train()  # LoRA dropout; the base comes in eval mode
         shard(self.policy, self.device_mesh)
 
     @property

@@ -1,5 +1,6 @@
 """The Lightning trainer of a branch: devices, strategy, loggers, callbacks, checkpoints."""
 
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -99,8 +100,10 @@ def resumed_step(out: Path) -> int:
 
 
 def silence_expected_warnings() -> None:
-    """Lightning warns of choices that are deliberate here: no worker processes, short epochs, our own loader."""
-    for text in (".*does not have many workers.*", ".*log_every_n_steps.*", ".*Checkpoint directory.*exists.*"):
+    """Lightning and transformers speak of choices that are deliberate here: our own loader, no workers, no epochs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*", ".*litlogger.*"):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
-    warnings.filterwarnings("ignore", ".*no `val_dataloader`.*|.*you have no.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers.*")

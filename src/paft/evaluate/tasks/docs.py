@@ -46,7 +46,7 @@ def mmlu_dev(**_: Any) -> dict[str, Dataset]:
 
 
 def worked_questions(subject: str, text: str) -> list[dict[str, Any]]:
-    """Question, lettered options, worked answer and letter of each example in one subject's few-shot prompt."""
+    """Question with lettered options, choices (the letters, then the worked answer) and answer of each example in one subject's few-shot prompt."""
     docs = []
     for part in re.split(r"\n\nQ: ", text)[1:]:
         match = QUESTION.match(part.strip())
@@ -59,9 +59,8 @@ def worked_questions(subject: str, text: str) -> list[dict[str, Any]]:
             {
                 "subject": subject,
                 "question": f"{match['question'].strip()}\n{listed}",
-                "letters": letters,
+                "choices": [*letters, match["answer"].strip()],
                 "gold": letters.index(match["letter"]),
-                "answer": match["answer"].strip(),
             }
         )
     return docs
@@ -72,7 +71,11 @@ def exact_call(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     return {"exact_match": float(results[0].strip() == doc["call"])}
 
 
-def answer_bits(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
-    """(log-likelihood of the worked answer, its UTF-8 bytes), summed over items by lm-eval's bits_per_byte."""
-    loglikelihood, _ = results[0]
-    return {"bits_per_byte": (loglikelihood, len(doc["answer"].encode()))}
+def letter_and_bits(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
+    """Accuracy over the letters, and (log-likelihood of the worked answer, its UTF-8 bytes).
+
+    The worked answer is the last choice; lm-eval's bits_per_byte sums over items.
+    """
+    *letters, worked = (loglikelihood for loglikelihood, _ in results)
+    guess = max(range(len(letters)), key=letters.__getitem__)
+    return {"acc": float(guess == doc["gold"]), "bits_per_byte": (worked, len(doc["choices"][-1].encode()))}

@@ -1,0 +1,191 @@
+"""How rows are grouped, ordered, named and written: shared by the page, the figures and the terminal."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+"""One evaluation, flat; the columns are those of results.csv."""
+
+TITLES = {
+    "slerp": "SLERP",
+    "task_arithmetic": "Task Arithmetic",
+    "ties": "TIES",
+    "dare": "DARE TIES",
+    "dare_linear": "DARE Linear",
+    "linear": "Linear",
+}
+"""Merge methods in the order of the paper's Table 1."""
+SECTIONS = ("parallel", "sequential", "sft", "preference", "base")
+SETTINGS = ("preference", "sft_lr", "preference_lr", "preference_beta", "seed")
+"""Beside the merge options, what may tell two rows of one method apart."""
+
+
+# --- what may be compared ----------------------------------------------------------------------------
+
+
+class Scope(NamedTuple):
+    """Rows of one scope answer the same questions with the same model, trained on the same rows."""
+
+    base: str
+    evaluate: str
+    template: str
+    limit: int | None
+    sft_data: str
+    preference_data: str
+
+    def within(self, other: "Scope") -> bool:
+        """True where `other` differs only by naming data that this scope does not use."""
+        data = zip(self[4:], other[4:], strict=True)
+        return self[:4] == other[:4] and all(mine in ("", theirs) for mine, theirs in data)
+
+
+def scope_of(row: Row) -> Scope:
+    return Scope(**{name: row[name] for name in Scope._fields})
+
+
+def blocks(rows: Sequence[Row]) -> list[tuple[Scope, list[Row]]]:
+    """The rows by widest scope, each block in the order of the paper's Table 1.
+
+    A baseline that uses one data set, or none, is in every block it fits.
+    """
+    every = list(dict.fromkeys(map(scope_of, rows)))
+    widest = [s for s in every if not any(s != other and s.within(other) for other in every)]
+    widest.sort(key=lambda s: tuple(map(str, s)))
+    return [(s, sorted((r for r in rows if scope_of(r).within(s)), key=_rank)) for s in widest]
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The rows block by block, each once."""
+    return list({r["evaluate_key"]: r for _, block in blocks(rows) for r in block}.values())
+
+
+def _rank(row: Row) -> tuple[Any, ...]:
+    weight, merges = row["lambda"], list(TITLES)
+    return (
+        SECTIONS.index(row["paradigm"]),
+        not weight,
+        row["preference"],
+        -1.0 if weight is None else weight,
+        merges.index(row["merge"]) if row["merge"] in merges else len(merges),
+        [str(value) for column, value in row.items() if column.startswith("merge.")],
+        row["evaluate_key"],
+    )
+
+
+# --- names -------------------------------------------------------------------------------------------
+
+
+def section(row: Row) -> str:
+    """The heading of Table 1 that the row stands under."""
+    aligned = str(row["preference"]).upper()
+    if row["paradigm"] == "parallel":
+        return f"PAFT (SFT_sparse+{aligned})" if row["lambda"] else f"Parallel SFT+{aligned}"
+    return "Sequential" if row["paradigm"] == "sequential" else "Individual"
+
+
+def method(row: Row) -> str:
+    """The row's name in Table 1."""
+    sft, aligned = "SFT_sparse" if row["lambda"] else "SFT", str(row["preference"]).upper()
+    match row["paradigm"]:
+        case "parallel":
+            return TITLES.get(str(row["merge"]), str(row["merge"]))
+        case "sequential":
+            return f"{sft}+{aligned}"
+        case "sft":
+            return f"{sft}-alone"
+        case "preference":
+            return f"{aligned}-alone"
+    return str(row["base"])
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """`method` of each row, with the settings in which rows of that method differ.
+
+    Rows of one section and lambda that are still alike get the start of their key.
+    """
+    peers: dict[str, list[Row]] = {}
+    for row in rows:
+        peers.setdefault(method(row), []).append(row)
+    differing = {name: _differing(group) for name, group in peers.items()}
+    texts = [" ".join([method(r), *(_setting(r, c) for c in differing[method(r)])]) for r in rows]
+    places = [(section(r), r["lambda"], text) for r, text in zip(rows, texts, strict=True)]
+    count = Counter(places)
+    return [
+        text if count[place] == 1 else f"{text} {r['evaluate_key'][:6]}"
+        for r, text, place in zip(rows, texts, places, strict=True)
+    ]
+
+
+def _differing(rows: list[Row]) -> list[str]:
+    options = dict.fromkeys(c for r in rows for c in r if c.startswith("merge."))
+    if all(r.get("merge.seed") == r.get("seed") for r in rows):
+        options.pop("merge.seed", None)
+    return [c for c in (*options, *SETTINGS) if len({str(r.get(c)) for r in rows}) > 1]
+
+
+def _setting(row: Row, column: str) -> str:
+    value = row.get(column)
+    if column == "preference":
+        return str(value).upper()
+    return f"{column.removeprefix('merge.')}={short(value) if isinstance(value, float) else value}"
+
+
+def short(value: float | None) -> str:
+    """A number as one writes it on the command line: 0, 0.5, 1e-4; a dash for None."""
+    if value is None:
+        return "–"
+    if not 0 < abs(value) < 1e-2:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+# --- scores ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one score is written: in percent where every value is a share, else with three decimals."""
+
+    name: str
+    percent: bool
+    higher_is_better: bool = True
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ") + ("" if self.higher_is_better else " ↓")
+
+    def value(self, row: Row) -> float | None:
+        return self._scaled(row.get(self.name))
+
+    def stderr(self, row: Row) -> float | None:
+        return self._scaled(row.get(f"{self.name}_stderr"))
+
+    def text(self, value: float | None) -> str:
+        return "–" if value is None else f"{value:.{2 if self.percent else 3}f}"
+
+    def best(self, rows: Sequence[Row]) -> float | None:
+        """The best value of two rows or more; None where all are the same."""
+        values = {v for r in rows if (v := self.value(r)) is not None}
+        return None if len(values) < 2 else max(values) if self.higher_is_better else min(values)
+
+    def _scaled(self, value: float | None) -> float | None:
+        if value is None or not math.isfinite(value):
+            return None
+        return 100 * value if self.percent else value
+
+
+def score_columns(rows: Sequence[Row]) -> list[Column]:
+    """The task columns that any of the rows has a score in, in table order, and the average."""
+    lower = {name for r in rows for name in str(r.get("lower_is_better") or "").split()}
+    named = [c.removesuffix("_stderr") for r in rows for c in r if c.endswith("_stderr")]
+    found = []
+    for name in [*dict.fromkeys(named), "average"]:
+        values = [r[name] for r in rows if r.get(name) is not None and math.isfinite(r[name])]
+        if values:
+            shares = name not in lower and all(0 <= v <= 1 for v in values)
+            found.append(Column(name, shares, name not in lower))
+    return found

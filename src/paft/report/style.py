@@ -1,0 +1,67 @@
+"""One look for all figures: palette, panels, axes, legend. Figures are made without pyplot and its state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from paft.report.labels import TITLES
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart
+BLACK, BLUE, ORANGE, GREEN, PINK = "#222222", "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, RED, GREY = "#56B4E9", "#D55E00", "#777777"
+MERGE_COLOURS = dict(zip(TITLES, (SKY, ORANGE, BLUE, RED, PINK, GREEN), strict=True))
+PARADIGM_COLOURS = {"parallel": BLUE, "sequential": ORANGE, "sft": SKY, "preference": RED, "base": GREY}
+MARKERS = "osD^vP*X<>"
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of so many inches, laid out around its title and legend."""
+    figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=13, x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def new_panels(count: int, title: str, *, width: float = 3.6) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most three in a row."""
+    columns = 2 if count == 4 else max(1, min(count, 3))
+    lines = max(1, -(-count // columns))
+    figure = new_figure(max(6.5, width * columns), 0.9 + 2.9 * lines, title)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for ax in panels[count:]:
+        ax.set_axis_off()
+    return figure, panels[:count]
+
+
+def clean(ax: Axes, grid: str) -> None:
+    """No box around the data, a faint grid along one axis."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="x" if grid == "x" else "y", color="#dddddd", linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=9)
+
+
+def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend below all panels, each label once."""
+    by_label: dict[str, Any] = {}
+    for ax in panels:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            by_label.setdefault(label, handle)
+    if by_label:
+        columns = max(1, min(4, len(by_label)))
+        figure.legend(
+            list(by_label.values()),
+            [subscript(label) for label in by_label],
+            loc="outside lower left",
+            ncols=columns,
+            frameon=False,
+            fontsize=9,
+        )
+
+
+def subscript(label: str) -> str:
+    """`label` for matplotlib: SFT_sparse with a lowered word, and no other character read as mathematics."""
+    return label.replace("$", r"\$").replace("SFT_sparse", r"SFT$_{\mathrm{sparse}}$")

@@ -1,0 +1,180 @@
+"""One flat row for each finished evaluation of a store; importing this module loads no torch, no matplotlib.
+
+Everything about a cell is in its own folder: stage.json holds the whole lineage, so a row survives its
+merged model and its adapters being deleted.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paft.report.labels import Row, ranked
+
+log = logging.getLogger("paft")
+
+# fmt: off
+HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", "seed", "evaluate", "limit")
+TAIL = (
+    "average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
+    "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "sft_data",
+    "preference_data", "template", "finished", "commit", "sft_key", "preference_key", "merge_key",
+    "evaluate_key",
+)
+# fmt: on
+GROUPS = {
+    "Slerp": "slerp",
+    "TaskArithmetic": "task_arithmetic",
+    "Ties": "ties",
+    "DareTies": "dare",
+    "DareLinear": "dare_linear",
+    "Linear": "linear",
+}
+"""Type of a merge config -> its name on the command line."""
+
+
+def rows(store: Path) -> list[Row]:
+    """A row for every finished evaluation, in the order of the paper's Table 1 within each scope.
+
+    A folder that cannot be read is left out with a warning that names it. Folders with a dot in their name
+    are the store's own: unfinished, or moved aside.
+    """
+    found = []
+    for folder in sorted((store / "evaluate").glob("*")):
+        if folder.is_dir() and "." not in folder.name:
+            try:
+                found.append(row(folder))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                log.warning("%s is left out of the report: %s: %s", folder, type(error).__name__, error)
+    return ranked(found)
+
+
+def row(folder: Path) -> Row:
+    """The row of one evaluate folder `<store>/evaluate/<key>`.
+
+    Raises `OSError`, `ValueError`, `LookupError`, `TypeError` or `AttributeError` for a damaged folder.
+    """
+    store, record, results = folder.parents[1], _read(folder / "stage.json"), _read(folder / "results.json")
+    merge = record["identity"]["inputs"].get("model")
+    branches = merge["inputs"] if merge else {}
+    keys = {"merge_key": key_of(merge) if merge else "", "evaluate_key": folder.name}
+    keys |= {f"{name}_key": key_of(branch) for name, branch in branches.items()}
+    report = merge_report(store, keys)
+    found = dict.fromkeys(HEAD) | _cell(record["identity"], merge) | _labels_of(branches)
+    found |= {"variant": report.get("variant", "")} | _scores(results)
+    for name in branches:
+        sparsity = _read_if_there(store / name / keys[f"{name}_key"] / "sparsity.json")
+        means = sparsity.get("mean_over_layers", {})
+        found[f"{name}_sparsity"] = number(means.get("share_below_1e-5"))
+        found[f"{name}_hoyer"] = number(means.get("hoyer"))
+    found |= {name: number(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
+    run = record.get("run", {})
+    found |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
+    return dict.fromkeys(TAIL) | {"sft_key": "", "preference_key": ""} | found | keys
+
+
+def merge_report(store: Path, row: Row) -> dict[str, Any]:
+    """The row's merge.json from its evaluation, else from its merged model, else {}."""
+    evaluation, merge = (store / stage / row[f"{stage}_key"] for stage in ("evaluate", "merge"))
+    return _read_if_there(evaluation / "merge.json", merge / "merge.json")
+
+
+def columns(table: list[Row]) -> list[str]:
+    """Every column of the rows, in the order of results.csv: setting, merge options, scores, the rest."""
+    seen = list(dict.fromkeys(column for r in table for column in r))
+    options = [c for c in seen if c.startswith("merge.")]
+    scores = [c for c in seen if c not in {*HEAD, *options, *TAIL}]
+    return [*HEAD, *options, *scores, *TAIL]
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """`paft.stage.Stage.key` of the stage with this identity, from the lineage in stage.json alone."""
+    keys = {name: key_of(stage) for name, stage in identity["inputs"].items()}
+    text = json.dumps({**identity, "inputs": keys}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _cell(evaluate: Mapping[str, Any], merge: Mapping[str, Any] | None) -> Row:
+    config = evaluate["config"]
+    cell = {
+        "base": str(config["model"]["name"]),
+        "template": config["template"],
+        "paradigm": "base",
+        "merge": "",
+    }
+    cell |= {"evaluate": config["evaluate"]["name"], "limit": config["evaluate"]["limit"]}
+    if merge is None:
+        return cell
+    method, inputs = dict(merge["config"]["method"]), sorted(merge["inputs"])
+    kind = method.pop("type")
+    if kind != "Apply":
+        group = GROUPS.get(kind, kind)
+        return (
+            cell
+            | {"paradigm": "parallel", "merge": group}
+            | {f"merge.{k}": _flat(v) for k, v in method.items()}
+        )
+    return cell | {"paradigm": inputs[0] if len(inputs) == 1 else "sequential"}
+
+
+def _labels_of(branches: Mapping[str, Any]) -> Row:
+    found: Row = {"preference": "", "sft_data": "", "preference_data": ""}
+    for name, stage in branches.items():
+        branch = stage["config"]["branch"]
+        found[f"{name}_data"] = _source(stage["inputs"]["data"]["config"])
+        found[f"{name}_lr"] = branch["lr"]
+        found["seed"] = stage["config"]["seed"]
+        if name == "sft":
+            found["lambda"] = branch["l1"]["weight"]
+        else:
+            found |= {"preference": branch["type"].lower(), "preference_beta": branch["beta"]}
+    return found | {"data": " + ".join(filter(None, (found["sft_data"], found["preference_data"])))}
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    """The data stage's source in a few words. A file's name is no part of any identity, its sha256 is."""
+    source = data["source"]
+    digest = (data.get("files") or {}).get("train", "")[:8]
+    name = "/".join(filter(None, (source.get("repo"), source.get("name")))) or source.get("skill")
+    size = source.get("num_rows") if source.get("max_rows") is None else source["max_rows"]
+    return (name or f"file {digest}") + (f" ({size} rows)" if size else "")
+
+
+def _scores(results: Mapping[str, Any]) -> Row:
+    tasks = results["tasks"]
+    if taken := sorted(tasks.keys() & {*HEAD, *TAIL}):
+        raise ValueError(f"the report has its own column {taken[0]!r}; rename it in evaluate.tasks")
+    found: Row = {"average": number(results["average"])}
+    for column, task in tasks.items():
+        found |= {column: float(task["score"]), f"{column}_stderr": number(task["stderr"])}
+    lower = [column for column, task in tasks.items() if not task["higher_is_better"]]
+    return found | {"lower_is_better": " ".join(lower)}
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, or None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _flat(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} must hold an object, got {type(data).__name__}")
+    return data
+
+
+def _read_if_there(*paths: Path) -> dict[str, Any]:
+    for path in paths:
+        if path.is_file():
+            try:
+                return _read(path)
+            except (OSError, ValueError) as error:
+                log.warning("%s cannot be read: %s", path, error)
+    return {}

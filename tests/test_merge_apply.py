@@ -1,0 +1,337 @@
+"""From adapter folders to a model folder: streaming, refusals, the report, the command line."""
+
+import json
+import math
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from paft.adapter import add_deltas
+from paft.config import (
+    DareLinear,
+    DareTies,
+    Linear,
+    MergeConfig,
+    Rescale,
+    Scope,
+    Slerp,
+    SlerpSpace,
+    TaskArithmetic,
+    Ties,
+)
+from paft.delta import compare, read_adapter
+from paft.merge.__main__ import main
+from paft.merge.apply import apply_adapters, merge_adapters, variant
+from paft.merge.methods import dare_ties, linear, slerp, slerp_full, task_arithmetic, ties
+from paft.merge.sparsify import magnitude_threshold, tensor_generator, trim
+from paft.merge.stream import read_checkpoint, rewrite
+
+LAYERS = ["q_proj", "down_proj"]
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+def save_base(folder: Path, dtype: torch.dtype = torch.float32, tied: bool = False, **options: Any) -> Path:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=tied, **sizes)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(str(folder), **options)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"stale weights")
+    return folder
+
+
+def save_adapter(base: Path, folder: Path, seed: int, size: float = 0.05, **options: Any) -> Path:
+    settings = {"r": 4, "lora_alpha": 4, "target_modules": LAYERS} | options
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(str(base)), LoraConfig(**settings))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * size
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, dict[str, Path], Path]:
+    """A float32 base, two adapters of different rank, an output folder."""
+    base = save_base(tmp_path / "base")
+    sft = save_adapter(base, tmp_path / "sft", seed=1)
+    preference = save_adapter(base, tmp_path / "preference", seed=2, r=6)
+    return base, {"sft": sft, "preference": preference}, tmp_path / "out"
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def in_memory(base: Path, adapters: dict[str, Path], method: MergeConfig) -> dict[str, Tensor]:
+    """The merge written out: dense deltas, pure functions, everything in memory."""
+    read = {branch: read_adapter(folder) for branch, folder in adapters.items()}
+    weights = weights_of(base)
+    for name in {name for adapter in read.values() for name in adapter}:
+        weight = weights[name].float()
+        deltas = [a[name].dense() if name in a else torch.zeros_like(weight) for a in read.values()]
+        match method:
+            case Linear():
+                merged = linear(deltas, method.weights)
+            case TaskArithmetic():
+                merged = task_arithmetic(deltas, method.weights, scale=method.scale)
+            case Slerp(space=SlerpSpace.delta):
+                merged = slerp(deltas, [1, 1], t=method.t)
+            case Slerp():
+                merged = slerp_full(weight, deltas, method.t)
+            case Ties(scope=Scope.all):
+                dense = [[delta.dense() for delta in adapter.values()] for adapter in read.values()]
+                limits = [magnitude_threshold(lambda d=d: d, method.density) for d in dense]
+                kept = [trim(delta, limit) for delta, limit in zip(deltas, limits, strict=True)]
+                merged = ties(kept, method.weights, density=1)
+            case Ties():
+                merged = ties(deltas, method.weights, density=method.densities, normalize=method.normalize)
+            case DareTies():
+                drawn = [tensor_generator(method.seed, branch, name) for branch in adapters]
+                merged = dare_ties(deltas, method.weights, density=method.density, generators=drawn)
+        weights[name] = (weight + merged).to(weights[name].dtype)
+    return weights
+
+
+METHODS = [
+    Linear(weights=[0.7, 0.3]),
+    TaskArithmetic(scale=0.5),
+    Slerp(t=0.3),
+    Slerp(t=0.3, space=SlerpSpace.full),
+    Ties(weights=[0.6, 0.9], density=0.3, preference_density=0.7),
+    Ties(density=0.2, scope=Scope.all),
+    DareTies(density=0.4, seed=7),
+]
+
+
+@pytest.mark.parametrize("shard", [None, "20KB"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHODS, ids=variant)
+def test_streaming_against_in_memory(
+    tmp_path: Path, method: MergeConfig, dtype: torch.dtype, shard: str | None
+) -> None:
+    base = save_base(tmp_path / "base", dtype, **({"max_shard_size": shard} if shard else {}))
+    sft = save_adapter(base, tmp_path / "sft", seed=1)
+    preference = save_adapter(
+        base, tmp_path / "preference", seed=2, r=6, target_modules=["q_proj", "up_proj"]
+    )
+    adapters = {"sft": sft, "preference": preference}
+    merge_adapters(base, adapters, method, tmp_path / "out")
+    merged, expected = weights_of(tmp_path / "out"), in_memory(base, adapters, method)
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+    assert all(merged[name].dtype == expected[name].dtype for name in expected)
+
+
+def test_everything_but_the_changed_tensors_is_byte_for_byte(folders: Any) -> None:
+    base, adapters, out = folders
+    merge_adapters(base, adapters, TaskArithmetic(), out)
+    changed = read_adapter(adapters["sft"]).keys()
+    (path,) = read_checkpoint(base)
+    before, after = path.read_bytes(), (out / path.name).read_bytes()
+    ranges = {n: slice(t.begin, t.end) for n, t in read_checkpoint(base)[path].items()}
+    assert before[: min(r.start for r in ranges.values())] == after[: min(r.start for r in ranges.values())]
+    assert {name for name, r in ranges.items() if before[r] != after[r]} == set(changed)
+    assert {p.name for p in out.iterdir()} == {p.name for p in base.iterdir()} - {"pytorch_model.bin"}
+
+
+def test_a_merged_folder_is_a_model(folders: Any) -> None:
+    base, adapters, out = folders
+    apply_adapters(base, {"sft": adapters["sft"]}, out)
+    tokens = torch.arange(10)[None]
+    ours = LlamaForCausalLM.from_pretrained(str(out))(tokens).logits
+    theirs = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(str(base)), str(adapters["sft"]))(
+        tokens
+    )
+    torch.testing.assert_close(ours, theirs.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_applying_is_adding_in_memory(folders: Any) -> None:
+    base, adapters, out = folders
+    report = apply_adapters(base, adapters, out)
+    model = LlamaForCausalLM.from_pretrained(str(base))
+    add_deltas(model, list(adapters.values()))
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(out).items())
+    assert report["variant"] == "apply weights=1,1"
+
+
+def test_dare_does_not_depend_on_what_else_is_merged(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    for name, modules in {"both": LAYERS, "one": ["q_proj"]}.items():
+        adapters = {}
+        for branch, seed in {"sft": 1, "preference": 2}.items():
+            folder = tmp_path / name / branch
+            adapters[branch] = save_adapter(base, folder, seed, target_modules=modules, size=0.0)
+            path = folder / "adapter_model.safetensors"
+            save_file(
+                {key: torch.full_like(value, 0.1 * seed) for key, value in load_file(path).items()}, path
+            )
+        merge_adapters(
+            base, adapters, DareLinear(density=0.5, rescale=Rescale.none), tmp_path / f"{name}-out"
+        )
+    assert torch.equal(weights_of(tmp_path / "both-out")[Q], weights_of(tmp_path / "one-out")[Q])
+
+
+def test_report_says_what_happened(folders: Any) -> None:
+    base, adapters, out = folders
+    report = merge_adapters(base, adapters, Slerp(t=0.25), out)
+    likeness = compare(*(read_adapter(folder) for folder in adapters.values()))
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["method"] == "slerp"
+    assert report["variant"] == "slerp t=0.25 space=delta"
+    assert report["weights"] == [0.75, 0.25]
+    assert report["layers"] == {n: row | {"linear": False} for n, row in likeness["layers"].items()}
+    assert {k: report[k] for k in ("cosine", "sign_conflict")} == pytest.approx(likeness["mean"])
+    assert (report["linear_share"], report["changed_tensors"]) == (0.0, 4)
+    moved = [weights_of(out)[name] - weights_of(base)[name] for name in report["layers"]]
+    assert report["delta_l2"] == pytest.approx(math.hypot(*(float(d.norm()) for d in moved)), rel=1e-4)
+
+
+def test_full_slerp_of_lora_deltas_is_linear_everywhere(folders: Any) -> None:
+    base, adapters, out = folders
+    small = {b: save_adapter(base, f.with_name(f"small-{b}"), 3, size=0.003) for b, f in adapters.items()}
+    assert merge_adapters(base, small, Slerp(space=SlerpSpace.full), out)["linear_share"] == 1.0
+
+
+def test_share_rounded_back_is_counted_in_the_stored_type(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", torch.bfloat16)
+    sft = save_adapter(base, tmp_path / "sft", seed=1, size=0.004)
+    report = apply_adapters(base, {"sft": sft}, tmp_path / "out")
+    before, after = weights_of(base), weights_of(tmp_path / "out")
+    same = sum(int((before[n] == after[n]).sum()) for n in report["layers"])
+    assert report["rounded_back"] == same / sum(before[n].numel() for n in report["layers"])
+    assert 0.2 < report["rounded_back"] < 0.98
+
+
+def test_variant_states_every_option() -> None:
+    assert variant(Ties(preference_density=0.25)) == (
+        "ties weights=1,1 scale=1 density=0.5 preference_density=0.25 "
+        "election=mass elect_on=weighted normalize=weights scope=tensor"
+    )
+    assert variant(Linear(keep=False)) == "linear weights=1,1 scale=1 normalize=true"
+
+
+@pytest.mark.parametrize("key", ["base", "tokenizer", "template"])
+def test_adapters_of_different_origin_are_refused(folders: Any, key: str) -> None:
+    base, adapters, out = folders
+    for branch, folder in adapters.items():
+        origin = {"base": "b", "tokenizer": "t", "template": "c"} | {key: f"that of {branch}"}
+        (folder / "paft.json").write_text(json.dumps(origin))
+    with pytest.raises(ValueError) as error:
+        merge_adapters(base, adapters, Ties(), out)
+    named = [*map(str, adapters.values()), key, "that of sft", "that of preference"]
+    assert all(text in str(error.value) for text in named)
+    assert not out.exists()
+
+
+def test_adapters_without_paft_json_are_compared_by_base_name(folders: Any, tmp_path: Path) -> None:
+    base, adapters, out = folders
+    other = save_adapter(save_base(tmp_path / "other"), tmp_path / "foreign", seed=3)
+    with pytest.raises(ValueError, match="base_model_name_or_path"):
+        merge_adapters(base, adapters | {"preference": other}, Ties(), out)
+
+
+@pytest.mark.parametrize("branches", [["sft"], []])
+def test_a_method_needs_two_adapters(folders: Any, branches: list[str]) -> None:
+    base, adapters, out = folders
+    with pytest.raises(ValueError, match="ties merges two adapters"):
+        merge_adapters(base, {branch: adapters[branch] for branch in branches}, Ties(), out)
+
+
+def test_an_adapter_of_another_model_is_refused(folders: Any, tmp_path: Path) -> None:
+    _, adapters, out = folders
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+    wider = LlamaConfig(vocab_size=64, num_hidden_layers=2, **sizes)
+    LlamaForCausalLM(wider).save_pretrained(str(tmp_path / "narrow"))
+    with pytest.raises(
+        ValueError, match=r"the sft adapter .*down_proj.* as \[32, 48\], the base has \[32, 40\]"
+    ):
+        apply_adapters(tmp_path / "narrow", {"sft": adapters["sft"]}, out)
+
+
+def test_absent_and_tied_tensors_are_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", tied=True)
+    with pytest.raises(ValueError, match=r"changes model.nothing.weight, which .* it holds model\."):
+        rewrite(base, tmp_path / "out", ["model.nothing.weight"], lambda _, weight: weight)
+    with pytest.raises(ValueError, match="ties it to the input embeddings"):
+        rewrite(base, tmp_path / "out", ["lm_head.weight"], lambda _, weight: weight)
+
+
+def test_results_that_are_not_finite_leave_no_file(folders: Any) -> None:
+    base, _, out = folders
+    with pytest.raises(ValueError, match=f"{Q} is not finite"):
+        rewrite(base, out, [Q], lambda _, weight: weight / 0)
+    assert list(out.iterdir()) == []
+
+
+def test_the_base_is_never_overwritten(folders: Any) -> None:
+    base, adapters, _ = folders
+    with pytest.raises(ValueError, match="must differ from the base"):
+        merge_adapters(base, adapters, Ties(), base / ".." / base.name)
+
+
+def edit_header(path: Path, **changes: object) -> None:
+    """Change the header entry of one tensor, keeping the bytes."""
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    header[Q] |= changes
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is damaged"),
+        (lambda p: p.write_bytes(p.read_bytes() + b"x"), "is damaged"),
+        (lambda p: p.write_bytes(b"abc"), "no safetensors file"),
+        (lambda p: p.write_bytes(b"\xff" * 100), "no safetensors file"),
+        (lambda p: p.write_bytes(struct.pack("<Q", 4) + b"{..}"), "damaged safetensors header"),
+        (lambda p: edit_header(p, dtype="Q4"), "has dtype Q4, known are"),
+        (lambda p: edit_header(p, shape=[3]), "spans 4096 bytes"),
+        (lambda p: edit_header(p, data_offsets=[0, 4096]), "begins at byte"),
+        (lambda p: edit_header(p, data_offsets=None), "damaged safetensors header"),
+        (lambda p: p.unlink(), "holds neither"),
+    ],
+)
+def test_damaged_checkpoints_are_refused(folders: Any, damage: Any, message: str) -> None:
+    base, adapters, out = folders
+    damage(base / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        merge_adapters(base, adapters, Ties(), out)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", max_shard_size="20KB")
+    shard = sorted(base.glob("*.safetensors"))[1]
+    shutil.move(shard, tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{shard.name} is missing"):
+        read_checkpoint(base)
+
+
+def test_command_line_takes_the_options_of_the_method(
+    folders: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapters, out = folders
+    paths = [f"--{name}={path}" for name, path in (adapters | {"base": base, "out": out}).items()]
+    options = ["--density=0.25", "--weights", "0.5", "2", "--scope=global", "--elect-on=unweighted"]
+    main(["--method=ties", *paths, *options])
+    printed = capsys.readouterr().out
+    assert "ties weights=0.5,2 scale=1 density=0.25 election=mass elect_on=unweighted" in printed
+    assert "rounded_back" in printed
+    assert (out / "model.safetensors").is_file()
+    with pytest.raises(SystemExit):
+        main(["--method=slerp", *paths, "--density=0.25"])
+    assert "unrecognized arguments: --density" in capsys.readouterr().err

@@ -1,0 +1,169 @@
+"""Whole sources to Parquet files of tokens, and back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from paft.config import DemoSource, FileSource, RowFormat, Skill, Template, TooLong
+from paft.data.chat import IGNORE, encode_conversation, encode_pair, template_text
+from paft.data.prepare import prepare_preference, prepare_sft, read_preference, read_sft
+from paft.data.sources import conversations, preference_pairs
+
+SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte; ChatML. A turn costs the marks and `user\\n` or `assistant\\n` beside its text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({byte: at for at, byte in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
+    fast.chat_template = template_text(Template.chatml, fast)
+    return fast
+
+
+def jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def questions(path: Path, *answer_lengths: int) -> str:
+    return jsonl(path, [{"question": "Q?", "answer": "a" * length} for length in answer_lengths])
+
+
+def test_sft_rows_come_back_as_they_were_encoded(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = DemoSource(skill=Skill.tool_call, num_rows=12)
+    counts = prepare_sft(source, tokenizer, tmp_path)
+    for split in ("train", "validation"):
+        expected = [encode_conversation(tokenizer, row.messages) for _, row in conversations(source, split)]
+        rows = read_sft(tmp_path, split)
+        assert [rows[at] for at in range(len(rows))] == expected
+        np.testing.assert_array_equal(rows.lengths, [len(row.input_ids) for row in expected])
+        assert counts[split] == {
+            "rows": len(expected),
+            "tokens": sum(len(row.input_ids) for row in expected),
+            "label_tokens": sum(label != IGNORE for row in expected for label in row.labels),
+            "dropped": 0,
+            "truncated_prompts": 0,
+            "truncated_answers": 0,
+            "longest": max(len(row.input_ids) for row in expected),
+        }
+
+
+def test_preference_rows_come_back_as_they_were_encoded(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = DemoSource(skill=Skill.honesty, num_rows=12)
+    counts = prepare_preference(source, tokenizer, tmp_path)
+    expected = [encode_pair(tokenizer, row) for _, row in preference_pairs(source, "train")]
+    rows = read_preference(tmp_path, "train")
+    assert [rows[at] for at in range(len(rows))] == expected
+    longest = [len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in expected]
+    np.testing.assert_array_equal(rows.lengths, longest)
+    answers = sum(len(row.chosen_ids) + len(row.rejected_ids) for row in expected)
+    assert counts["train"]["label_tokens"] == answers
+    assert counts["train"]["tokens"] == answers + 2 * sum(len(row.prompt_ids) for row in expected)
+    assert counts["train"]["longest"] == max(longest)
+
+
+def test_columns_are_lists_of_int32(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    prepare_sft(DemoSource(skill=Skill.tool_call, num_rows=6), tokenizer, tmp_path / "sft")
+    prepare_preference(DemoSource(skill=Skill.honesty, num_rows=6), tokenizer, tmp_path / "preference")
+    for stage, names in (
+        ("sft", ["input_ids", "labels"]),
+        ("preference", ["prompt_ids", "chosen_ids", "rejected_ids"]),
+    ):
+        schema = pq.read_schema(tmp_path / stage / "train.parquet")
+        assert schema.names == names
+        assert {str(field.type.value_type) for field in schema} == {"int32"}
+
+
+def test_answer_too_long_is_an_error_with_file_row_field_and_size(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = questions(tmp_path / "q.jsonl", 3, 49, 50, 3, 70)
+    with pytest.raises(ValueError) as caught:
+        prepare_sft(FileSource(path=path, max_length=50, max_prompt_length=30), tokenizer, tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("3 row(s)")
+    assert lines[1].startswith(f"{path}, row 2: field 'answer' has 50 tokens") and "max_length=50" in lines[1]
+    assert [line.split(": ")[0][-5:] for line in lines[1:]] == ["row 2", "row 3", "row 5"]
+
+
+def test_answer_too_long_can_be_dropped(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = questions(tmp_path / "q.jsonl", 3, 70, 4)
+    source = FileSource(path=path, max_length=50, max_prompt_length=30, too_long=TooLong.drop)
+    counts = prepare_sft(source, tokenizer, tmp_path)["train"]
+    assert (counts["rows"], counts["dropped"]) == (2, 1)
+    assert [len(read_sft(tmp_path, "train")[at].input_ids) for at in (0, 1)] == [25, 26]
+
+
+def test_answer_too_long_can_be_truncated(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = questions(tmp_path / "q.jsonl", 3, 70)
+    source = FileSource(path=path, max_length=50, max_prompt_length=10, too_long=TooLong.truncate)
+    counts = prepare_sft(source, tokenizer, tmp_path)["train"]
+    row = read_sft(tmp_path, "train")[1]
+    assert (counts["rows"], counts["truncated_prompts"], counts["truncated_answers"]) == (2, 1, 1)
+    assert len(row.input_ids) == 50 and row.labels == [IGNORE] * 10 + row.input_ids[10:]
+    assert tokenizer.decode(row.input_ids) == "assistant\n" + "a" * 40
+
+
+def test_long_preference_prompt_is_cut_to_its_newest_tokens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = jsonl(tmp_path / "p.jsonl", [{"prompt": "x" * 90 + "end", "chosen": "yes", "rejected": "no"}])
+    source = FileSource(path=path, max_length=40, max_prompt_length=20)
+    counts = prepare_preference(source, tokenizer, tmp_path)["train"]
+    row = read_preference(tmp_path, "train")[0]
+    assert counts["truncated_prompts"] == 1 and counts["truncated_answers"] == 0
+    assert len(row.prompt_ids) == 20
+    assert tokenizer.decode(row.prompt_ids) == "xxxxend<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(row.chosen_ids) == "yes<|im_end|>"
+
+
+def test_nothing_left_after_dropping_is_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = questions(tmp_path / "q.jsonl", 70, 80)
+    source = FileSource(path=path, max_length=50, max_prompt_length=30, too_long=TooLong.drop)
+    with pytest.raises(ValueError, match=r"no row is left.*all 2 rows exceed max_length=50"):
+        prepare_sft(source, tokenizer, tmp_path)
+
+
+def test_template_fault_names_the_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    system = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows = [{"messages": [*system[start:], {"role": "assistant", "content": "a"}]} for start in (1, 0)]
+    path = jsonl(tmp_path / "m.jsonl", rows)
+    refusing = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    refusing.chat_template = refusal + str(tokenizer.chat_template)
+    with pytest.raises(ValueError, match=r"m.jsonl, row 2: the chat template refuses .*no system"):
+        prepare_sft(FileSource(path=path, format=RowFormat.messages), refusing, tmp_path / "out")
+
+
+def test_a_split_that_was_not_prepared_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    prepare_sft(FileSource(path=questions(tmp_path / "q.jsonl", 3)), tokenizer, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"no validation rows; it has \['train'\]"):
+        read_sft(tmp_path / "out", "validation")
+
+
+def test_local_validation_file_is_prepared_too(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path, held_out = questions(tmp_path / "q.jsonl", 3, 4), questions(tmp_path / "v.jsonl", 5)
+    counts = prepare_sft(FileSource(path=path, validation_path=held_out), tokenizer, tmp_path)
+    assert {split: part["rows"] for split, part in counts.items()} == {"train": 2, "validation": 1}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="development data is absent")
+def test_development_data_tokenises_completely(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """By the byte tokenizer, whose rows are about four times as long as a model's."""
+    limits = {"max_length": 8192, "max_prompt_length": 6000}
+    gsm8k = FileSource(path=str(SHARED / "gsm8k_train.jsonl"), **limits)
+    harmless = FileSource(path=str(SHARED / "hh_harmless_train.jsonl"), **limits)
+    assert prepare_sft(gsm8k, tokenizer, tmp_path / "sft")["train"]["rows"] == 7473
+    assert prepare_preference(harmless, tokenizer, tmp_path / "preference")["train"]["rows"] == 1803

@@ -1,0 +1,189 @@
+"""Reading every kind of source, and how bad files and rows are reported."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from paft.config import DemoSource, FileSource, HubSource, RowFormat, Skill
+from paft.data.sources import conversations, file_fingerprint, preference_pairs, read_rows
+
+SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
+COMMIT = "0" * 40
+ROWS = [
+    {"messages": [{"role": "user", "content": f"Q{at}"}, {"role": "assistant", "content": f"A{at}"}]}
+    for at in range(3)
+]
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_json(path: Path, rows: list) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def write_json_data(path: Path, rows: list) -> Path:
+    path.write_text(json.dumps({"data": rows}))
+    return path
+
+
+def write_csv(path: Path, rows: list) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(
+            {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows
+        )
+    return path
+
+
+def write_parquet(path: Path, rows: list) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.jsonl", write_jsonl),
+        ("a.json", write_json),
+        ("b.json", write_json_data),
+        ("a.csv", write_csv),
+        ("a.parquet", write_parquet),
+    ],
+)
+def test_every_file_type_gives_the_same_rows(tmp_path: Path, name: str, write: Callable) -> None:
+    path = write(tmp_path / name, ROWS)
+    rows = list(conversations(FileSource(path=str(path)), "train"))
+    assert [row.messages for _, row in rows] == [row["messages"] for row in ROWS]
+    assert [location for location, _ in rows] == [f"{path}, row {number}" for number in (1, 2, 3)]
+
+
+def test_csv_text_that_looks_like_a_list_stays_text(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [{"prompt": "[1, 2]", "completion": "[3]"}])
+    [(_, row)] = conversations(FileSource(path=str(path)), "train")
+    assert [message["content"] for message in row.messages] == ["[1, 2]", "[3]"]
+
+
+@pytest.mark.parametrize("row_format", [RowFormat.auto, RowFormat.gsm8k])
+def test_hub_source_reads_a_split_of_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_format: RowFormat
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    repo = tmp_path / "repo"
+    (repo / "main").mkdir(parents=True)
+    for split in ("train", "test"):
+        write_parquet(repo / "main" / f"{split}-00000.parquet", [{"question": f"{split}?", "answer": "yes"}])
+    source = HubSource(
+        repo=str(repo), revision=COMMIT, data_dir="main", validation_split="test", format=row_format
+    )
+    [(location, row)] = conversations(source, "validation")
+    assert location == f"{repo} test, row 1"
+    assert row.messages[0]["content"] == "test?"
+
+
+def test_demo_source_yields_both_kinds() -> None:
+    [(location, row), *_] = conversations(DemoSource(skill=Skill.tool_call, num_rows=6), "train")
+    assert location == "demo tool_call train, row 1" and row.messages[1]["content"].startswith('{"tool":')
+    assert len(preference_pairs(DemoSource(skill=Skill.honesty, num_rows=6), "validation")) == 64
+
+
+def test_max_rows_takes_the_first_rows(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    assert len(conversations(FileSource(path=str(path), max_rows=2), "train")) == 2
+
+
+def test_bad_rows_are_reported_together_with_file_row_and_field(tmp_path: Path) -> None:
+    good = json.dumps(ROWS[0])
+    empty = '{"messages": [{"role": "user", "content": ""}]}'
+    path = tmp_path / "mixed.jsonl"
+    path.write_text(f'{good}\n\n{{"messages": \n{good}\n[1]\n{empty}\n')
+    with pytest.raises(ValueError) as caught:
+        conversations(FileSource(path=str(path)), "train")
+    assert str(caught.value).splitlines() == [
+        "3 row(s) cannot be used; correct them, remove them or set bad_rows=drop:",
+        f"{path}, row 3: broken JSON at column 13: Expecting value",
+        f"{path}, row 5: a row must be an object with named columns, got list",
+        f"{path}, row 6: field 'messages[0].content' is empty",
+    ]
+
+
+def test_twenty_bad_rows_are_shown_and_all_are_counted(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "bad.jsonl", [ROWS[0]] + [{"messages": []}] * 57)
+    with pytest.raises(ValueError) as caught:
+        conversations(FileSource(path=str(path)), "train")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("57 row(s)") and lines[-1] == "... and 37 more" and len(lines) == 22
+
+
+def test_read_rows_stops_at_an_unreadable_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"messages": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, row 1: byte 15 is not UTF-8"):
+        list(read_rows(FileSource(path=str(path)), split="train"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "x", r"a.txt must end in one of .jsonl, .json, .csv, .parquet, got '.txt'"),
+        ("a.json", "{", "a.json is not valid JSON"),
+        ("a.json", '{"rows": []}', "a.json must hold a list of rows"),
+        ("a.jsonl", "\n", "train part of .*a.jsonl holds no rows"),
+        ("a.parquet", "PAR?", "a.parquet is not a readable Parquet file"),
+        ("a.csv", "question,answer\n1,2,3\n", "a.csv, row 1: more cells than the header"),
+        ("a.csv", 'question,answer\n"1,2\n', "a.csv, line"),
+        ("a.jsonl", '{"text": "x"}\n', r"a.jsonl, row 1: format=auto finds no conversations in the columns"),
+    ],
+)
+def test_unusable_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        conversations(FileSource(path=str(tmp_path / name)), "train")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    for attempt in (
+        lambda path: conversations(FileSource(path=path), "train"),
+        lambda path: file_fingerprint(path),
+    ):
+        with pytest.raises(ValueError, match=r"there is no file .*gone.jsonl"):
+            attempt(str(tmp_path / "gone.jsonl"))
+
+
+def test_missing_validation_part_says_which_key_to_set(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(ValueError, match="validation_path"):
+        conversations(FileSource(path=str(path)), "validation")
+
+
+def test_fingerprint_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"paft" * 100_000)
+    assert file_fingerprint(tmp_path / "a") == hashlib.sha256(b"paft" * 100_000).hexdigest()
+
+
+def test_importing_sources_loads_nothing_heavy() -> None:
+    heavy = {"torch", "datasets", "pandas", "transformers"}
+    code = f"import sys, paft.data.sources; print({heavy} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "set()\n"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="development data is absent")
+def test_development_data_parses_completely() -> None:
+    gsm8k = conversations(FileSource(path=str(SHARED / "gsm8k_train.jsonl")), "train")
+    harmless = preference_pairs(FileSource(path=str(SHARED / "hh_harmless_train.jsonl")), "train")
+    assert (len(gsm8k), len(harmless)) == (7473, 1803)
