@@ -97,5 +97,6 @@ def write_report(configs: list[RunConfig]) -> None:
     from paft.report.build import build_report, print_table
 
     config = configs[0]
-    rows = build_report(Path(config.store), Path(config.logs) / "report")
-    print_table(rows, keys=[build(c).key for c in configs])
+    folder = Path(config.logs) / "report"
+    rows = build_report(Path(config.store), folder)
+    print_table(rows, keys=[build(c).key for c in configs], page=folder / "index.html")

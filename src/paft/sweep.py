@@ -29,9 +29,11 @@ log = logging.getLogger("paft")
 def main() -> int:
     """Exit code 0; 2 after a message for a mistake in the command or its input; failures keep their traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and we word them
-    # waiting threads sleep: when grid cells share cores, spinning ones cost several times the work itself
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads soon sleep while they wait: where processes share cores, spinning ones cost several times
+    # the work itself, and with a short spin an idle machine is as fast as with a long one
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     register_schemas()
+    sys.argv[1:] = flag_first(sys.argv[1:])
     try:
         _hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -40,6 +42,11 @@ def main() -> int:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def flag_first(words: list[str]) -> list[str]:
+    """The words with -m in front: argparse takes the overrides in one piece only."""
+    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ is written offline and can be uploaded later with `wandb sync`.
 
 import json
 import logging
+import netrc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,19 +36,15 @@ def survive(what: str, action: Callable[[], T]) -> T | None:
 
 def mode(config: Wandb) -> str:
     """`online` or `offline`: `auto` asks whether a key is configured, and WANDB_MODE has the last word."""
-    import wandb
-
     forced = os.environ.get("WANDB_MODE")
     if forced in ("online", "offline", "disabled"):
         return forced
     if config.mode is not WandbMode.auto:
         return config.mode.value
-    return "online" if wandb.Api.__module__ and _has_key() else "offline"
+    return "online" if _has_key() else "offline"
 
 
 def _has_key() -> bool:
-    import netrc
-
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
@@ -163,23 +160,18 @@ def _log_results(run: "Run", cell: Stage, context: Context, summary: dict[str, A
     import matplotlib.pyplot as plt
     import wandb
 
-    from paft.report import plots
-    from paft.report.table import adapters_of, merge_report
+    from paft.report.build import figures
 
-    folder = context.store.path(cell)
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((context.store.path(cell) / "results.json").read_text())
     columns = ["task", "score", "stderr", "metric", "num_items"]
     data = [[name, *(task[c] for c in columns[1:])] for name, task in results["tasks"].items()]
-    logged: dict[str, Any] = {"results": wandb.Table(columns=columns, data=data)}
-    figures = {"sparsity": plots.sparsity_bars(adapters_of([summary], context.store.root))}
-    report = merge_report(folder)
-    if report is not None:
-        figures["conflict"] = plots.conflict_by_layer({str(summary["merge"]): report})
-    logged |= {name: wandb.Image(figure) for name, figure in figures.items()}
+    drawn = dict(figures(context.store.root, [summary]))
     scores = {f"score/{name}": task["score"] for name, task in results["tasks"].items()}
-    run.log(logged | scores | {"score/average": results["average"]})
+    scores["score/average"] = results["average"]
+    table = wandb.Table(columns=columns, data=data)
+    run.log({"results": table} | {name: wandb.Image(figure) for name, figure in drawn.items()} | scores)
     run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
-    for figure in figures.values():
+    for figure in drawn.values():
         plt.close(figure)
 
 

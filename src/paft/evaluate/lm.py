@@ -5,7 +5,7 @@ and a request whose tokens are the beginning of another's rides on that one's fo
 multiple-choice question ride on the worked answer to the same question).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from paft.losses import BLOCK_N
 
+MAX_TOKENS = 4096
+"""Beyond this many tokens at once a forward pass gains nothing, and one long sequence pads many short ones."""
 Request = tuple[Any, list[int], list[int]]
 """(text, context tokens, continuation tokens), as lm-eval passes them."""
 
@@ -46,6 +48,19 @@ def share_forwards(requests: Sequence[Request], max_length: int) -> list[Forward
     return sorted(forwards, key=lambda f: len(f.tokens), reverse=True)
 
 
+def batches(forwards: Sequence[Forward], size: int) -> Iterator[list[Forward]]:
+    """Up to `size` sequences, and no more than `MAX_TOKENS` with their padding, at once; longest first."""
+    batch: list[Forward] = []
+    for forward in forwards:
+        width = len(batch[0].tokens) if batch else 0
+        if batch and (len(batch) == size or (len(batch) + 1) * width > MAX_TOKENS):
+            yield batch
+            batch = []
+        batch.append(forward)
+    if batch:
+        yield batch
+
+
 class SparingLM(HFLM):
     """`HFLM` with the two savings of this module."""
 
@@ -55,10 +70,8 @@ class SparingLM(HFLM):
         """(log-likelihood of the continuation, whether greedy decoding gives it) of every request."""
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         forwards = share_forwards(requests, self.max_length)
-        size = int(self.batch_size)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="log-likelihoods") as bar:
-            for i in range(0, len(forwards), size):
-                batch = forwards[i : i + size]
+            for batch in batches(forwards, int(self.batch_size)):
                 for index, answer in self._score(batch):
                     answers[index] = answer
                 bar.update(sum(len(f.riders) for f in batch))

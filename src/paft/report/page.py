@@ -122,7 +122,6 @@ def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "sign_conflict": _percent(r["sign_conflict"]),
             "rounded_back": _percent(r["rounded_back"]),
             "keys": [(name.removesuffix("_key"), r[name]) for name in keys if r[name]],
-            "finished": r["finished"],
         }
         for r, label in zip(rows, labels(rows), strict=True)
     ]

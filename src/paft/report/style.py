@@ -51,7 +51,9 @@ def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             by_label.setdefault(label, handle)
     if by_label:
-        columns = max(1, min(4, len(by_label)))
+        # inches of the widest entry at 9 points
+        widest = 0.6 + 0.075 * max(map(len, by_label))
+        columns = max(1, min(4, len(by_label), int(figure.get_figwidth() / widest)))
         figure.legend(
             list(by_label.values()),
             [subscript(label) for label in by_label],

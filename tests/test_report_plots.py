@@ -1,0 +1,122 @@
+"""How the report names, compares and draws rows of a synthetic store."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_store import PAFT, fill, grid
+
+from paft.config import ORPO, Paradigm, Slerp, Ties
+from paft.report.build import adapters, merge_reports
+from paft.report.labels import Column, blocks, labels, score_columns, short
+from paft.report.plots import by_layer, conflict_by_layer, sparsity_bars, training_curves
+from paft.report.score_plots import lambda_places, scores_by_lambda, scores_by_method
+from paft.report.table import rows
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("paper") / "stages"
+    fill(root, grid())
+    return root
+
+
+# --- labels ------------------------------------------------------------------------------------------
+
+
+def test_labels_name_only_what_differs(tmp_path):
+    merges = [Ties(density=0.2), Ties(density=0.8), Slerp()]
+    fill(tmp_path, [replace(PAFT, merge=m) for m in merges])
+
+    assert labels(rows(tmp_path)) == ["SLERP", "TIES density=0.2", "TIES density=0.8"]
+
+
+def test_labels_fall_back_to_the_key_where_no_column_tells_rows_apart(tmp_path):
+    cells = [PAFT, replace(PAFT, sft=replace(PAFT.sft, epochs=2))]
+    keys = sorted(stage.key for stage in fill(tmp_path, cells))
+
+    assert labels(rows(tmp_path)) == [f"TIES {key[:6]}" for key in keys]
+
+
+def test_baselines_join_every_block_whose_data_they_share(tmp_path):
+    other = replace(PAFT.data, preference=replace(PAFT.data.preference, num_rows=99))
+    base, sft = (replace(PAFT, paradigm=p) for p in (Paradigm.base, Paradigm.sft))
+    fill(tmp_path, [PAFT, replace(PAFT, data=other), base, sft])
+
+    found = [[r["paradigm"] for r in block] for _, block in blocks(rows(tmp_path))]
+
+    assert found == [["parallel", "sft", "base"]] * 2
+
+
+def test_short_writes_lambdas_as_one_types_them():
+    values = (None, 0.0, 1e-4, 2.5e-5, 0.5, 1.0)
+    assert [short(v) for v in values] == ["–", "0", "1e-4", "2.5e-5", "0.5", "1"]
+
+
+def test_best_goes_by_the_direction_of_the_column(store):
+    table = rows(store)
+    by_name = {c.name: c for c in score_columns(table)}
+
+    assert by_name["bits"].best(table) == min(r["bits"] for r in table)
+    assert by_name["honesty"].best(table) == pytest.approx(100 * max(r["honesty"] for r in table))
+    assert Column("honesty", percent=True).best(table[:1]) is None
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+
+def test_scores_by_lambda_draws_a_line_per_merge_and_a_level_per_baseline(store):
+    figure = scores_by_lambda(rows(store), ["honesty"])
+
+    (ax,) = figure.axes
+    drawn = {label for _, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    assert drawn == {
+        *("SLERP", "Task Arithmetic", "TIES", "DARE TIES", "Linear"),
+        *("SFT-alone", "DPO-alone", "base"),
+    }
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "1e-4", "1e-3"]
+
+
+def test_figures_bear_missing_and_equal_values(store):
+    equal = [r | {"honesty": 0.5, "honesty_stderr": None, "bits": None, "average": None} for r in rows(store)]
+
+    for table in (equal, equal[:1], [r for r in equal if r["paradigm"] == "sft"]):
+        for figure in (scores_by_lambda(table), scores_by_method(table)):
+            figure.canvas.draw()
+    for figure in (sparsity_bars([]), conflict_by_layer({}), training_curves({})):
+        figure.canvas.draw()
+
+
+def test_lambda_places_put_zero_left_of_the_logarithms():
+    places = lambda_places({0.0, 1e-4, 1e-2})
+
+    assert places == pytest.approx({0.0: -4.6, 1e-4: -4.0, 1e-2: -2.0})
+    assert lambda_places({0.0}) == {0.0: -0.5}
+
+
+def test_by_layer_means_over_the_modules_of_a_layer():
+    tensors = {
+        "model.layers.1.a.weight": {"cosine": 1.0},
+        "model.layers.0.a.weight": {"cosine": 0.2},
+        "model.layers.0.b.weight": {"cosine": 0.4},
+        "lm_head.weight": {"cosine": 9.0},
+    }
+
+    assert by_layer(tensors, "cosine") == pytest.approx({0: 0.3, 1: 1.0})
+
+
+def test_adapters_and_merge_reports_are_named_apart_and_ordered_by_lambda(tmp_path):
+    cells = grid(merges=[Ties()], lambdas=[1e-3, 0.0])
+    fill(tmp_path, [*cells, *(replace(c, preference=ORPO()) for c in cells[:2])])
+    ((_, block),) = blocks(rows(tmp_path))
+
+    names = [a.label for a in adapters(tmp_path, block)]
+
+    sparse = "SFT_sparse, λ=1e-3"
+    assert names == ["SFT, λ=0", sparse, "DPO", "ORPO", "DPO on SFT, λ=0", f"DPO on {sparse}"]
+    assert list(merge_reports(tmp_path, block)) == [
+        "SFT, λ=0 + DPO",
+        "SFT, λ=0 + ORPO",
+        f"{sparse} + DPO",
+        f"{sparse} + ORPO",
+    ]
