@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from paft.config import LoraConfig, ModelConfig
@@ -60,18 +62,31 @@ class Policy(nn.Module):
             yield
 
     def factors(self) -> list[tuple[Tensor, Tensor, float]]:
-        """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable."""
+        """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
         return [
-            (module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight, module.scaling[ADAPTER])
+            (whole(module.lora_A[ADAPTER].weight), whole(module.lora_B[ADAPTER].weight), module.scaling[ADAPTER])
             for module in self.peft.modules()
             if hasattr(module, "lora_A") and ADAPTER in module.lora_A
         ]
 
     def save(self, folder: Path, fingerprints: dict[str, str]) -> None:
-        """Write a standard PEFT adapter folder, plus paft.json with the base, tokenizer and template it is for."""
-        self.peft.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        """Write a standard PEFT adapter folder, plus paft.json with the base, tokenizer and template it is for.
+
+        On several devices every rank must call it: sharded factors are gathered, and rank 0 writes.
+        """
+        state = {name: whole(p.detach()).cpu() for name, p in self.peft.named_parameters() if p.requires_grad}
+        if dist.is_initialized() and dist.get_rank() > 0:
+            return
+        self.peft.save_pretrained(
+            str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=state
+        )
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor behind a sharded one; any other tensor is itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def refuse_unknown_targets(base: PreTrainedModel, target_modules: list[str]) -> None:

@@ -1,11 +1,12 @@
 """From Hydra's composed config to the typed `RunConfig`, with errors a person can act on."""
 
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from paft.config import SCHEMAS, RunConfig
 
@@ -24,14 +25,16 @@ def to_config(cfg: DictConfig) -> RunConfig:
     type, out of range, or missing.
     """
     _check_lambda(cfg)
-    values = OmegaConf.create({k: v for k, v in cfg.items_ex(resolve=False) if k not in ("lambda", "experiment")})
+    if missing := list(_missing_keys(cfg)):
+        raise ValueError(_missing(missing))
+    values = OmegaConf.create(
+        {k: v for k, v in cfg.items_ex(resolve=False) if k not in ("lambda", "experiment")}
+    )
     values._set_parent(cfg)  # so that ${lambda} still resolves
     try:
         OmegaConf.resolve(values)
         typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
-        missing = sorted(OmegaConf.missing_keys(typed))
-        if missing:
-            raise ValueError(_missing(missing))
+        _refuse_unknown(typed)
         config = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, MissingMandatoryValue) as error:
         raise ValueError(_in_words(error)) from error
@@ -46,6 +49,29 @@ def _check_lambda(cfg: DictConfig) -> None:
         raise ValueError(f"lambda must be a number, at least 0, got {value!r}; for example lambda=1e-4")
 
 
+def _refuse_unknown(node: DictConfig, at: str = "") -> None:
+    """`+merge.foo=1` passes Hydra whatever the type; what no dataclass names would have no effect."""
+    schema = OmegaConf.get_type(node)
+    names = [f.name for f in fields(schema)] if is_dataclass(schema) else [str(key) for key in node]
+    for key in map(str, node):
+        if key not in names:
+            raise ValueError(
+                f"{at}{key} is not a setting; {at.rstrip('.') or 'the root'} has: {', '.join(names)}"
+            )
+        child = node[key]
+        if isinstance(child, DictConfig):
+            _refuse_unknown(child, f"{at}{key}.")
+
+
+def _missing_keys(node: DictConfig, at: str = "") -> Iterator[str]:
+    """Every `???`; not what merely refers to one."""
+    for key, child in node.items_ex(resolve=False):
+        if OmegaConf.is_missing(node, key):
+            yield f"{at}{key}"
+        elif isinstance(child, DictConfig) and not (child._is_none() or child._is_interpolation()):
+            yield from _missing_keys(child, f"{at}{key}.")
+
+
 def _missing(keys: list[str]) -> str:
     example = " ".join(f"{key}=..." for key in keys)
     return f"{', '.join(keys)} must be given; add {example} to the command line"
@@ -56,20 +82,31 @@ def _in_words(error: Exception) -> str:
     return f"{key}: {str(error).splitlines()[0]}"
 
 
+NOISE = ("full_key:", "object_type=", "reference_type=", "Config search path:", "provider=")
+"""Starts of lines that Hydra and OmegaConf write for people who debug them."""
+
+
 def explain(error: BaseException) -> str:
     """What went wrong, down to its cause, and for an unknown key the keys there are."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-    lines = [line for e in chain for line in str(e).strip().splitlines() if not line.strip().startswith("reference_type")]
-    text = "\n       ".join(dict.fromkeys(line.rstrip() for line in lines))
-    keys = _keys_of(chain)
-    return text + (f"\n       it has: {', '.join(keys)}" if keys else "")
+    known = _known_keys(chain)
+    lines: list[str] = []
+    for line in (line.strip() for e in chain for line in str(e).splitlines()):
+        useless = line.startswith(NOISE) or (known and line.startswith("To append to your config"))
+        if line and not useless and not any(line == said or said.endswith(f": {line}") for said in lines):
+            lines.append(line)
+    return "\n       ".join(lines + ([f"it has: {', '.join(known)}"] if known else []))
 
 
-def _keys_of(chain: list[BaseException]) -> list[str]:
+def _known_keys(chain: list[BaseException]) -> list[str]:
+    """The keys of the place an unknown key was looked for in."""
     for error in chain:
-        schema = getattr(error, "object_type", None)
-        if isinstance(schema, type) and is_dataclass(schema):
-            return [f.name for f in fields(schema)]
+        if isinstance(error, ConfigKeyError | ConfigAttributeError):
+            schema = getattr(error, "object_type", None)
+            if isinstance(schema, type) and is_dataclass(schema):
+                return [f.name for f in fields(schema)]
+            if "." not in str(error.full_key):
+                return ["lambda", *(f.name for f in fields(RunConfig))]
     return []

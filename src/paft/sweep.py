@@ -6,6 +6,8 @@ A grid is checked whole before its first cell starts, planned as one graph, and 
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ def main() -> int:
     register_schemas()
     sys.argv[1:] = flag_first(sys.argv[1:])
     try:
-        _hydra_main()
+        with unwrapped():
+            _hydra_main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if os.environ.get("PAFT_TRACEBACK") or not is_mistake(error):
             raise
@@ -44,20 +47,41 @@ def main() -> int:
     return 0
 
 
+class GridError(BaseException):
+    """Carries its cause past Hydra, which turns any `Exception` of a callback into a warning and goes on."""
+
+
+@contextmanager
+def wrapped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise GridError from error
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    try:
+        yield
+    except GridError as carrier:
+        assert carrier.__cause__ is not None
+        raise carrier.__cause__ from carrier.__cause__.__cause__
+
+
 def flag_first(words: list[str]) -> list[str]:
     """The words with -m in front: argparse takes the overrides in one piece only."""
     return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
 
 
 def is_mistake(error: BaseException) -> bool:
-    """A ValueError of our own is a wrong input; one from inside a library is a failure and keeps its traceback."""
+    """A ValueError of our own, or Hydra's, is a wrong input; one from inside a library is a failure and keeps its traceback."""
     if not isinstance(error, ValueError) or isinstance(error, HydraException | OmegaConfBaseException):
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    return str(module).startswith("paft.")
+    return str(module).startswith(("paft.", "hydra."))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -81,6 +105,7 @@ class Sweep(Callback):
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
 
+    @wrapped()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every cell before the first one runs; with plan=true, print the whole graph."""
         combinations = expand(config)
@@ -91,6 +116,7 @@ class Sweep(Callback):
         else:
             log.info("%d cells", len(cells))
 
+    @wrapped()
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Table, CSV, HTML and pictures over everything the store holds."""
         if not self.configs or self.configs[0].plan:

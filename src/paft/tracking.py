@@ -97,7 +97,9 @@ def cell_id(cell: Stage) -> str:
 
 
 def branch_logger(stage: Stage, context: Context) -> "Logger | None":
-    """The Lightning logger of a branch's run."""
+    """The Lightning logger of a branch's run; None on every rank but the first."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
     from lightning.pytorch.loggers import WandbLogger
 
     config = {"stage": stage.name, "key": stage.key, **canonical(stage.config)}

@@ -75,8 +75,9 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     module.backbone.save(out / "adapter", fingerprints)
     metrics |= {"steps": steps, "tokens": module.tokens_seen, "rows": len(rows)}
     metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
-    metrics |= finish(out)
-    finish_branch(stage, out, metrics, context)
+    if trainer.is_global_zero:
+        metrics |= finish(out)
+        finish_branch(stage, out, metrics, context)
     return metrics
 
 

@@ -1,0 +1,73 @@
+"""What every test runs under: one thread, no network, no W&B server; and the smoke grid several files read."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported; subprocesses inherit it
+os.environ["GOMP_SPINCOUNT"] = "1000"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from paft.compose import register_schemas, to_config
+from paft.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+GRID = ("experiment=smoke", "-m", "lambda=1e-4,1e-3", "merge=ties,dare", "logger=wandb")
+FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def train(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python train.py <overrides>` in its own process, from `cwd`."""
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
+
+
+@dataclass
+class Grid:
+    """The folder a grid ran in, and what its process said."""
+
+    logs: Path
+    done: subprocess.CompletedProcess[str]
+    seconds: float
+    store: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = self.logs / "stages"
+
+    def again(self) -> "Grid":
+        return run_grid(self.logs)
+
+
+def run_grid(logs: Path) -> Grid:
+    started = time.time()
+    done = train(*GRID, f"logs={logs}", cwd=logs.parent, WANDB_API_KEY=FAKE_KEY)
+    return Grid(logs, done, time.time() - started)
+
+
+@pytest.fixture(scope="session")
+def smoke_grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    """`experiment=smoke -m lambda=1e-4,1e-3 merge=ties,dare logger=wandb`, run once; tests only add to its store."""
+    return run_grid(tmp_path_factory.mktemp("grid") / "logs")
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., RunConfig]:
+    """Overrides as on the command line -> the typed config."""
+    register_schemas()
+
+    def composed(*overrides: str) -> RunConfig:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return to_config(hydra.compose("train", overrides=list(overrides)))
+
+    return composed

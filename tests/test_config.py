@@ -1,0 +1,276 @@
+"""Everything in conf/ composes into the typed config, and every wrong value is refused in words."""
+
+import ast
+import re
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
+from itertools import product
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, train
+from hydra.errors import HydraException
+from omegaconf import MISSING
+from omegaconf.errors import OmegaConfBaseException
+
+from paft import config as schema
+from paft.compose import explain
+
+CONF = ROOT / "conf"
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REQUIRED = {
+    "data=jsonl": ("data.sft.path=a.jsonl", "data.preference.path=b.jsonl"),
+    "model=local": ("model.name=mine", "model.path=folder"),
+    "model=hub": ("model.name=some", "model.repo=org/some", f"model.revision={COMMIT}"),
+}
+"""What a person must add to an option for it to say something."""
+STRATEGY_NEEDS = {"trainer=a100x8": ("strategy=ddp",)}
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def refused(compose, *overrides: str) -> str:
+    """What the person reads."""
+    with pytest.raises((ValueError, HydraException, OmegaConfBaseException)) as caught:
+        compose(*overrides)
+    return explain(caught.value)
+
+
+# --- what is shipped composes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("experiment", "merge"), product(options("experiment"), options("merge")))
+def test_every_experiment_composes_with_every_merge(compose, experiment, merge):
+    config = compose(f"experiment={experiment}", f"merge={merge}")
+
+    expected = {"dare": "dareties"}.get(merge, merge.replace("_", ""))
+    assert type(config.merge).__name__.lower() == expected
+
+
+@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS if g != "experiment" for o in options(g)])
+def test_every_option_of_every_group_composes(compose, choice):
+    config = compose(choice, *REQUIRED.get(choice, ()), *STRATEGY_NEEDS.get(choice, ()))
+
+    group = choice.partition("=")[0]
+    assert is_dataclass(getattr(config, group)) or group == "callbacks"
+
+
+@pytest.mark.parametrize("choice", REQUIRED)
+def test_option_with_required_values_names_them(compose, choice):
+    message = refused(compose, choice)
+
+    keys = [value.partition("=")[0] for value in REQUIRED[choice]]
+    assert message.startswith(f"{', '.join(keys)} must be given; add {keys[0]}=... ")
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_yaml_files_are_short(path):
+    if path.name != "train.yaml":
+        assert len(path.read_text().splitlines()) <= 30
+
+
+def test_defaults_in_yaml_are_the_contract(compose):
+    config = compose()
+
+    assert (config.paradigm, config.seed, config.store, config.plan) == ("parallel", 42, "logs/stages", False)
+    assert config.sft.l1.weight == 1e-4
+    assert isinstance(config.merge, schema.Ties)
+    assert config.model.name == "SmolLM2-135M"
+
+
+def test_lambda_reaches_the_sft_penalty(compose):
+    assert compose("lambda=0").sft.l1.weight == 0
+    assert compose("lambda=3e-4").sft.l1.weight == 3e-4
+
+
+def test_seed_reaches_the_drop_masks(compose):
+    assert compose("seed=7", "merge=dare").merge.seed == 7
+
+
+def test_sequential_orpo_is_a_row_of_the_tables(compose):
+    config = compose("paradigm=sequential", "preference=orpo")
+
+    assert config.paradigm is schema.Paradigm.sequential
+    assert isinstance(config.preference, schema.ORPO)
+
+
+@pytest.mark.parametrize("kind", sorted(set(schema.SCHEMAS.values()), key=lambda t: t.__name__))
+def test_every_field_has_a_default_or_is_asked_for(kind):
+    for f in fields(kind):
+        assert f.default is not NO_DEFAULT or f.default_factory is not NO_DEFAULT or f.default == MISSING, (
+            f.name
+        )
+
+
+# --- what is refused ----------------------------------------------------------------------------------
+
+WRONG_TYPES = {
+    "lambda=oops": ("lambda", "'oops'", "a number, at least 0"),
+    "lambda=true": ("lambda", "True", "a number, at least 0"),
+    "lambda=null": ("lambda", "None", "a number, at least 0"),
+    "lambda=-1": ("lambda", "-1", "a finite number, at least 0"),
+    "lambda=nan": ("lambda", "nan", "a finite number, at least 0"),
+    "lambda=inf": ("lambda", "inf", "a finite number, at least 0"),
+    "seed=x": ("seed", "'x'", "Integer"),
+    "seed=-3": ("seed", "-3", "at least 0"),
+    "seed=1.5": ("seed", "1.5", "Integer"),
+    "paradigm=foo": ("paradigm", "'foo'", "parallel, sequential, sft, preference, base"),
+    "plan=maybe": ("plan", "maybe", "bool"),
+    "merge=foo": ("merge", "foo", "ties", "slerp", "dare_linear"),
+    "model=gpt": ("model", "gpt", "smollm2_135m"),
+    "merge.election=loud": ("merge.election", "loud", "mass, count"),
+    "preference.loss=kto": ("preference.loss", "kto", "sigmoid, ipo, hinge"),
+}
+
+
+@pytest.mark.parametrize("override", WRONG_TYPES)
+def test_wrong_value_names_key_received_and_allowed(compose, override):
+    message = refused(compose, override)
+
+    for part in WRONG_TYPES[override]:
+        assert part in message
+
+
+UNKNOWN = {
+    ("merge.foo=1",): ("foo", "density", "election", "scope"),
+    ("foo=1",): ("foo", "lambda", "paradigm", "store"),
+    ("sft.foo=1",): ("foo", "global_batch_size", "max_steps"),
+    ("sft.lora.foo=1",): ("foo", "rank", "alpha", "target_modules"),
+    ("evaluate.tasks.honesty.foo=1",): ("foo", "metric", "num_fewshot"),
+    ("merge=linear", "merge.density=.2"): ("density", "weights", "normalize"),
+    ("preference=orpo", "preference.loss=ipo"): ("loss", "nll_scope"),
+    ("+merge.foo=1",): ("foo", "density"),
+    ("+foo=1",): ("foo", "paradigm"),
+}
+
+
+@pytest.mark.parametrize("overrides", UNKNOWN, ids=" ".join)
+def test_unknown_key_lists_the_keys_there_are(compose, overrides):
+    message = refused(compose, *overrides)
+
+    for part in UNKNOWN[overrides]:
+        assert part in message
+
+
+OUT_OF_RANGE = [
+    ("model=hub", "model.name=m", "model.repo=org/m", "model.revision=main"),
+    ("data=zephyr", "data.sft.revision=v1.0"),
+    ("data.sft.max_rows=0",),
+    ("data.sft.max_length=1",),
+    ("data.sft.max_prompt_length=256",),
+    ("data.preference.max_prompt_length=0",),
+    ("data.sft.num_rows=0",),
+    ("sft.lora.rank=0",),
+    ("sft.lora.alpha=0",),
+    ("sft.lora.dropout=1",),
+    ("sft.lora.target_modules=[]",),
+    ("sft.lr=0",),
+    ("preference.lr=-1",),
+    ("sft.warmup_ratio=1",),
+    ("sft.weight_decay=-0.1",),
+    ("sft.beta1=1",),
+    ("sft.beta2=-0.1",),
+    ("sft.max_grad_norm=0",),
+    ("sft.global_batch_size=0",),
+    ("sft.epochs=0",),
+    ("sft.max_steps=0",),
+    ("preference.beta=0",),
+    ("preference.label_smoothing=0.5",),
+    ("preference=orpo", "preference.beta=-1"),
+    ("merge.weights=[1]",),
+    ("merge.density=7",),
+    ("merge.density=0",),
+    ("merge.sft_density=1.5",),
+    ("merge.preference_density=-1",),
+    ("merge=linear", "merge.weights=[1,-1]"),
+    ("merge=slerp", "merge.t=1.5"),
+    ("evaluate.batch_size=0",),
+    ("evaluate.limit=0",),
+    ("trainer.accelerator=tpu",),
+    ("trainer.micro_batch_size=0",),
+    ("trainer.checkpoint_every=0",),
+    ("trainer.log_every=0",),
+    ("seed=-1",),
+]
+
+
+@pytest.mark.parametrize("overrides", OUT_OF_RANGE, ids=" ".join)
+def test_out_of_range_names_key_value_and_what_is_allowed(compose, overrides):
+    message = refused(compose, *overrides)
+
+    key, _, value = overrides[-1].partition("=")
+    assert key.rpartition(".")[2] in message
+    assert " must be " in message
+    received = re.search(r"got ([^;]+)", message)
+    assert received and same_value(received[1], value)
+
+
+def same_value(shown: str, typed: str) -> bool:
+    try:
+        return ast.literal_eval(shown) == ast.literal_eval(typed)
+    except (ValueError, SyntaxError):
+        return shown.strip("'") == typed
+
+
+@pytest.mark.parametrize("branch", ["sft", "preference"])
+def test_range_error_names_the_branch_it_is_in(compose, branch):
+    assert f"{branch}.lr must be positive" in refused(compose, f"{branch}.lr=0")
+
+
+def test_label_smoothing_needs_the_sigmoid_loss(compose):
+    message = refused(compose, "preference.loss=ipo", "preference.label_smoothing=0.1")
+
+    assert "preference.loss=sigmoid" in message and "'ipo'" in message
+
+
+def test_single_strategy_refuses_two_devices(compose):
+    message = refused(compose, "trainer.devices=2")
+
+    assert "2 devices" in message and "strategy=single" in message and "ddp" in message
+
+
+def test_global_batch_must_divide_among_devices(compose):
+    message = refused(compose, "trainer.devices=3", "strategy=ddp")
+
+    assert "sft.global_batch_size" in message and "16" in message and "multiple of the 3 devices" in message
+
+
+# --- on the command line ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("lambda=oops",), ("-m", "lambda=1e-4,oops")], ids=" ".join)
+def test_mistake_on_the_command_line_is_one_message_before_any_work(tmp_path, words):
+    done = train(*words, "experiment=smoke", "logs=out", cwd=tmp_path)
+
+    assert done.returncode == 2
+    # Hydra itself says which job failed, when it came to a job
+    assert done.stderr.splitlines()[-1].startswith("error: lambda must be a number, at least 0, got 'oops'")
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "out" / "stages").exists()
+    assert "Launching" not in done.stdout
+
+
+def test_multirun_flag_may_stand_anywhere(tmp_path):
+    done = train("experiment=smoke", "-m", "lambda=1e-4,1e-3", "plan=true", "logs=out", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "2 cells" in done.stdout
+
+
+def test_missing_file_is_a_message_not_a_traceback(tmp_path):
+    done = train("data=jsonl", *REQUIRED["data=jsonl"], "plan=true", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "a.jsonl is not a file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_names_every_group_and_root_key(tmp_path):
+    done = train("--help", cwd=tmp_path)
+
+    assert done.returncode == 0
+    for word in [*GROUPS, "lambda", "seed", "paradigm", "store", "plan"]:
+        assert f" {word}" in done.stdout
+    assert list(Path(tmp_path).iterdir()) == []
