@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, no network, no W&B server; and the smoke grid several files read."""
+"""What every test runs under: one thread, no network, no W&B server; and a smoke grid to read."""
 
 import os
 
@@ -44,8 +44,12 @@ class Grid:
     def __post_init__(self) -> None:
         self.store = self.logs / "stages"
 
-    def again(self) -> "Grid":
-        return run_grid(self.logs)
+    def stage_files(self) -> dict[Path, int]:
+        """stage.json of every finished stage -> time of its last change."""
+        return {p: p.stat().st_mtime_ns for p in sorted(self.store.glob("*/*/stage.json"))}
+
+    def wandb_runs(self) -> list[Path]:
+        return sorted((self.logs / "wandb").glob("offline-run-*"))
 
 
 def run_grid(logs: Path) -> Grid:
@@ -56,8 +60,16 @@ def run_grid(logs: Path) -> Grid:
 
 @pytest.fixture(scope="session")
 def smoke_grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    """`experiment=smoke -m lambda=1e-4,1e-3 merge=ties,dare logger=wandb`, run once; tests only add to its store."""
+    """Two lambdas, TIES and DARE, on the tiny model, run once; tests only add to its store."""
     return run_grid(tmp_path_factory.mktemp("grid") / "logs")
+
+
+@pytest.fixture(scope="session")
+def smoke_grid_again(smoke_grid: Grid) -> tuple[Grid, bool, bool]:
+    """The same command once more; whether it touched any stage, and whether it logged any run."""
+    stages, runs = smoke_grid.stage_files(), smoke_grid.wandb_runs()
+    again = run_grid(smoke_grid.logs)
+    return again, again.stage_files() != stages, again.wandb_runs() != runs
 
 
 @pytest.fixture(scope="session")

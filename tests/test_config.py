@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, train
 from hydra.errors import HydraException
-from omegaconf import MISSING
 from omegaconf.errors import OmegaConfBaseException
 
 from paft import config as schema

@@ -6,7 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paft.losses import IGNORE, dpo_loss, l1_penalty, label_logps, log1mexp, orpo_loss, sequence_logps, sft_loss
+from paft.losses import (
+    IGNORE,
+    dpo_loss,
+    l1_penalty,
+    label_logps,
+    log1mexp,
+    orpo_loss,
+    sequence_logps,
+    sft_loss,
+)
 
 B, T, H, V = 3, 11, 8, 50
 
@@ -141,7 +150,9 @@ def test_l1_of_factors_against_autograd():
 def test_l1_never_holds_a_whole_delta():
     rank, rows, columns, block = 4, 4096, 512, 16
     A, B_ = torch.randn(rank, columns, requires_grad=True), torch.randn(rows, rank, requires_grad=True)
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         l1_penalty([(A, B_, 1.0)], block_rows=block).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < rows * columns * 4 / 8, "an allocation of the size of the delta"

@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -43,8 +45,7 @@ class Policy(nn.Module):
 
     @property
     def base(self) -> PreTrainedModel:
-        model: PreTrainedModel = self.peft.get_base_model()
-        return model
+        return cast(PreTrainedModel, self.peft.get_base_model())
 
     def forward(self, input_ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
         """Float32 [B, T]: log-probability of each label given its past, 0 where there is none.
@@ -63,11 +64,11 @@ class Policy(nn.Module):
 
     def factors(self) -> list[tuple[Tensor, Tensor, float]]:
         """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
-        return [
-            (whole(module.lora_A[ADAPTER].weight), whole(module.lora_B[ADAPTER].weight), module.scaling[ADAPTER])
-            for module in self.peft.modules()
-            if hasattr(module, "lora_A") and ADAPTER in module.lora_A
+        layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
+        pairs = [
+            (cast(Tensor, m.lora_A[ADAPTER].weight), cast(Tensor, m.lora_B[ADAPTER].weight)) for m in layers
         ]
+        return [(whole(A), whole(B), m.scaling[ADAPTER]) for (A, B), m in zip(pairs, layers, strict=True)]
 
     def save(self, folder: Path, fingerprints: dict[str, str]) -> None:
         """Write a standard PEFT adapter folder, plus paft.json with the base, tokenizer and template it is for.

@@ -34,6 +34,7 @@ def to_config(cfg: DictConfig) -> RunConfig:
     try:
         OmegaConf.resolve(values)
         typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+        assert isinstance(typed, DictConfig)
         _refuse_unknown(typed)
         config = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, MissingMandatoryValue) as error:
@@ -65,7 +66,8 @@ def _refuse_unknown(node: DictConfig, at: str = "") -> None:
 
 def _missing_keys(node: DictConfig, at: str = "") -> Iterator[str]:
     """Every `???`; not what merely refers to one."""
-    for key, child in node.items_ex(resolve=False):
+    for name, child in node.items_ex(resolve=False):
+        key = str(name)
         if OmegaConf.is_missing(node, key):
             yield f"{at}{key}"
         elif isinstance(child, DictConfig) and not (child._is_none() or child._is_interpolation()):

@@ -155,7 +155,9 @@ class Source:
     bad_rows: BadRows = BadRows.error
 
     def __post_init__(self) -> None:
-        require(self.max_rows is None or self.max_rows > 0, "data.*.max_rows", self.max_rows, "positive or null")
+        require(
+            self.max_rows is None or self.max_rows > 0, "data.*.max_rows", self.max_rows, "positive or null"
+        )
         require(self.max_length > 1, "data.*.max_length", self.max_length, "at least 2 tokens")
         require(
             0 < self.max_prompt_length < self.max_length,
@@ -290,7 +292,12 @@ class BranchConfig:
         require(self.max_grad_norm > 0, f"{at}.max_grad_norm", self.max_grad_norm, "positive")
         require(self.global_batch_size > 0, f"{at}.global_batch_size", self.global_batch_size, "positive")
         require(self.epochs > 0, f"{at}.epochs", self.epochs, "positive")
-        require(self.max_steps is None or self.max_steps > 0, f"{at}.max_steps", self.max_steps, "positive or null")
+        require(
+            self.max_steps is None or self.max_steps > 0,
+            f"{at}.max_steps",
+            self.max_steps,
+            "positive or null",
+        )
 
     @property
     def branch(self) -> str:
@@ -381,7 +388,7 @@ class Election(str, Enum):
     """Sign of a position by `mass` (sign of the sum) or by `count` (sign of the sum of signs)."""
 
     mass = "mass"
-    count = "count"
+    count = "count"  # type: ignore[assignment]  # str has a method of that name
 
 
 class ElectOn(str, Enum):
@@ -395,7 +402,7 @@ class Normalize(str, Enum):
     """Divide by the agreeing weights (mergekit), by the agreeing count (peft), or not at all."""
 
     weights = "weights"
-    count = "count"
+    count = "count"  # type: ignore[assignment]  # str has a method of that name
     none = "none"
 
 
@@ -441,7 +448,9 @@ class Linear(WeightedMerge):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(not self.normalize or sum(self.weights) != 0, "merge.weights", self.weights, "not summing to 0")
+        require(
+            not self.normalize or sum(self.weights) != 0, "merge.weights", self.weights, "not summing to 0"
+        )
 
 
 @dataclass

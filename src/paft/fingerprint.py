@@ -24,7 +24,9 @@ def folder_sha256(folder: Path) -> str:
 
     Raises `ValueError` where the folder holds no config.json or no safetensors file.
     """
-    names = sorted(p.name for p in folder.glob("*") if p.suffix in (".json", ".safetensors", ".jinja", ".model"))
+    names = sorted(
+        p.name for p in folder.glob("*") if p.suffix in (".json", ".safetensors", ".jinja", ".model")
+    )
     if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
         raise ValueError(
             f"{folder} is not a model folder: it needs config.json and *.safetensors, it holds {names or 'nothing'}"

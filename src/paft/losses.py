@@ -5,6 +5,7 @@ is not a target. All log-probabilities are natural logarithms.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ class _HeadLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+    def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
+        needs_grad = ctx.needs_input_grad[0]
         logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
         slope_NH = torch.empty_like(hidden_NH) if needs_grad else None
         for start in range(0, len(targets_N), BLOCK_N):
@@ -34,15 +35,19 @@ class _HeadLogps(torch.autograd.Function):
             picked = targets_N[block, None]
             logps_N[block] = logps_NV.gather(1, picked).squeeze(1)
             if slope_NH is not None:
-                pull_NV = logps_NV.exp_().neg_().scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float32))
+                pull_NV = (
+                    logps_NV.exp_()
+                    .neg_()
+                    .scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float32))
+                )
                 slope_NH[block] = pull_NV.to(head_VH.dtype) @ head_VH
         if slope_NH is not None:
             ctx.save_for_backward(slope_NH)
         return logps_N
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (slope_NH,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
+        (slope_NH,) = ctx.saved_tensors
         return (grad_N[:, None] * slope_NH.float()).to(slope_NH.dtype), None, None
 
 
@@ -64,7 +69,9 @@ def label_logps(outputs: Tensor, labels_BT: Tensor, head_VH: Tensor | None = Non
     return logps_BT
 
 
-def sequence_logps(outputs: Tensor, labels_BT: Tensor, head_VH: Tensor | None = None, *, mean: bool = False) -> Tensor:
+def sequence_logps(
+    outputs: Tensor, labels_BT: Tensor, head_VH: Tensor | None = None, *, mean: bool = False
+) -> Tensor:
     """Log-probability of each row's labels: float32 [B], the sum over labels or, with `mean`, the average.
 
     Arguments as for `label_logps`. A row without labels gives 0.
@@ -109,7 +116,9 @@ def dpo_loss(
     h_B = h_B.float()
     match loss:
         case "sigmoid":
-            return -(1 - label_smoothing) * F.logsigmoid(beta * h_B) - label_smoothing * F.logsigmoid(-beta * h_B)
+            return -(1 - label_smoothing) * F.logsigmoid(beta * h_B) - label_smoothing * F.logsigmoid(
+                -beta * h_B
+            )
         case "hinge":
             return torch.relu(1 - beta * h_B)
         case "ipo":
@@ -149,7 +158,7 @@ class _DeltaL1(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, A: Tensor, B: Tensor, scaling: float, rows: int) -> Tensor:
+    def forward(ctx: Any, A: Tensor, B: Tensor, scaling: float, rows: int) -> Tensor:
         grad_A, grad_B = torch.zeros_like(A), torch.empty_like(B)
         total = torch.zeros((), dtype=torch.float32, device=A.device)
         for start in range(0, len(B), rows):
@@ -163,12 +172,14 @@ class _DeltaL1(torch.autograd.Function):
         return total * abs(scaling)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        grad_A, grad_B = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_A, grad_B = ctx.saved_tensors
         return grad * grad_A, grad * grad_B, None, None
 
 
-def l1_penalty(factors: Sequence[tuple[Tensor, Tensor, float]], *, of: str = "delta", block_rows: int = 256) -> Tensor:
+def l1_penalty(
+    factors: Sequence[tuple[Tensor, Tensor, float]], *, of: str = "delta", block_rows: int = 256
+) -> Tensor:
     """Sum of absolute values over all layers: float32 scalar (equation 1 of the paper, before lambda).
 
     `factors` are (A [r, in], B [out, r], scaling) per layer. `of="delta"` sums |scaling * B A| and never holds

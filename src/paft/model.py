@@ -135,15 +135,17 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     core.add_special_tokens([ENDOFTEXT, TURN_START, TURN_END])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=ENDOFTEXT, eos_token=TURN_END, pad_token=ENDOFTEXT
     )
 
 
-def load_tokenizer(folder: Path, template: Template, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    folder: Path, template: Template, *, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
     """The base's tokenizer with its chat template set to the run's."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     tokenizer.chat_template = template_text(template, tokenizer)

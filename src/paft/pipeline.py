@@ -79,7 +79,9 @@ def evaluate(config: EvaluateStage, inputs: dict[str, Path], out: Path, context:
     if "model" in inputs and (inputs["model"] / "merge.json").is_file():
         # the report of the merge outlives the merged model (merge.keep=false)
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
-    results = evaluate_model(inputs.get("model", base), base, config.model, config.template, config.evaluate, out)
+    results = evaluate_model(
+        inputs.get("model", base), base, config.model, config.template, config.evaluate, out
+    )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
 
 

@@ -21,7 +21,9 @@ def show_plan(cells: list[tuple[RunConfig, Stage]]) -> None:
     needed = {s.key for _, cell in cells for s in store.missing(cell)}
     past = past_seconds(store.root)
     stages = unique(cell for _, cell in cells)
-    table = Table(title=f"{len(cells)} cell{'s' * (len(cells) > 1)}, store {config.store}", title_justify="left")
+    table = Table(
+        title=f"{len(cells)} cell{'s' * (len(cells) > 1)}, store {config.store}", title_justify="left"
+    )
     for column in ("stage", "key", "state", "estimate", "what"):
         table.add_column(column, no_wrap=column != "what")
     total, unknown = 0.0, 0
@@ -41,9 +43,13 @@ def past_seconds(root: Path) -> Past:
     """Seconds per unit of work of the finished stages in the store, by kind."""
     past: Past = {}
     for path in root.glob("*/*/stage.json"):
-        record = json.loads(path.read_text())
-        kind = json.dumps([record["stage"], model_name(record["identity"])])
-        past.setdefault(kind, []).append(record["run"]["seconds"] / units_of(record["identity"], record["metrics"]))
+        try:
+            record = json.loads(path.read_text())
+            kind = json.dumps([record["stage"], model_name(record["identity"])])
+            seconds = record["run"]["seconds"] / units_of(record["identity"], record["metrics"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # damaged: reported when it is to be used
+        past.setdefault(kind, []).append(seconds)
     return past
 
 
@@ -78,7 +84,8 @@ def describe(stage: Stage) -> str:
             label = source.get("skill") or source.get("repo") or "file"
             return f"{config['branch']} rows of {label}, template {config['template']}"
         case "sft":
-            return f"{config['model']['name']}, lambda={config['branch']['l1']['weight']:g}, lr={config['branch']['lr']:g}"
+            branch = config["branch"]
+            return f"{config['model']['name']}, lambda={branch['l1']['weight']:g}, lr={branch['lr']:g}"
         case "preference":
             branch = config["branch"]
             return f"{config['model']['name']}, {branch['type']} beta={branch['beta']:g}, lr={branch['lr']:g}"

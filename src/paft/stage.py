@@ -127,14 +127,24 @@ class Store:
         if not self.complete(stage):
             return False
         if self.verify and stage.key not in self._verified | self._lent.keys():
-            damage = find_damage(self.path(stage))
-            if damage:
-                aside = _free_name(self.path(stage), "damaged")
-                log.warning("%s is damaged (%s): moved to %s, building it again", stage, damage, aside)
-                os.replace(self.path(stage), aside)
+            if find_damage(self.path(stage)):
+                self._move_aside(stage)
                 return False
             self._verified.add(stage.key)
         return True
+
+    def _move_aside(self, stage: Stage) -> None:
+        """Under the lock, as another process may have done so, and even rebuilt it, since this one looked."""
+        path = self.path(stage)
+        try:
+            with FileLock(f"{path}.lock", blocking=False):
+                damage = self.complete(stage) and find_damage(path)
+                if damage:
+                    aside = _free_name(path, "damaged")
+                    log.warning("%s is damaged (%s): moved to %s, building it again", stage, damage, aside)
+                    os.replace(path, aside)
+        except Timeout:
+            pass  # its holder is building it again
 
     def missing(self, target: Stage) -> list[Stage]:
         """What must run before `target` is there, inputs first; inputs of finished stages do not matter."""
@@ -228,10 +238,10 @@ def write_json(path: Path, data: Any) -> None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a finished folder, in words, or None."""
     try:
-        outputs = json.loads((folder / "stage.json").read_text())["outputs"]
-    except (ValueError, KeyError, OSError) as error:
+        outputs = json.loads((folder / "stage.json").read_text())["outputs"].items()
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         return f"stage.json cannot be read: {error}"
-    for name, expected in outputs.items():
+    for name, expected in outputs:
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _digest(folder / name) != expected:

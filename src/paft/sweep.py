@@ -29,7 +29,7 @@ log = logging.getLogger("paft")
 
 
 def main() -> int:
-    """Exit code 0; 2 after a message for a mistake in the command or its input; failures keep their traceback."""
+    """Exit code 0; 2 after a message for a wrong command or input; failures keep their traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and we word them
     # OpenMP threads soon sleep while they wait: where processes share cores, spinning ones cost several times
     # the work itself, and with a short spin an idle machine is as fast as with a long one
@@ -74,7 +74,7 @@ def flag_first(words: list[str]) -> list[str]:
 
 
 def is_mistake(error: BaseException) -> bool:
-    """A ValueError of our own, or Hydra's, is a wrong input; one from inside a library is a failure and keeps its traceback."""
+    """A ValueError of our own, or Hydra's, is a wrong input; one from inside a library is a failure."""
     if not isinstance(error, ValueError) or isinstance(error, HydraException | OmegaConfBaseException):
         return True
     trace = error.__traceback__
@@ -139,6 +139,6 @@ def expand(config: DictConfig) -> list[tuple[str, ...]]:
     given = OmegaConf.to_container(config.hydra.overrides.task)
     params = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.get("params") else {}
     assert isinstance(given, list) and isinstance(params, dict)
-    overrides = OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in params.items()), *given])
+    overrides = OverridesParser.create().parse_overrides([*(f"{k!s}={v}" for k, v in params.items()), *given])
     (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     return [tuple(combination) for combination in batch]

@@ -8,7 +8,7 @@ import json
 import logging
 import netrc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -104,7 +104,11 @@ def branch_logger(stage: Stage, context: Context) -> "Logger | None":
 
     config = {"stage": stage.name, "key": stage.key, **canonical(stage.config)}
     penalty = lambda_of(stage)
-    name = f"{stage.name} {stage.key[:6]}" if penalty is None else f"{stage.name} lambda={penalty:g} {stage.key[:6]}"
+    name = (
+        f"{stage.name} {stage.key[:6]}"
+        if penalty is None
+        else f"{stage.name} lambda={penalty:g} {stage.key[:6]}"
+    )
     run = start(branch_id(stage), name, stage.name, config, context)
     return None if run is None else WandbLogger(experiment=run)
 
@@ -120,7 +124,9 @@ def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Con
         if run is None:
             return
         run.summary.update(metrics)
-        adapter = wandb.Artifact(branch_id(stage), type="adapter", metadata={"key": stage.key, "stage": stage.name})
+        adapter = wandb.Artifact(
+            branch_id(stage), type="adapter", metadata={"key": stage.key, "stage": stage.name}
+        )
         adapter.add_dir(str(out / "adapter"))
         run.log_artifact(adapter)
         run.finish()
@@ -145,7 +151,11 @@ def log_cell(cell: Stage, context: Context) -> None:
         from paft.report.table import row
 
         summary = row(context.store.path(cell))
-        name = " ".join(str(summary[k]) for k in ("base", "paradigm", "merge", "lambda") if summary.get(k) not in (None, ""))
+        name = " ".join(
+            str(summary[k])
+            for k in ("base", "paradigm", "merge", "lambda")
+            if summary.get(k) not in (None, "")
+        )
         lineage = {s.name if s.name != "data" else f"data_{s.config.branch}": s.key for s in cell.walk()}
         run = start(cell_id(cell), name, "cell", summary | {"lineage": lineage}, context)
         if run is None:
@@ -165,8 +175,10 @@ def _log_results(run: "Run", cell: Stage, context: Context, summary: dict[str, A
     from paft.report.build import figures
 
     results = json.loads((context.store.path(cell) / "results.json").read_text())
-    columns = ["task", "score", "stderr", "metric", "num_items"]
-    data = [[name, *(task[c] for c in columns[1:])] for name, task in results["tasks"].items()]
+    columns: list[str | int] = ["task", "score", "stderr", "metric", "num_items"]
+    data: list[Iterable[Any]] = [
+        [name, *(task[str(c)] for c in columns[1:])] for name, task in results["tasks"].items()
+    ]
     drawn = dict(figures(context.store.root, [summary]))
     scores = {f"score/{name}": task["score"] for name, task in results["tasks"].items()}
     scores["score/average"] = results["average"]

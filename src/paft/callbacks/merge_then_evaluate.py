@@ -67,7 +67,9 @@ class MergeThenEvaluate(Callback):
         context = self.context
         pl_module.backbone.save(self.out / "adapter", self.fingerprints)
         with context.store.lend(self.stage, self.out):
-            folder = context.store.ensure(context.cell, lambda s, inputs, out: run_stage(s, inputs, out, context))
+            folder = context.store.ensure(
+                context.cell, lambda s, inputs, out: run_stage(s, inputs, out, context)
+            )
         self._log(trainer, json.loads((folder / "results.json").read_text()), trainer.global_step)
 
     def _score_now(self, merge: Stage, module: Any) -> dict[str, Any]:
@@ -82,7 +84,8 @@ class MergeThenEvaluate(Callback):
         module.backbone.save(here / "branch" / "adapter", self.fingerprints)
         own = self.stage.key
         inputs = {
-            name: here / "branch" if s.key == own else self.context.store.path(s) for name, s in merge.inputs.items()
+            name: here / "branch" if s.key == own else self.context.store.path(s)
+            for name, s in merge.inputs.items()
         }
         run_stage(merge, inputs, here / "model", self.context)
         run_stage(self.context.cell, {"model": here / "model"}, here / "scores", self.context)

@@ -16,20 +16,28 @@ class DeltaSparsity(Callback):
 
     def __init__(self, every_n_train_steps: int = 10) -> None:
         if every_n_train_steps < 1:
-            raise ValueError(f"callbacks.sparsity.every_n_train_steps must be positive, got {every_n_train_steps}")
+            raise ValueError(
+                f"callbacks.sparsity.every_n_train_steps must be positive, got {every_n_train_steps}"
+            )
         self.every_n_train_steps = every_n_train_steps
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if step % self.every_n_train_steps and step != trainer.max_steps:
             return
-        pl_module.log("train/sparsity", share_below(pl_module.policy.factors()))  # type: ignore[union-attr, operator]
+        share = share_below(pl_module.backbone.factors())
+        for (
+            logger
+        ) in trainer.loggers:  # not pl_module.log: Lightning would repeat the value at every later step
+            logger.log_metrics({"train/sparsity": share}, step - 1)  # as Lightning counts: from 0
 
 
 @torch.no_grad()
-def share_below(factors: list[tuple[torch.Tensor, torch.Tensor, float]], threshold: float = THRESHOLD) -> float:
+def share_below(
+    factors: list[tuple[torch.Tensor, torch.Tensor, float]], threshold: float = THRESHOLD
+) -> float:
     """Share of elements below `threshold` in magnitude, mean over layers; holds one layer's delta at a time."""
     shares = [(LowRank(A, B, s).dense().abs() < threshold).float().mean() for A, B, s in factors]
     return float(torch.stack(shares).mean())

@@ -153,7 +153,9 @@ class Problems:
         if self.count:
             rest = f"\n... and {self.count - MAX_REPORTED} more" if self.count > MAX_REPORTED else ""
             lines = "\n".join(self.first)
-            raise ValueError(f"{self.count} row(s) cannot be used; correct them, remove them or set bad_rows=drop:\n{lines}{rest}")
+            raise ValueError(
+                f"{self.count} row(s) cannot be used; correct them, remove them or set bad_rows=drop:\n{lines}{rest}"
+            )
 
 
 # --- reading: (location, row), where an unreadable row is the ValueError that says why ------------------

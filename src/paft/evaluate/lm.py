@@ -86,14 +86,18 @@ class SparingLM(HFLM):
         # right padding under causal attention never reaches a real token
         padded = [f.tokens + [0] * (width - len(f.tokens)) for f in batch]
         backbone = getattr(self.model, self.model.base_model_prefix)
-        hidden_BTH = backbone(input_ids=torch.tensor(padded, device=self.device), use_cache=False).last_hidden_state
+        hidden_BTH = backbone(
+            input_ids=torch.tensor(padded, device=self.device), use_cache=False
+        ).last_hidden_state
         spans = [(row, *rider) for row, f in enumerate(batch) for rider in f.riders]
         selected_NH = torch.cat([hidden_BTH[row, start : start + len(c)] for row, _, start, c in spans])
         targets_N = torch.tensor([t for *_, c in spans for t in c], device=self.device)
         logps_N, greedy_N = self._targets(selected_NH, targets_N)
         sizes = [len(c) for *_, c in spans]
         pieces = zip(spans, logps_N.split(sizes), greedy_N.split(sizes), strict=True)
-        return [(index, (float(logps.sum()), bool(greedy.all()))) for (_, index, _, _), logps, greedy in pieces]
+        return [
+            (index, (float(logps.sum()), bool(greedy.all()))) for (_, index, _, _), logps, greedy in pieces
+        ]
 
     def _targets(self, hidden_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         """Float32 log-probability of each target, and whether it is the likeliest token."""

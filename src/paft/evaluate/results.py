@@ -52,7 +52,9 @@ def subtasks(config: TaskConfig, raw: Mapping[str, Any]) -> list[str]:
     groups = set(raw.get("groups", {}))
     found = [name for name in raw["results"] if name.startswith(config.mean_over) and name not in groups]
     if not found:
-        raise ValueError(f"no result of {config.task} starts with {config.mean_over!r}; lm-eval gave {list(raw['results'])}")
+        raise ValueError(
+            f"no result of {config.task} starts with {config.mean_over!r}; lm-eval gave {list(raw['results'])}"
+        )
     return sorted(found)
 
 

@@ -52,7 +52,9 @@ def score_tasks(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lm = SparingLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device)
+    lm = SparingLM(
+        pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device
+    )
     manager = task_manager({t.task for t in config.tasks.values()})
     scores: dict[str, Score] = {}
     samples: list[dict[str, Any]] = []
@@ -85,12 +87,12 @@ def task_manager(tasks: set[str]) -> TaskManager:
     return own if tasks <= set(own.all_tasks) else TaskManager(include_path=str(TASKS))
 
 
-def task_samples(column: str, task: str, metric: str, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def task_samples(
+    column: str, task: str, metric: str, samples: dict[str, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
     name = metric.partition(",")[0]
     return [
-        {"column": column, "item": s["doc_id"], "value": s[name]}
-        for s in samples.get(task, [])
-        if name in s
+        {"column": column, "item": s["doc_id"], "value": s[name]} for s in samples.get(task, []) if name in s
     ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from paft.data.chat import Encoded, EncodedPair
 from paft.losses import IGNORE
 
-Row = TypeVar("Row", Encoded, EncodedPair)
+Row = TypeVar("Row", bound=Encoded | EncodedPair)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,14 @@ class StepLoader(Generic[Row]):
     """
 
     def __init__(
-        self, rows: Sequence[Row], *, global_batch_size: int, steps: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        rows: Sequence[Row],
+        *,
+        global_batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.rows, self.size, self.steps, self.seed = rows, global_batch_size, steps, seed
         self.rank, self.world = rank, world
@@ -71,7 +78,9 @@ class StepLoader(Generic[Row]):
             if not order or position == 0:
                 order = row_order(len(self.rows), seed=self.seed, epoch=epoch)
             self.start = step + 1
-            yield self._batch(step, [self.rows[i] for i in order[position * self.size : (position + 1) * self.size]])
+            yield self._batch(
+                step, [self.rows[i] for i in order[position * self.size : (position + 1) * self.size]]
+            )
         self.start = 0
 
     def _batch(self, step: int, whole: list[Row]) -> GlobalBatch[Row]:

@@ -1,6 +1,7 @@
 """The `sft` and `preference` stages: data folder in, adapter folder out."""
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from paft.training.sft import SFTModule
 from paft.training.trainer import bind, last_checkpoint, make_callbacks, make_trainer
 
 MODULES: dict[type, type[BranchModule]] = {SFTConfig: SFTModule, DPO: DPOModule, ORPO: ORPOModule}
-READERS = {"sft": read_sft, "preference": read_preference}
+READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "preference": read_preference}
 
 
 def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -39,7 +40,10 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     rows = READERS[stage.name](inputs["data"], "train")
     branch = config.branch
     steps = num_steps(
-        len(rows), global_batch_size=branch.global_batch_size, epochs=branch.epochs, max_steps=branch.max_steps
+        len(rows),
+        global_batch_size=branch.global_batch_size,
+        epochs=branch.epochs,
+        max_steps=branch.max_steps,
     )
     module = MODULES[type(branch)](
         base,
@@ -103,4 +107,9 @@ def finish(out: Path) -> dict[str, Any]:
     pd.read_json(out / HISTORY, lines=True).to_csv(out / "history.csv", index=False)
     (out / HISTORY).unlink()
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return {"sparsity": {"mean_over_layers": sparsity["mean_over_layers"], "over_elements": sparsity["over_elements"]}}
+    return {
+        "sparsity": {
+            "mean_over_layers": sparsity["mean_over_layers"],
+            "over_elements": sparsity["over_elements"],
+        }
+    }

@@ -44,10 +44,21 @@ def _train_in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: C
     }
     write_json(out / JOB, job)
     ranks = f"--nproc-per-node={context.config.trainer.devices}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, "-m", __name__, str(out / JOB)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        ranks,
+        "-m",
+        __name__,
+        str(out / JOB),
+    ]
     done = subprocess.run(command, check=False)
     if done.returncode:
-        raise RuntimeError(f"training {stage} on {context.config.trainer.devices} devices failed: exit {done.returncode}")
+        raise RuntimeError(
+            f"training {stage} on {context.config.trainer.devices} devices failed: exit {done.returncode}"
+        )
     metrics: dict[str, Any] = json.loads((out / METRICS).read_text())
     for name in (JOB, METRICS):
         (out / name).unlink()

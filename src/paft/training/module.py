@@ -34,7 +34,7 @@ def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[in
             case Schedule.linear:
                 return max(1 - done, 0.0)
             case Schedule.inverse_sqrt:
-                return math.sqrt(max(warmup, 1) / (step + 1))
+                return math.sqrt((warmup + 1) / (step + 1))
             case Schedule.constant:
                 return 1.0
 
@@ -62,7 +62,9 @@ class BranchModule(L.LightningModule):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False  # the global batch is this module's business, see module docstring
+        self.automatic_optimization = (
+            False  # the global batch is this module's business, see module docstring
+        )
         self.strict_loading = False  # checkpoints hold the adapter only
         self.base_folder, self.model_config, self.config = base, model, config
         self.num_steps, self.micro_batch_size, self.seed = num_steps, micro_batch_size, seed
@@ -102,10 +104,12 @@ class BranchModule(L.LightningModule):
         assert self.policy is not None, "configure_model has not run"
         return self.policy
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]
         c = self.config
-        optimizer = torch.optim.AdamW(trainable, lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trainable, lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay
+        )
         factor = schedule(c.schedule, steps=self.num_steps, warmup_ratio=c.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
@@ -122,7 +126,7 @@ class BranchModule(L.LightningModule):
         logs["grad_norm"] = self._clip()
         optimizer.step()  # type: ignore[union-attr]
         logs["lr"] = torch.tensor(optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
         self._log(logs, batch, time.perf_counter() - started)
 
     def _accumulate(self, batch: GlobalBatch[Any]) -> dict[str, Tensor]:

@@ -20,7 +20,9 @@ class DPOModule(BranchModule):
 
     config: DPO
 
-    def micro_loss(self, rows: list[EncodedPair], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def micro_loss(
+        self, rows: list[EncodedPair], batch: GlobalBatch[Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         input_ids, labels, _ = (t.to(self.device) for t in preference_tensors(rows, self.pad_id))
         policy = self._logps(input_ids, labels)
         with self.backbone.reference():
@@ -39,7 +41,10 @@ class DPOModule(BranchModule):
             loss=c.loss.value,
             label_smoothing=c.label_smoothing,
         )
-        rewards = c.beta * (chosen - reference_chosen).detach(), c.beta * (rejected - reference_rejected).detach()
+        rewards = (
+            c.beta * (chosen - reference_chosen).detach(),
+            c.beta * (rejected - reference_rejected).detach(),
+        )
         return losses.sum() / batch.num_rows, pair_values(chosen, rejected, rewards, batch.num_rows)
 
     def _logps(self, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -53,7 +58,9 @@ class ORPOModule(BranchModule):
 
     config: ORPO
 
-    def micro_loss(self, rows: list[EncodedPair], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def micro_loss(
+        self, rows: list[EncodedPair], batch: GlobalBatch[Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         input_ids, labels, is_prompt = (t.to(self.device) for t in preference_tensors(rows, self.pad_id))
         in_response = labels != IGNORE
         whole = self.config.nll_scope is NLLScope.sequence
@@ -62,9 +69,14 @@ class ORPOModule(BranchModule):
         chosen, rejected = means.chunk(2)
         num_nll_tokens = batch.num_sequence_targets if whole else batch.num_chosen_targets
         nll = -logps.chunk(2)[0].sum() / num_nll_tokens
-        ratio = orpo_loss(chosen, rejected, torch.zeros_like(chosen), beta=self.config.beta).sum() / batch.num_rows
+        ratio = (
+            orpo_loss(chosen, rejected, torch.zeros_like(chosen), beta=self.config.beta).sum()
+            / batch.num_rows
+        )
         beta = self.config.beta
-        values = pair_values(chosen, rejected, (beta * chosen.detach(), beta * rejected.detach()), batch.num_rows)
+        values = pair_values(
+            chosen, rejected, (beta * chosen.detach(), beta * rejected.detach()), batch.num_rows
+        )
         return nll + ratio, values | {"nll": nll, "odds_ratio_loss": ratio}
 
 

@@ -36,7 +36,9 @@ def make_callbacks(context: Context) -> list[Callback]:
     return [instantiate(spec) for spec in context.config.callbacks.values()]
 
 
-def make_trainer(stage: Stage, out: Path, context: Context, callbacks: list[Callback], steps: int) -> L.Trainer:
+def make_trainer(
+    stage: Stage, out: Path, context: Context, callbacks: list[Callback], steps: int
+) -> L.Trainer:
     """A trainer that makes exactly `steps` optimizer steps and checkpoints into `out/checkpoints`."""
     config = context.config.trainer
     silence_expected_warnings()

@@ -14,7 +14,8 @@ NUM_ITEMS = 200
 TEST_SEED = 1
 COT_PROMPTS = "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
 QUESTION = re.compile(
-    r"(?P<question>.+?)\n(?P<options>\(A\).+?)\nA: (?P<answer>.+The answer is \((?P<letter>[A-E])\)\.)", re.DOTALL
+    r"(?P<question>.+?)\n(?P<options>\(A\).+?)\nA: (?P<answer>.+The answer is \((?P<letter>[A-E])\)\.)",
+    re.DOTALL,
 )
 
 
@@ -29,7 +30,10 @@ def honesty(**_: Any) -> dict[str, Dataset]:
     """`NUM_ITEMS` questions with a preferred and a rejected answer the preference branch never saw."""
     rows = demo_rows(Skill.honesty, split="test", num_rows=NUM_ITEMS, seed=TEST_SEED)
     docs = [
-        {"prompt": r["prompt"][0]["content"], "answers": [r["chosen"][0]["content"], r["rejected"][0]["content"]]}
+        {
+            "prompt": r["prompt"][0]["content"],
+            "answers": [r["chosen"][0]["content"], r["rejected"][0]["content"]],
+        }
         for r in rows
     ]
     return {"test": Dataset.from_list(docs)}
@@ -46,7 +50,10 @@ def mmlu_dev(**_: Any) -> dict[str, Dataset]:
 
 
 def worked_questions(subject: str, text: str) -> list[dict[str, Any]]:
-    """Question with lettered options, choices (the letters, then the worked answer) and answer of each example in one subject's few-shot prompt."""
+    """The examples of one subject's few-shot prompt: question with lettered options, choices, index of the answer.
+
+    The choices are the letters and, last, the worked answer.
+    """
     docs = []
     for part in re.split(r"\n\nQ: ", text)[1:]:
         match = QUESTION.match(part.strip())
