@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FAKE_KEY, ROOT, train
+from conftest import FAKE_KEY, GRID, train
 from synthetic_store import PAFT, fill
 from wandb_file import OfflineRun, read_runs
 
@@ -146,23 +147,23 @@ def test_unwritable_folder_is_a_warning(cell, caplog):
 
 
 @pytest.mark.slow
-def test_unreachable_server_is_a_warning_and_the_cell_is_kept_offline(tmp_path):
-    config = replace(
-        PAFT, logger=Wandb(), logs=str(tmp_path / "logs"), store=str(tmp_path / "logs" / "stages")
-    )
-    fill(Path(config.store), [config])
+def test_unreachable_server_costs_one_warning_and_the_runs_are_kept_offline(smoke_grid, tmp_path):
+    logs = tmp_path / "logs"
+    shutil.copytree(smoke_grid.store, logs / "stages")
     env = {
         "WANDB_MODE": "online",
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_BASE_URL": "http://127.0.0.1:9",  # discard: nobody listens
         "WANDB_API_KEY": FAKE_KEY,
-        "WANDB_INIT_TIMEOUT": "2",
+        "WANDB_INIT_TIMEOUT": "1",
     }
 
-    done = train("paradigm=base", "experiment=smoke", "logger=wandb", "logs=logs", cwd=tmp_path, **env)
+    done = train(*GRID, f"logs={logs}", cwd=tmp_path, **env)
 
-    assert done.returncode == 0, done.stderr
-    assert "opening cell-" in done.stdout + done.stderr
-    assert [run.job_type for run in read_runs(tmp_path / "logs")] == ["cell"]
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert said.count("going on without it") == 1 and "opening cell-" in said
+    assert [run.job_type for run in read_runs(logs)] == ["cell"] * 4
+    assert {json.loads(m.read_text())["mode"] for m in (logs / "wandb").glob("*.json")} == {"offline"}
 
 
 def test_survive_gives_the_result_or_none(caplog):
@@ -212,4 +213,3 @@ def test_mode(monkeypatch, tmp_path, asked, env, expected):
         monkeypatch.setenv(name, value)
 
     assert mode(Wandb(mode=asked)) == expected
-    assert (ROOT / "conf" / "logger" / "wandb.yaml").is_file()

@@ -46,7 +46,8 @@ def past_seconds(root: Path) -> Past:
         try:
             record = json.loads(path.read_text())
             kind = json.dumps([record["stage"], model_name(record["identity"])])
-            seconds = record["run"]["seconds"] / units_of(record["identity"], record["metrics"])
+            own = record["run"]["seconds"] - record["metrics"].get("merge_then_evaluate_seconds", 0.0)
+            seconds = own / units_of(record["identity"], record["metrics"])
         except (OSError, ValueError, LookupError, TypeError):
             continue  # damaged: reported when it is to be used
         past.setdefault(kind, []).append(seconds)

@@ -242,10 +242,13 @@ def find_damage(folder: Path) -> str | None:
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         return f"stage.json cannot be read: {error}"
     for name, expected in outputs:
-        if not (folder / name).is_file():
+        try:
+            if _digest(folder / name) != expected:
+                return f"{name} does not have its recorded sha256"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if _digest(folder / name) != expected:
-            return f"{name} does not have its recorded sha256"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
     return None
 
 

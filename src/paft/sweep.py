@@ -108,6 +108,8 @@ class Sweep(Callback):
     @wrapped()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every cell before the first one runs; with plan=true, print the whole graph."""
+        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return  # a sweeper that chooses as it goes: each cell is checked when its turn comes
         combinations = expand(config)
         self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in combinations]
         cells = [(c, build(c)) for c in self.configs]

@@ -63,6 +63,7 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
 
     folder = Path(context.config.logs)
     folder.mkdir(parents=True, exist_ok=True)
+    seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", 30))
 
     def open_as(how: str) -> "Run":
         return wandb.init(
@@ -78,12 +79,16 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
             resume="allow",
             mode=how,  # type: ignore[arg-type]
             reinit="finish_previous",
-            settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
+            settings=wandb.Settings(silent=True, init_timeout=seconds, console="off"),
         )
 
     wanted = mode(settings)
     run = survive(f"opening {run_id} {wanted}", lambda: open_as(wanted))
     if run is None and wanted == "online":
+        os.environ["WANDB_MODE"] = (
+            "offline"  # for the rest of the process: each further try would wait as long
+        )
+        survive("letting go of the failed attempt", wandb.teardown)  # which still holds the run's id
         run = survive(f"opening {run_id} offline", lambda: open_as("offline"))
     return run
 
@@ -143,11 +148,10 @@ def log_cell(cell: Stage, context: Context) -> None:
     if not isinstance(settings, Wandb):
         return
     marker = Path(context.config.logs) / "wandb" / f"{cell_id(cell)}.{settings.project}.{settings.group}.json"
-    how = mode(settings)
-    if marker.exists() and json.loads(marker.read_text())["mode"] == how:
-        return
 
     def act() -> None:
+        if marker.exists() and json.loads(marker.read_text())["mode"] == mode(settings):
+            return
         from paft.report.table import row
 
         summary = row(context.store.path(cell))
@@ -161,9 +165,9 @@ def log_cell(cell: Stage, context: Context) -> None:
         if run is None:
             return
         _log_results(run, cell, context, summary)
-        _use_adapters(run, cell, how)
+        _use_adapters(run, cell, mode(settings))
         run.finish()
-        write_json(marker, {"mode": how, "id": cell_id(cell)})
+        write_json(marker, {"mode": mode(settings), "id": cell_id(cell)})
 
     survive(f"logging {cell_id(cell)}", act)
 

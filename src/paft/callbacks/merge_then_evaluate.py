@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class MergeThenEvaluate(Callback):
             return
         merge = self.merge
         if merge is not None:
+            started = time.time()
             self._log(trainer, self._score_now(merge, pl_module), step)
+            pl_module.seconds_elsewhere += time.time() - started
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         merge = self.merge
@@ -64,13 +67,14 @@ class MergeThenEvaluate(Callback):
             return
         from paft.pipeline import run_stage
 
-        context = self.context
+        context, started = self.context, time.time()
         pl_module.backbone.save(self.out / "adapter", self.fingerprints)
         with context.store.lend(self.stage, self.out):
             folder = context.store.ensure(
                 context.cell, lambda s, inputs, out: run_stage(s, inputs, out, context)
             )
         self._log(trainer, json.loads((folder / "results.json").read_text()), trainer.global_step)
+        pl_module.seconds_elsewhere += time.time() - started
 
     def _score_now(self, merge: Stage, module: Any) -> dict[str, Any]:
         """Merge the adapter as it is now with the finished partner and evaluate, in a folder that is then deleted."""

@@ -28,10 +28,9 @@ class DeltaSparsity(Callback):
         if step % self.every_n_train_steps and step != trainer.max_steps:
             return
         share = share_below(pl_module.backbone.factors())
-        for (
-            logger
-        ) in trainer.loggers:  # not pl_module.log: Lightning would repeat the value at every later step
-            logger.log_metrics({"train/sparsity": share}, step - 1)  # as Lightning counts: from 0
+        # not pl_module.log: Lightning would repeat the value at every later step
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/sparsity": share}, step - 1)  # the step just made, counted from 0
 
 
 @torch.no_grad()

@@ -33,10 +33,16 @@ class Forward:
 def share_forwards(requests: Sequence[Request], max_length: int) -> list[Forward]:
     """Put every request on a forward pass whose tokens begin with its own; longest sequences first.
 
-    A request of more than `max_length` + 1 tokens loses its oldest ones, as in lm-eval.
+    A request of more than `max_length` + 1 tokens loses its oldest ones, as in lm-eval. Raises `ValueError`
+    for a continuation that does not fit alone.
     """
     wanted = []
     for index, (_, context, continuation) in enumerate(requests):
+        if len(continuation) > max_length:
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens does not fit the model's {max_length}; "
+                "leave the task out or choose a model with a longer context"
+            )
         tokens = [*context, *continuation][-(max_length + 1) :]
         wanted.append((tokens[:-1], index, len(tokens) - len(continuation) - 1, continuation))
     forwards: list[Forward] = []

@@ -49,13 +49,38 @@ def subtasks(config: TaskConfig, raw: Mapping[str, Any]) -> list[str]:
     """
     if config.mean_over is None:
         return [config.task]
-    groups = set(raw.get("groups", {}))
-    found = [name for name in raw["results"] if name.startswith(config.mean_over) and name not in groups]
+    members = sorted(set(_members(config.task, raw.get("group_subtasks", {}))))
+    found = [name for name in members if name.startswith(config.mean_over)]
     if not found:
         raise ValueError(
-            f"no result of {config.task} starts with {config.mean_over!r}; lm-eval gave {list(raw['results'])}"
+            f"no subtask of {config.task} starts with {config.mean_over!r}; lm-eval gave {members}"
         )
-    return sorted(found)
+    return found
+
+
+def _members(name: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """The tasks of a group and of the groups in it; of a task, itself."""
+    if name not in groups:
+        return [name]
+    return [member for child in groups[name] for member in _members(child, groups)]
+
+
+def items(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The column's metric of every item, under the column's filter: lm-eval keeps an item once per filter.
+
+    `item` is the document's number, with its subtask before it where the column is a mean over several.
+    """
+    metric, _, filter_name = config.metric.partition(",")
+    return [
+        {
+            "column": column,
+            "item": s["doc_id"] if config.mean_over is None else f"{name}/{s['doc_id']}",
+            "value": s[metric],
+        }
+        for name in subtasks(config, raw)
+        for s in raw.get("samples", {}).get(name, [])
+        if s["filter"] == filter_name and metric in s
+    ]
 
 
 def _value(column: str, results: Mapping[str, Any], task: str, metric: str) -> float:

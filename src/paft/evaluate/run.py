@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from paft.config import EvaluateConfig, ModelConfig, Template
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.results import Score, as_json, ratio_stderr, score
+from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
 from paft.model import load_base, load_tokenizer
 from paft.stage import write_json
 
@@ -75,9 +75,9 @@ def score_tasks(
         )
         assert raw is not None, "simple_evaluate returns results on rank 0"
         for column, task in columns.items():
-            items = task_samples(column, task.task, task.metric, raw.get("samples", {}))
-            samples += items
-            scores[column] = with_stderr(score(column, task, raw), items)
+            scored = items(column, task, raw)
+            samples += scored
+            scores[column] = with_stderr(score(column, task, raw), scored)
     return {column: scores[column] for column in config.tasks}, samples
 
 
@@ -87,18 +87,9 @@ def task_manager(tasks: set[str]) -> TaskManager:
     return own if tasks <= set(own.all_tasks) else TaskManager(include_path=str(TASKS))
 
 
-def task_samples(
-    column: str, task: str, metric: str, samples: dict[str, list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    name = metric.partition(",")[0]
-    return [
-        {"column": column, "item": s["doc_id"], "value": s[name]} for s in samples.get(task, []) if name in s
-    ]
-
-
-def with_stderr(found: Score, items: list[dict[str, Any]]) -> Score:
+def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:
     """Bits per byte has no error in lm-eval: it is a ratio of sums, (log-likelihood, bytes) per item."""
-    if found.stderr is not None or not items or not isinstance(items[0]["value"], tuple | list):
+    if found.stderr is not None or not scored or not isinstance(scored[0]["value"], tuple | list):
         return found
-    error = ratio_stderr((-ll / math.log(2), num_bytes) for ll, num_bytes in (i["value"] for i in items))
+    error = ratio_stderr((-ll / math.log(2), num_bytes) for ll, num_bytes in (i["value"] for i in scored))
     return Score(**{**found.__dict__, "stderr": error})

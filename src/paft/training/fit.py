@@ -78,6 +78,7 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     metrics |= validate(trainer, module, stage.name, inputs["data"], settings)
     module.backbone.save(out / "adapter", fingerprints)
     metrics |= {"steps": steps, "tokens": module.tokens_seen, "rows": len(rows)}
+    metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
     metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
     if trainer.is_global_zero:
         metrics |= finish(out)
@@ -104,7 +105,9 @@ def finish(out: Path) -> dict[str, Any]:
     """Measure the finished adapter, turn the step log into a CSV, and let go of the checkpoints."""
     sparsity = adapter_statistics(read_adapter(out / "adapter"))
     write_json(out / "sparsity.json", sparsity)
-    pd.read_json(out / HISTORY, lines=True).to_csv(out / "history.csv", index=False)
+    # several loggers' calls may speak of one step: one row a step, each cell the first value said of it
+    history = pd.read_json(out / HISTORY, lines=True).groupby("step", as_index=False).first()
+    history.to_csv(out / "history.csv", index=False)
     (out / HISTORY).unlink()
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {

@@ -72,6 +72,8 @@ class BranchModule(L.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.policy: Policy | None = None
         self.tokens_seen = 0
+        self.seconds_elsewhere = 0.0
+        """Spent by callbacks on work that is not this branch's training."""
 
     # --- what a subclass gives ---------------------------------------------------------------------
 

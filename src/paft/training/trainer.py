@@ -107,5 +107,7 @@ def silence_expected_warnings() -> None:
     for text in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*", ".*litlogger.*"):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
+    warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization.*")
+    warnings.filterwarnings("ignore", "The dirpath has changed.*")  # .partial was moved or copied
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers.*")

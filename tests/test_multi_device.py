@@ -1,0 +1,73 @@
+"""Two CPU processes give the adapter of one: a training stage as its own torchrun child."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paft.config import RunConfig, decode
+from paft.graph import build
+from paft.pipeline import run_stage
+from paft.run import Context
+from paft.stage import Stage, Store, canonical
+
+SMOKE = ("experiment=smoke", "callbacks=none", "sft.max_steps=3", "preference.max_steps=3")
+
+
+def trained(compose, logs: Path, branch: str, *overrides: str) -> dict[str, torch.Tensor]:
+    """The branch's adapter, trained in a store of its own."""
+    config = compose(*SMOKE, *overrides, f"logs={logs}")
+    cell = build(config)
+    (stage,) = (s for s in cell.walk() if s.name == branch)
+    context = Context(config, Store(config.store), cell)
+
+    def run(stage: Stage, inputs: dict[str, Path], out: Path) -> dict[str, object]:
+        return run_stage(stage, inputs, out, context)
+
+    return load_file(context.store.ensure(stage, run) / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("branch", "strategy", "preference"),
+    [
+        ("sft", "fsdp", "dpo"),
+        ("sft", "ddp", "dpo"),
+        ("preference", "fsdp", "dpo"),
+        ("preference", "ddp", "orpo"),
+    ],
+)
+def test_two_processes_against_one(compose, tmp_path, branch, strategy, preference):
+    objective = f"preference={preference}"
+    one = trained(compose, tmp_path / "one", branch, objective, "lambda=1e-3")
+    two = trained(
+        compose,
+        tmp_path / "two",
+        branch,
+        objective,
+        "lambda=1e-3",
+        "trainer.devices=2",
+        f"strategy={strategy}",
+    )
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        # the ranks' sums are added in another order, which Adam's division by small moments enlarges
+        torch.testing.assert_close(two[name], expected, atol=5e-5, rtol=1e-3)
+
+
+def test_several_nodes_are_refused_with_the_way_out(compose, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer.num_nodes=2.*set it to 1"):
+        trained(compose, tmp_path, "sft", "trainer.num_nodes=2", "strategy=ddp")
+
+
+def test_decode_gives_back_the_config(compose):
+    config = compose(*SMOKE, "merge=dare", "preference=orpo")
+    again = decode(canonical(config, whole=True))
+    assert isinstance(again, RunConfig)
+    assert again == config
+
+
+def test_decode_refuses_names_that_are_not_configs():
+    with pytest.raises(ValueError, match="unknown config type 'Path'"):
+        decode({"type": "Path"})
