@@ -115,8 +115,8 @@ class Sweep(Callback):
         cells = [(c, build(c)) for c in self.configs]
         if self.configs and self.configs[0].plan:
             show_plan(cells)
-        else:
-            log.info("%d cells", len(cells))
+            raise SystemExit(0)  # nothing to launch
+        log.info("%d cells", len(cells))
 
     @wrapped()
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

@@ -107,6 +107,7 @@ def silence_expected_warnings() -> None:
     for text in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*", ".*litlogger.*"):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
+    warnings.filterwarnings("ignore", ".*You defined a `validation_step`.*")
     warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization.*")
     warnings.filterwarnings("ignore", "The dirpath has changed.*")  # .partial was moved or copied
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
