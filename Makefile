@@ -29,7 +29,7 @@ demo: setup  ## 2 lambdas x 2 merges on SmolLM2-135M: train, merge, evaluate, re
 	$(BIN)/python train.py -m lambda=1e-4,1e-3 merge=ties,dare
 
 test: $(VENV)/.installed-dev  ## the whole test suite, offline
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .

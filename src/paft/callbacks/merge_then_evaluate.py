@@ -102,5 +102,5 @@ class MergeThenEvaluate(Callback):
         if results["average"] is not None:
             scores["merged/average"] = results["average"]
         for logger in trainer.loggers:
-            logger.log_metrics(scores, step)
+            logger.log_metrics(scores, step - 1)  # the step just made, counted from 0 as Lightning does
         log.info("merged at step %d: %s", step, ", ".join(f"{k}={v:.4f}" for k, v in scores.items()))
