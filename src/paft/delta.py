@@ -21,7 +21,7 @@ from torch import Tensor
 PREFIX = "base_model.model."
 SMALL = 1e-5
 """The absolute threshold of the PAFT paper's sparsity."""
-SAMPLE = 2**20
+SAMPLE = 2**16
 """Most elements a Gini coefficient is taken over."""
 CHUNK = 2**15
 """Elements converted to float64 at a time: they stay in a core's cache, and torch starts no threads."""
@@ -138,7 +138,7 @@ def layer_statistics(delta: Tensor | LowRank) -> dict[str, float]:
     - `share_below_1e-5` of |.| (the paper's), `share_zero` (exact), `share_below_tenth_rms`;
     - `l1`, `l2`, `rms`, summed in float64;
     - `hoyer` = (sqrt(n) - l1/l2) / (sqrt(n) - 1), 0 for equal magnitudes, 1 for one non-zero (Hoyer 2004);
-    - `gini` of |.|; above 2**20 elements of an evenly strided sample of at most that many;
+    - `gini` of |.|; above 2**16 elements of an evenly strided sample of at most that many;
     - `effective_rank` = exp(entropy of the normalised singular values) (Roy & Vetterli 2007), exact from a QR
       of the factors where there are factors.
 
