@@ -1,0 +1,183 @@
+"""Every setting of PAFT as a typed dataclass; importing this package loads no torch.
+
+Hydra composes `conf/` into these types, so an unknown key or a value of the wrong type is refused while
+the command line is read. Ranges are checked in `__post_init__`, which OmegaConf calls once all overrides
+are in. A field marked `identity=False` cannot change a result and is left out of every stage key.
+"""
+
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any, get_type_hints
+
+from paft.config.checks import incidental, require, require_pinned
+from paft.config.data import (
+    BadRows,
+    DataConfig,
+    DemoData,
+    DemoSource,
+    FileData,
+    FileSource,
+    HubData,
+    HubSource,
+    RowFormat,
+    Skill,
+    Source,
+    Template,
+    TooLong,
+)
+from paft.config.evaluate import EvaluateConfig, TaskConfig
+from paft.config.merge import (
+    DareLinear,
+    DareTies,
+    Election,
+    ElectOn,
+    Linear,
+    MergeConfig,
+    Normalize,
+    Rescale,
+    Scope,
+    Slerp,
+    SlerpSpace,
+    SparseMerge,
+    TaskArithmetic,
+    Ties,
+    WeightedMerge,
+)
+from paft.config.model import DType, HubModel, LocalModel, ModelConfig, TinyModel, WheelModel
+from paft.config.root import Paradigm, RunConfig
+from paft.config.running import (
+    Csv,
+    LoggerConfig,
+    StrategyConfig,
+    StrategyName,
+    TrainerConfig,
+    Wandb,
+    WandbMode,
+)
+from paft.config.training import (
+    DPO,
+    LINEAR_MODULES,
+    ORPO,
+    BranchConfig,
+    DPOLoss,
+    L1Config,
+    L1Of,
+    LoraConfig,
+    NLLScope,
+    PreferenceConfig,
+    Schedule,
+    SFTConfig,
+)
+
+__all__ = [
+    "DPO",
+    "LINEAR_MODULES",
+    "ORPO",
+    "SCHEMAS",
+    "BadRows",
+    "BranchConfig",
+    "Csv",
+    "DPOLoss",
+    "DType",
+    "DareLinear",
+    "DareTies",
+    "DataConfig",
+    "DemoData",
+    "DemoSource",
+    "ElectOn",
+    "Election",
+    "EvaluateConfig",
+    "FileData",
+    "FileSource",
+    "HubData",
+    "HubModel",
+    "HubSource",
+    "L1Config",
+    "L1Of",
+    "Linear",
+    "LocalModel",
+    "LoggerConfig",
+    "LoraConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "NLLScope",
+    "Normalize",
+    "Paradigm",
+    "PreferenceConfig",
+    "Rescale",
+    "RowFormat",
+    "RunConfig",
+    "SFTConfig",
+    "Schedule",
+    "Scope",
+    "Skill",
+    "Slerp",
+    "SlerpSpace",
+    "Source",
+    "SparseMerge",
+    "StrategyConfig",
+    "StrategyName",
+    "TaskArithmetic",
+    "TaskConfig",
+    "Template",
+    "Ties",
+    "TinyModel",
+    "TooLong",
+    "TrainerConfig",
+    "Wandb",
+    "WandbMode",
+    "WeightedMerge",
+    "WheelModel",
+    "decode",
+    "incidental",
+    "require",
+    "require_pinned",
+]
+
+SCHEMAS: dict[str, type] = {
+    "sft": SFTConfig,
+    "tiny_model": TinyModel,
+    "wheel_model": WheelModel,
+    "hub_model": HubModel,
+    "local_model": LocalModel,
+    "demo_data": DemoData,
+    "hub_data": HubData,
+    "file_data": FileData,
+    "dpo": DPO,
+    "orpo": ORPO,
+    "linear": Linear,
+    "task_arithmetic": TaskArithmetic,
+    "slerp": Slerp,
+    "ties": Ties,
+    "dare_ties": DareTies,
+    "dare_linear": DareLinear,
+    "evaluate": EvaluateConfig,
+    "trainer": TrainerConfig,
+    "strategy": StrategyConfig,
+    "wandb": Wandb,
+    "csv": Csv,
+}
+"""Name in a YAML file's `/schema@_here_` -> the type that closes it."""
+
+
+def decode(data: Any) -> Any:
+    """The typed config that `stage.canonical(config, whole=True)` described, checked again.
+
+    Type names are looked up among this package's own dataclasses and nowhere else.
+    """
+    if isinstance(data, list):
+        return [decode(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if "type" not in data:
+        return {name: decode(value) for name, value in data.items()}
+    schema = globals().get(data["type"])
+    if not (isinstance(schema, type) and is_dataclass(schema)):
+        raise ValueError(f"unknown config type {data['type']!r}")
+    hints = get_type_hints(schema)
+    values = {name: decode(value) for name, value in data.items() if name != "type"}
+    return schema(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    return hint(value) if isinstance(hint, type) and issubclass(hint, Enum) else value

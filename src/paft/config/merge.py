@@ -1,0 +1,146 @@
+"""How two deltas become one."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from paft.config.checks import incidental, require
+
+
+class SlerpSpace(str, Enum):
+    """`delta` interpolates the deltas; `full` interpolates whole weights, as mergekit does."""
+
+    delta = "delta"
+    full = "full"
+
+
+class Election(str, Enum):
+    """Sign of a position by `mass` (sign of the sum) or by `count` (sign of the sum of signs)."""
+
+    mass = "mass"
+    count = "count"  # type: ignore[assignment]  # str has a method of that name
+
+
+class ElectOn(str, Enum):
+    """Elect on weighted deltas (mergekit) or before weighting (TIES reference, peft)."""
+
+    weighted = "weighted"
+    unweighted = "unweighted"
+
+
+class Normalize(str, Enum):
+    """Divide by the agreeing weights (mergekit), by the agreeing count (peft), or not at all."""
+
+    weights = "weights"
+    count = "count"  # type: ignore[assignment]  # str has a method of that name
+    none = "none"
+
+
+class Scope(str, Enum):
+    """Keep the largest share of each tensor (mergekit), or of all tensors together (TIES reference)."""
+
+    tensor = "tensor"
+    all = "global"
+
+
+class Rescale(str, Enum):
+    """After dropping: restore the L1 norm of this draw (mergekit), divide by density (DARE paper), or nothing."""
+
+    l1 = "l1"
+    inverse_density = "inverse_density"
+    none = "none"
+
+
+@dataclass
+class MergeConfig:
+    """What every method shares. Weights are given in the order SFT, preference."""
+
+    keep: bool = incidental(True)
+    """False deletes a merged model once it is evaluated."""
+
+
+@dataclass
+class WeightedMerge(MergeConfig):
+    weights: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    scale: float = 1.0
+    """Factor on the merged delta (lambda in the task-arithmetic and TIES papers)."""
+
+    def __post_init__(self) -> None:
+        require(len(self.weights) == 2, "merge.weights", self.weights, "two numbers: [sft, preference]")
+
+
+@dataclass
+class Linear(WeightedMerge):
+    """Weighted average of the deltas."""
+
+    normalize: bool = True
+    """Divide by the sum of the weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.normalize or sum(self.weights) != 0, "merge.weights", self.weights, "not summing to 0"
+        )
+
+
+@dataclass
+class TaskArithmetic(WeightedMerge):
+    """Weighted sum of the deltas times `scale`."""
+
+
+@dataclass
+class Slerp(MergeConfig):
+    """Spherical interpolation from SFT (t = 0) to preference (t = 1)."""
+
+    t: float = 0.5
+    space: SlerpSpace = SlerpSpace.delta
+
+    def __post_init__(self) -> None:
+        require(0 <= self.t <= 1, "merge.t", self.t, "in [0, 1]")
+
+
+@dataclass
+class SparseMerge(WeightedMerge):
+    density: float = 0.5
+    """Share of each delta that is kept; 1 keeps everything."""
+    sft_density: float | None = None
+    """Density of the SFT delta alone; null uses `density`."""
+    preference_density: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("density", "sft_density", "preference_density"):
+            value = getattr(self, name)
+            require(value is None or 0 < value <= 1, f"merge.{name}", value, "in (0, 1]")
+
+    @property
+    def densities(self) -> list[float]:
+        own = (self.sft_density, self.preference_density)
+        return [self.density if value is None else value for value in own]
+
+
+@dataclass
+class Ties(SparseMerge):
+    """Trim by magnitude, elect signs, average what agrees (Yadav et al. 2023)."""
+
+    election: Election = Election.mass
+    elect_on: ElectOn = ElectOn.weighted
+    normalize: Normalize = Normalize.weights
+    scope: Scope = Scope.tensor
+
+
+@dataclass
+class DareLinear(SparseMerge):
+    """Drop at random, rescale, add (Yu et al. 2023)."""
+
+    rescale: Rescale = Rescale.l1
+    normalize: Normalize = Normalize.none
+    seed: int = 42
+    """Of the drop masks, together with branch and tensor name."""
+
+
+@dataclass
+class DareTies(DareLinear):
+    """Drop at random, rescale, elect signs, add what agrees: the paper's DARE TIES."""
+
+    election: Election = Election.mass
+    elect_on: ElectOn = ElectOn.weighted

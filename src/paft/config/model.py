@@ -1,0 +1,67 @@
+"""What is fine-tuned."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from paft.config.checks import require_pinned
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class ModelConfig:
+    """What every kind of base model shares."""
+
+    name: str = MISSING
+    """Label in tables and W&B."""
+    dtype: DType = DType.bfloat16
+    """Storage type of the frozen base and of merged models; LoRA factors are always float32."""
+    attention: str = "sdpa"
+    """transformers' `attn_implementation`."""
+    trust_remote_code: bool = False
+    """Run Python code shipped in the model repository. Off unless you turn it on."""
+
+
+@dataclass
+class TinyModel(ModelConfig):
+    """A random Llama of a few thousand parameters with a byte tokenizer, made on the spot from `seed`."""
+
+    seed: int = 0
+    hidden_size: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    num_kv_heads: int = 2
+
+
+@dataclass
+class WheelModel(ModelConfig):
+    """A GGUF file inside an installed Python package, converted once to safetensors in the cache."""
+
+    package: str = MISSING
+    version: str = MISSING
+    file: str = MISSING
+
+
+@dataclass
+class HubModel(ModelConfig):
+    """A model repository on the Hugging Face hub at a pinned commit."""
+
+    repo: str = MISSING
+    revision: str = MISSING
+
+    def __post_init__(self) -> None:
+        require_pinned("model.revision", self.repo, self.revision)
+
+
+@dataclass
+class LocalModel(ModelConfig):
+    """A folder in Hugging Face format with safetensors weights; its content, not its path, is its identity."""
+
+    path: str = field(default=MISSING, metadata={"identity": False})
+    sha256: str = ""
+    """Filled in from the folder's files when the graph is built."""

@@ -1,0 +1,64 @@
+"""The whole config of one run."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from paft.config.checks import require
+from paft.config.data import DataConfig
+from paft.config.evaluate import EvaluateConfig
+from paft.config.merge import MergeConfig
+from paft.config.model import ModelConfig
+from paft.config.running import LoggerConfig, StrategyConfig, StrategyName, TrainerConfig
+from paft.config.training import PreferenceConfig, SFTConfig
+
+
+class Paradigm(str, Enum):
+    parallel = "parallel"
+    sequential = "sequential"
+    sft = "sft"
+    preference = "preference"
+    base = "base"
+
+
+@dataclass
+class RunConfig:
+    """The root. The root key `lambda` cannot be a Python name; it lives in `sft.l1.weight`."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    preference: PreferenceConfig = MISSING
+    merge: MergeConfig = MISSING
+    evaluate: EvaluateConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    strategy: StrategyConfig = MISSING
+    logger: LoggerConfig = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Name -> Lightning callback as `_target_` and arguments."""
+    paradigm: Paradigm = Paradigm.parallel
+    seed: int = 42
+    logs: str = "logs"
+    store: str = "logs/stages"
+    plan: bool = False
+    offline: bool = False
+    """Never touch the network: hub files must be in the local cache already."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        devices = self.trainer.devices * self.trainer.num_nodes
+        if devices > 1 and self.strategy.name is StrategyName.single:
+            raise ValueError(
+                f"trainer uses {devices} devices but strategy=single uses one; "
+                "set strategy=ddp, fsdp or fsdp_hybrid, or trainer.devices=1"
+            )
+        for at in ("sft", "preference"):
+            rows = getattr(self, at).global_batch_size
+            require(
+                rows % devices == 0,
+                f"{at}.global_batch_size",
+                rows,
+                f"a multiple of the {devices} devices, so that each gets the same number of rows",
+            )

@@ -1,0 +1,148 @@
+"""How a branch is trained."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from paft.config.checks import require
+
+LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Schedule(str, Enum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+    inverse_sqrt = "inverse_sqrt"
+
+
+class L1Of(str, Enum):
+    """`delta`: sum of |alpha/rank * B A| (equation 1 read literally); `factors`: sum of |A| and |B|."""
+
+    delta = "delta"
+    factors = "factors"
+
+
+@dataclass
+class LoraConfig:
+    rank: int = 16
+    alpha: float = 16.0
+    """The delta is alpha / rank * B A."""
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
+
+    def __post_init__(self) -> None:
+        require(self.rank > 0, "lora.rank", self.rank, "positive")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "positive")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
+        require(bool(self.target_modules), "lora.target_modules", self.target_modules, "a non-empty list")
+
+
+@dataclass
+class BranchConfig:
+    """What SFT and preference training share: one LoRA, AdamW, one schedule, one global batch."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    lr: float = 2e-4
+    schedule: Schedule = Schedule.cosine
+    warmup_ratio: float = 0.1
+    """Share of all steps over which the learning rate rises to `lr`."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    global_batch_size: int = 16
+    """Rows between two optimizer steps, over all devices."""
+    epochs: int = 1
+    max_steps: int | None = None
+    """Optimizer steps; overrides `epochs`."""
+
+    def __post_init__(self) -> None:
+        at = self.branch
+        require(self.lr > 0, f"{at}.lr", self.lr, "positive")
+        require(0 <= self.warmup_ratio < 1, f"{at}.warmup_ratio", self.warmup_ratio, "in [0, 1)")
+        require(self.weight_decay >= 0, f"{at}.weight_decay", self.weight_decay, "at least 0")
+        require(0 <= self.beta1 < 1, f"{at}.beta1", self.beta1, "in [0, 1)")
+        require(0 <= self.beta2 < 1, f"{at}.beta2", self.beta2, "in [0, 1)")
+        require(self.max_grad_norm > 0, f"{at}.max_grad_norm", self.max_grad_norm, "positive")
+        require(self.global_batch_size > 0, f"{at}.global_batch_size", self.global_batch_size, "positive")
+        require(self.epochs > 0, f"{at}.epochs", self.epochs, "positive")
+        require(
+            self.max_steps is None or self.max_steps > 0,
+            f"{at}.max_steps",
+            self.max_steps,
+            "positive or null",
+        )
+
+    @property
+    def branch(self) -> str:
+        return "preference"
+
+
+@dataclass
+class L1Config:
+    """The penalty of equation 1: weight * |delta_sft|_1, summed over every element."""
+
+    weight: float = 0.0
+    """The root key `lambda`."""
+    of: L1Of = L1Of.delta
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight < float("inf"), "lambda", self.weight, "a finite number, at least 0")
+
+
+@dataclass
+class SFTConfig(BranchConfig):
+    l1: L1Config = field(default_factory=L1Config)
+
+    @property
+    def branch(self) -> str:
+        return "sft"
+
+
+@dataclass
+class PreferenceConfig(BranchConfig):
+    """Base of the preference objectives."""
+
+
+class DPOLoss(str, Enum):
+    sigmoid = "sigmoid"
+    ipo = "ipo"
+    hinge = "hinge"
+
+
+@dataclass
+class DPO(PreferenceConfig):
+    loss: DPOLoss = DPOLoss.sigmoid
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    """Share of labels taken to be flipped (conservative DPO); sigmoid only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.beta > 0, "preference.beta", self.beta, "positive")
+        require(
+            0 <= self.label_smoothing < 0.5, "preference.label_smoothing", self.label_smoothing, "in [0, 0.5)"
+        )
+        if self.label_smoothing and self.loss is not DPOLoss.sigmoid:
+            raise ValueError(
+                f"preference.label_smoothing={self.label_smoothing} needs preference.loss=sigmoid, "
+                f"got {self.loss.value!r}; set it to 0"
+            )
+
+
+class NLLScope(str, Enum):
+    """Which tokens of the chosen text enter ORPO's likelihood term."""
+
+    sequence = "sequence"
+    response = "response"
+
+
+@dataclass
+class ORPO(PreferenceConfig):
+    beta: float = 0.1
+    """Weight of the odds-ratio term (lambda in the ORPO paper)."""
+    nll_scope: NLLScope = NLLScope.sequence
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.beta > 0, "preference.beta", self.beta, "positive")
