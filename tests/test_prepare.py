@@ -51,6 +51,7 @@ def test_sft_rows_come_back_as_they_were_encoded(tmp_path: Path, tokenizer: PreT
             "rows": len(expected),
             "tokens": sum(len(row.input_ids) for row in expected),
             "label_tokens": sum(label != IGNORE for row in expected for label in row.labels),
+            "bad_rows": 0,
             "dropped": 0,
             "truncated_prompts": 0,
             "truncated_answers": 0,
