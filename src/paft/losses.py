@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+from paft.data.chat import IGNORE
+
 BLOCK_N = 256
 """Tokens whose vocabulary-sized logits exist at once."""
 

@@ -4,7 +4,6 @@ Importing this module loads neither torch nor datasets nor pandas: a plan needs 
 """
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from paft.data.rows import (
     parse_preference_pair,
     preference_format,
 )
+from paft.fingerprint import file_sha256
 
 Split = Literal["train", "validation"]
 Row = TypeVar("Row")
@@ -33,8 +33,7 @@ MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 
 def file_fingerprint(path: str | Path) -> str:
     """The sha256 of a file's bytes in hexadecimal. Raises ValueError if there is no such file."""
-    with _existing(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(_existing(path))
 
 
 def has_validation(source: Source) -> bool:
