@@ -35,9 +35,11 @@ def saved(trained, tmp_path_factory):
 def test_peft_loads_it_and_gives_the_trained_logits(trained, saved):
     loaded = PeftModel.from_pretrained(load_base(base_folder(MODEL), MODEL), str(saved)).eval()
     ours, base = trained.peft(IDS).logits, load_base(base_folder(MODEL), MODEL)(IDS).logits
-    assert torch.equal(loaded(IDS).logits, ours)
+    # float32 sums in another order: ours is one fused node per layer
+    torch.testing.assert_close(loaded(IDS).logits, ours, atol=1e-6, rtol=1e-5)
     assert (ours - base).abs().max() > 1e-3
-    assert torch.equal(load_adapter(load_base(base_folder(MODEL), MODEL), saved)(IDS).logits, ours)
+    again = load_adapter(load_base(base_folder(MODEL), MODEL), saved)(IDS).logits
+    assert torch.equal(again, loaded(IDS).logits)
 
 
 def test_deltas_are_those_of_peft(trained, saved):

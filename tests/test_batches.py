@@ -16,7 +16,6 @@ from paft.training.batches import (
     StepLoader,
     micro_batches,
     num_steps,
-    preference_tensors,
     row_order,
     sft_tensors,
 )
@@ -91,13 +90,6 @@ def test_sft_tensors_by_hand():
     ids, labels = sft_tensors([Encoded([3, 4], [IGNORE, 4]), Encoded([5, 6, 7], [IGNORE, 6, 7])], PAD)
     assert ids.tolist() == [[3, 4, PAD], [5, 6, 7]]
     assert labels.tolist() == [[IGNORE, 4, IGNORE], [IGNORE, 6, 7]]
-
-
-def test_preference_tensors_by_hand():
-    ids, labels, is_prompt = preference_tensors([EncodedPair([3, 4], [5], [6, 7])], PAD)
-    assert ids.tolist() == [[3, 4, 5, PAD], [3, 4, 6, 7]]
-    assert labels.tolist() == [[IGNORE, IGNORE, 5, IGNORE], [IGNORE, IGNORE, 6, 7]]
-    assert is_prompt.tolist() == [[False, True, False, False]] * 2
 
 
 def test_steps_of_a_run():

@@ -20,8 +20,9 @@ from tiny import (
 
 from paft.config import DPO, ORPO, DPOLoss, L1Config, L1Of, NLLScope, SFTConfig
 from paft.losses import IGNORE
-from paft.training.batches import preference_tensors, sft_tensors
+from paft.training.batches import sft_tensors
 from paft.training.module import BranchModule
+from paft.training.pairs import two_row_tensors
 
 
 @pytest.mark.parametrize("name", BRANCHES)
@@ -57,7 +58,7 @@ def plain_sft(module, rows, config):
 
 
 def plain_dpo(module, rows, config):
-    ids, labels, _ = preference_tensors(rows, PAD)
+    ids, labels, *_ = two_row_tensors(rows, PAD)
     lengths = (labels != IGNORE).sum(1) if config.loss is DPOLoss.ipo else 1
     policy = plain_logps(module, ids, labels).sum(1) / lengths
     with torch.no_grad(), module.backbone.peft.disable_adapter():
@@ -75,7 +76,7 @@ def plain_dpo(module, rows, config):
 
 
 def plain_orpo(module, rows, config):
-    ids, labels, _ = preference_tensors(rows, PAD)
+    ids, labels, *_ = two_row_tensors(rows, PAD)
     logps, n = plain_logps(module, ids, labels), len(rows)
     p = torch.exp(logps.sum(1) / (labels != IGNORE).sum(1))
     odds = p / (1 - p)

@@ -31,8 +31,8 @@ from paft.config import DPO, LoraConfig
 from paft.delta import read_adapter
 from paft.losses import IGNORE, label_logps
 from paft.model import base_folder, load_base
-from paft.training.batches import preference_tensors
 from paft.training.module import refuse_not_finite
+from paft.training.pairs import two_row_tensors
 
 # --- reference and base --------------------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def test_margins_are_exactly_zero_before_the_first_step(model):
 
 def test_reference_is_the_base_model_whatever_the_adapter_and_its_dropout():
     module = move(make(branch(DPO, lora=LoraConfig(rank=4, alpha=8, dropout=0.5))))
-    ids, labels, _ = preference_tensors(pairs(4), PAD)
+    ids, labels, *_ = two_row_tensors(pairs(4), PAD)
     with module.backbone.reference():
         ours = module.backbone(ids, labels)
     logits = load_base(base_folder(MODEL), MODEL)(input_ids=ids).logits
@@ -108,7 +108,7 @@ def test_sequential_base_against_merge_and_unload(saved):
 def test_sequential_reference_is_the_sft_model(saved):
     (first,) = run(make(BRANCHES["dpo"], deltas=(saved,)), pairs(8))
     assert first["train/margins"] == 0
-    ids, labels, _ = preference_tensors(pairs(8), PAD)
+    ids, labels, *_ = two_row_tensors(pairs(8), PAD)
     logits = merged_by_peft(saved)(input_ids=ids).logits
     logps = F.log_softmax(logits[:, :-1], -1).gather(2, labels[:, 1:].clamp(min=0)[..., None]).squeeze(2)
     expected = (logps * (labels[:, 1:] != IGNORE)).sum(1)[:8].mean().item()

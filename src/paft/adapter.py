@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 
 from paft.config import LoraConfig, ModelConfig
 from paft.delta import LowRank, read_adapter
+from paft.layers.attention import AUTO, shared_prompt_bias
+from paft.layers.lora import LoraLinear
+from paft.layers.norm import fuse_norms
 from paft.losses import label_logps
 from paft.stage import canonical
 
@@ -40,6 +43,8 @@ class Policy(nn.Module):
             target_modules=lora.target_modules,
             task_type="CAUSAL_LM",
         )
+        peft_config._register_custom_module({nn.Linear: LoraLinear})
+        fuse_norms(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
         self.peft = get_peft_model(base, peft_config)
 
@@ -47,14 +52,31 @@ class Policy(nn.Module):
     def base(self) -> PreTrainedModel:
         return cast(PreTrainedModel, self.peft.get_base_model())
 
-    def forward(self, input_ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        labels_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
         """Float32 [B, T]: log-probability of each label given its past, 0 where there is none.
 
-        Rows are padded on the right, so causal attention alone keeps padding out of every real token.
+        Rows are padded on the right, so causal attention alone keeps padding out of every real token. With
+        `segments_BT` and `positions_BT` a row holds several texts that share a prompt; see `paft.training.pairs`.
         """
         backbone = getattr(self.base, self.base.base_model_prefix)
-        hidden_BTH = backbone(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        mask = None if segments_BT is None else shared_prompt_bias(segments_BT, self.base.dtype)
+        hidden_BTH = backbone(
+            input_ids=input_ids_BT, attention_mask=mask, position_ids=positions_BT, use_cache=False
+        ).last_hidden_state
         return label_logps(hidden_BTH, labels_BT, self.base.get_output_embeddings().weight)
+
+    def can_share_prompts(self, longest: int) -> bool:
+        """Whether rows of up to `longest` tokens may hold two answers to one prompt: the attention takes a mask of
+        ours, and looks back over the whole row."""
+        window = getattr(self.base.config, "sliding_window", None)
+        takes_mask = self.base.config._attn_implementation in (AUTO, "sdpa", "eager")
+        return takes_mask and (window is None or longest <= window)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

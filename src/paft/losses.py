@@ -13,8 +13,10 @@ from torch import Tensor
 
 from paft.data.chat import IGNORE
 
-BLOCK_N = 256
+BLOCK_N = 512
 """Tokens whose vocabulary-sized logits exist at once."""
+SOFTMAX_ROWS = 16
+"""Of these, how many a CPU takes through the softmax together: their float32 copy stays in its cache."""
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -32,16 +34,10 @@ class _HeadLogps(torch.autograd.Function):
         slope_NH = torch.empty_like(hidden_NH) if needs_grad else None
         for start in range(0, len(targets_N), BLOCK_N):
             block = slice(start, start + BLOCK_N)
-            logps_NV = F.log_softmax((hidden_NH[block] @ head_VH.T).float(), dim=-1)
-            picked = targets_N[block, None]
-            logps_N[block] = logps_NV.gather(1, picked).squeeze(1)
+            logits_NV = hidden_NH[block] @ head_VH.T
+            logps_N[block], totals_N = _softmax_residual_(logits_NV, targets_N[block])
             if slope_NH is not None:
-                pull_NV = (
-                    logps_NV.exp_()
-                    .neg_()
-                    .scatter_add_(1, picked, torch.ones_like(picked, dtype=torch.float32))
-                )
-                slope_NH[block] = pull_NV.to(head_VH.dtype) @ head_VH
+                slope_NH[block] = (logits_NV @ head_VH) / totals_N[:, None]
         if slope_NH is not None:
             ctx.save_for_backward(slope_NH)
         return logps_N
@@ -50,6 +46,26 @@ class _HeadLogps(torch.autograd.Function):
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
         (slope_NH,) = ctx.saved_tensors
         return (grad_N[:, None] * slope_NH.float()).to(slope_NH.dtype), None, None
+
+
+def _softmax_residual_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-probability of each target, sum z of each row's exponentials); float32 [N] both.
+
+    Leaves z (e_target - softmax) in place of the logits: the difference is taken in float32, before it is
+    rounded to their type, so that a nearly certain target keeps its small gradient.
+    """
+    logps_N, totals_N = (
+        torch.empty(len(targets_N), dtype=torch.float32, device=logits_NV.device) for _ in "ab"
+    )
+    size = SOFTMAX_ROWS if logits_NV.device.type == "cpu" else BLOCK_N
+    for start in range(0, len(targets_N), size):
+        rows = slice(start, start + size)
+        exponents, picked = logits_NV[rows].float(), targets_N[rows, None]
+        exponents.sub_(exponents.amax(-1, keepdim=True))
+        logps_N[rows] = exponents.gather(1, picked).squeeze(1)
+        totals_N[rows] = exponents.exp_().sum(-1)
+        logits_NV[rows] = exponents.neg_().scatter_add_(1, picked, totals_N[rows, None])
+    return logps_N - totals_N.log(), totals_N
 
 
 def label_logps(outputs: Tensor, labels_BT: Tensor, head_VH: Tensor | None = None) -> Tensor:
@@ -155,22 +171,24 @@ class _DeltaL1(torch.autograd.Function):
     """|scaling * B A|_1 with its gradients, formed a block of rows at a time.
 
     The gradient of |D| is sign(D), so both factors' gradients come out of the forward pass:
-    dB = scaling sign(D) A^T and dA = scaling B^T sign(D). No delta outlives its block.
+    dB = scaling sign(D) A^T and dA = scaling B^T sign(D); and the sum itself is B . sign(B A) A^T, so that the
+    products are read once. No delta outlives its block.
     """
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, B: Tensor, scaling: float, rows: int) -> Tensor:
         grad_A, grad_B = torch.zeros_like(A), torch.empty_like(B)
-        total = torch.zeros((), dtype=torch.float32, device=A.device)
+        buffer = A.new_empty(
+            min(rows, len(B)), A.shape[1]
+        )  # one for all blocks: fresh memory costs as much again
         for start in range(0, len(B), rows):
             block = B[start : start + rows]
-            product = block @ A
-            total += product.abs().sum()
-            sign = product.sign_()
-            grad_B[start : start + rows] = sign @ A.T
+            sign = torch.mm(block, A, out=buffer[: len(block)]).sign_()
+            torch.mm(sign, A.T, out=grad_B[start : start + rows])
             grad_A.addmm_(block.T, sign)
+        total = (grad_B * B).sum() * abs(scaling)
         ctx.save_for_backward(grad_A.mul_(abs(scaling)), grad_B.mul_(abs(scaling)))
-        return total * abs(scaling)
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -179,7 +197,7 @@ class _DeltaL1(torch.autograd.Function):
 
 
 def l1_penalty(
-    factors: Sequence[tuple[Tensor, Tensor, float]], *, of: str = "delta", block_rows: int = 256
+    factors: Sequence[tuple[Tensor, Tensor, float]], *, of: str = "delta", block_rows: int = 512
 ) -> Tensor:
     """Sum of absolute values over all layers: float32 scalar (equation 1 of the paper, before lambda).
 

@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.data.chat import template_text
+from paft.layers.attention import AUTO
 from paft.stage import canonical
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def load_base(folder: Path, config: ModelConfig) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, config.dtype.value),
-        attn_implementation=config.attention,
+        attn_implementation=AUTO if config.attention == "auto" else config.attention,
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
     )

@@ -49,6 +49,11 @@ class Encoded(NamedTuple):
         return [len(self.input_ids)]
 
     @property
+    def row_tokens(self) -> int:
+        """Tokens it puts through the model."""
+        return len(self.input_ids)
+
+    @property
     def num_labels(self) -> int:
         return len(self.labels) - self.labels.count(IGNORE)
 
@@ -83,6 +88,11 @@ class EncodedPair(NamedTuple):
     def lengths(self) -> list[int]:
         """Tokens of each sequence that a training step reads."""
         return [self.prompt_length + answer for answer in self.answer_lengths.values()]
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens it puts through the model, the prompt shared by both answers; see paft.training.pairs."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + 1 + len(self.rejected_ids)
 
     @property
     def num_labels(self) -> int:

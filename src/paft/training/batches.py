@@ -101,10 +101,20 @@ class StepLoader(Generic[Row]):
         self.start = state["start"]
 
 
-def micro_batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """Rows of like length together, so that little is padding; their order inside a step changes nothing."""
-    ordered = sorted(rows, key=lambda row: max(row.lengths), reverse=True)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+def micro_batches(rows: Sequence[Row], size: int, max_tokens: int | None = None) -> list[list[Row]]:
+    """Rows of like length together, so that little is padding; their order inside a step changes nothing.
+
+    At most `size` rows and `max_tokens` tokens with their padding; a longer row goes alone.
+    """
+    cut: list[list[Row]] = []
+    room = 0
+    for row in sorted(rows, key=lambda row: row.row_tokens, reverse=True):
+        if room == 0:
+            cut.append([])
+            room = size if max_tokens is None else max(min(size, max_tokens // row.row_tokens), 1)
+        cut[-1].append(row)
+        room -= 1
+    return cut
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -116,16 +126,3 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 def sft_tensors(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
     """(input_ids [B, T], labels [B, T])."""
     return pad([r.input_ids for r in rows], pad_id), pad([r.labels for r in rows], IGNORE)
-
-
-def preference_tensors(rows: Sequence[EncodedPair], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(input_ids [2B, T], labels [2B, T], is_prompt [2B, T]); chosen rows first, then rejected ones.
-
-    Labels mark the answer; `is_prompt` marks the prompt tokens that have a past.
-    """
-    answers = [(r.prompt_ids, r.chosen_ids) for r in rows] + [(r.prompt_ids, r.rejected_ids) for r in rows]
-    input_ids = pad([[*prompt, *answer] for prompt, answer in answers], pad_id)
-    labels = pad([[*[IGNORE] * len(prompt), *answer] for prompt, answer in answers], IGNORE)
-    is_prompt = pad([[0, *[1] * (len(prompt) - 1)] for prompt, _ in answers], 0).bool()
-    is_prompt = torch.nn.functional.pad(is_prompt, (0, input_ids.shape[1] - is_prompt.shape[1]))
-    return input_ids, labels, is_prompt

@@ -5,7 +5,6 @@ batch's totals, so the update depends neither on the micro-batch size nor on the
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,7 @@ class BranchModule(L.LightningModule):
         *,
         num_steps: int,
         micro_batch_size: int = 8,
+        micro_batch_tokens: int | None = None,
         seed: int = 0,
         pad_id: int = 0,
         deltas: tuple[Path, ...] = (),
@@ -68,10 +68,10 @@ class BranchModule(L.LightningModule):
         self.strict_loading = False  # checkpoints hold the adapter only
         self.base_folder, self.model_config, self.config = base, model, config
         self.num_steps, self.micro_batch_size, self.seed = num_steps, micro_batch_size, seed
+        self.micro_batch_tokens = micro_batch_tokens
         self.pad_id, self.deltas = pad_id, deltas
         self.gradient_checkpointing = gradient_checkpointing
         self.policy: Policy | None = None
-        self.tokens_seen = 0
         self.seconds_elsewhere = 0.0
         """Spent by callbacks on work that is not this branch's training."""
 
@@ -120,7 +120,6 @@ class BranchModule(L.LightningModule):
         return batch
 
     def training_step(self, batch: GlobalBatch[Any]) -> None:
-        started = time.perf_counter()
         torch.manual_seed(self.seed * 1_000_003 + batch.step)  # dropout depends on the step, not on the past
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
@@ -129,13 +128,13 @@ class BranchModule(L.LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         logs["lr"] = torch.tensor(optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self._log(logs, batch, time.perf_counter() - started)
+        self._log(logs)
 
     def _accumulate(self, batch: GlobalBatch[Any]) -> dict[str, Tensor]:
         """Gradients of the whole global batch; strategies average over ranks, hence the factor `world`."""
         world = self.trainer.world_size
         sums: dict[str, Tensor] = {}
-        for rows in micro_batches(batch.rows, self.micro_batch_size):
+        for rows in micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens):
             loss, values = self.micro_loss(rows, batch)
             self.manual_backward(loss * world)
             for name, value in {"loss": loss, **values}.items():
@@ -161,18 +160,14 @@ class BranchModule(L.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(trainable, self.config.max_grad_norm)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
-    def _log(self, logs: dict[str, Tensor], batch: GlobalBatch[Any], seconds: float) -> None:
-        tokens = sum(sum(row.lengths) for row in batch.rows) * self.trainer.world_size
-        self.tokens_seen += tokens
-        named = {f"train/{name}": value for name, value in logs.items()}
-        self.log_dict(named | {"train/tokens_per_second": tokens / seconds}, rank_zero_only=True)
+    def _log(self, logs: dict[str, Tensor]) -> None:
+        self.log_dict({f"train/{name}": value for name, value in logs.items()}, rank_zero_only=True)
         self.log("loss", logs["loss"], prog_bar=True, logger=False, rank_zero_only=True)
-        self.log("tokens/s", tokens / seconds, prog_bar=True, logger=False, rank_zero_only=True)
 
     @torch.no_grad()
     def validation_step(self, batch: GlobalBatch[Any]) -> None:
         sums: dict[str, Tensor] = {}
-        for rows in micro_batches(batch.rows, self.micro_batch_size):
+        for rows in micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens):
             loss, values = self.micro_loss(rows, batch)
             for name, value in {"loss": loss, **values}.items():
                 sums[name] = sums.get(name, torch.zeros(())) + value
@@ -184,10 +179,6 @@ class BranchModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainable = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint["tokens_seen"] = self.tokens_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.tokens_seen = checkpoint["tokens_seen"]
 
 
 def refuse_not_finite(loss: Tensor, batch: GlobalBatch[Any]) -> None:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from paft.config import DPO, ORPO, DPOLoss, NLLScope
 from paft.data.chat import EncodedPair
-from paft.losses import IGNORE, dpo_loss, orpo_loss
-from paft.training.batches import GlobalBatch, preference_tensors
+from paft.losses import dpo_loss, orpo_loss
+from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
+from paft.training.pairs import REJECTED, PairTensors, answer_logps, pair_tensors
 
 
 class DPOModule(BranchModule):
@@ -23,14 +24,12 @@ class DPOModule(BranchModule):
     def micro_loss(
         self, rows: list[EncodedPair], batch: GlobalBatch[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        input_ids, labels, _ = (t.to(self.device) for t in preference_tensors(rows, self.pad_id))
-        policy = self._logps(input_ids, labels)
+        pairs = pair_tensors(self.backbone, rows, self.pad_id).to(self.device)
+        chosen, rejected = self._logps(pairs)
         with self.backbone.reference():
-            reference = self._logps(input_ids, labels)
+            reference_chosen, reference_rejected = self._logps(pairs)
         if self.training and batch.step == 0:
-            refuse_moved_start(policy.detach() - reference)
-        chosen, rejected = policy.chunk(2)
-        reference_chosen, reference_rejected = reference.chunk(2)
+            refuse_moved_start(chosen.detach() - reference_chosen, rejected.detach() - reference_rejected)
         c = self.config
         losses = dpo_loss(
             chosen,
@@ -47,10 +46,9 @@ class DPOModule(BranchModule):
         )
         return losses.sum() / batch.num_rows, pair_values(chosen, rejected, rewards, batch.num_rows)
 
-    def _logps(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """[2B]: sums over the answer, or means for IPO."""
-        sums = self.backbone(input_ids, labels).sum(1)
-        return sums / (labels != IGNORE).sum(1) if self.config.loss is DPOLoss.ipo else sums
+    def _logps(self, pairs: PairTensors) -> tuple[Tensor, Tensor]:
+        """[B] each: sums over the chosen and the rejected answers, or means for IPO."""
+        return answer_logps(self.backbone, pairs, mean=self.config.loss is DPOLoss.ipo)
 
 
 class ORPOModule(BranchModule):
@@ -61,14 +59,12 @@ class ORPOModule(BranchModule):
     def micro_loss(
         self, rows: list[EncodedPair], batch: GlobalBatch[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        input_ids, labels, is_prompt = (t.to(self.device) for t in preference_tensors(rows, self.pad_id))
-        in_response = labels != IGNORE
         whole = self.config.nll_scope is NLLScope.sequence
-        logps = self.backbone(input_ids, torch.where(is_prompt, input_ids, labels) if whole else labels)
-        means = (logps * in_response).sum(1) / in_response.sum(1)
-        chosen, rejected = means.chunk(2)
+        pairs = pair_tensors(self.backbone, rows, self.pad_id, prompt_labels=whole).to(self.device)
+        logps = pairs.logps(self.backbone)
+        chosen, rejected = pairs.answer_means(logps)
         num_nll_tokens = batch.num_sequence_targets if whole else batch.num_chosen_targets
-        nll = -logps.chunk(2)[0].sum() / num_nll_tokens
+        nll = -(logps * (pairs.answers != REJECTED)).sum() / num_nll_tokens
         ratio = (
             orpo_loss(chosen, rejected, torch.zeros_like(chosen), beta=self.config.beta).sum()
             / batch.num_rows
@@ -96,9 +92,9 @@ def pair_values(
     return {name: value.sum() / num_rows for name, value in sums.items()}
 
 
-def refuse_moved_start(difference: Tensor) -> None:
+def refuse_moved_start(*differences: Tensor) -> None:
     """At step 0 the new adapter is zero, so policy and reference must agree; else every reward is off."""
-    worst = difference.abs().max().item()
+    worst = max(difference.abs().max().item() for difference in differences)
     if worst > 1e-3:
         raise ValueError(
             f"policy and reference log-probabilities differ by {worst:.3g} before the first step; they must be "

@@ -1,0 +1,162 @@
+"""The fused layers against the libraries' own: peft's LoRA, PyTorch's attention, transformers' RMSNorm."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from paft.layers.attention import LONGEST, attention, causal_bias, shared_prompt_bias
+from paft.layers.lora import LoraLinear
+from paft.layers.norm import fuse_norms
+
+FLOAT32 = {"atol": 1e-5, "rtol": 1e-5}
+"""Sums of up to a few hundred float32 products in another order."""
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def lora(kind: type[Linear], dtype: torch.dtype, *, bias: bool = False, dropout: float = 0.0) -> Linear:
+    base = nn.Linear(24, 40, bias=bias)
+    with torch.no_grad():
+        for i, p in enumerate(base.parameters()):
+            p.copy_(normal(*p.shape, seed=i, scale=0.2))
+    base = base.to(dtype).requires_grad_(False)
+    config = PeftLoraConfig(r=4, lora_alpha=6, lora_dropout=dropout)
+    layer = kind(base, "default", config, r=4, lora_alpha=6)
+    for factors in (layer.lora_A, layer.lora_B):
+        factors.float()  # as get_peft_model leaves them
+    with torch.no_grad():
+        layer.lora_A["default"].weight.copy_(normal(4, 24, seed=3, scale=0.2))
+        layer.lora_B["default"].weight.copy_(normal(40, 4, seed=4, scale=0.2))
+    return layer
+
+
+def results(layer: Linear, x: Tensor) -> list[Tensor]:
+    """Output, then gradients of the input and of both factors, in float32."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    y.backward(normal(*y.shape, seed=9).to(y.dtype))
+    factors = layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad
+    return [t.float() for t in (y.detach(), x.grad, *factors) if t is not None]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_lora_against_peft_in_float32(bias):
+    x = normal(2, 7, 24, seed=5)
+    ours, theirs = (results(lora(kind, torch.float32, bias=bias), x) for kind in (LoraLinear, Linear))
+    for mine, own in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, own, **FLOAT32)
+
+
+def test_lora_in_bfloat16_is_as_near_the_truth_as_its_rounding():
+    x = normal(2, 7, 24, seed=5).bfloat16()
+    truth = results(lora(Linear, torch.bfloat16).float(), x.float())
+    for mine, exact in zip(results(lora(LoraLinear, torch.bfloat16), x), truth, strict=True):
+        # bfloat16 keeps 8 bits, 2^-9 a rounding; a result here sees up to four of them
+        assert (mine - exact).norm() / exact.norm() < 4 * 2**-9
+
+
+def test_lora_gradients_keep_the_type_of_the_factors():
+    layer = lora(LoraLinear, torch.bfloat16)
+    layer(normal(3, 24, seed=5, dtype=torch.bfloat16)).sum().backward()
+    assert layer.lora_A["default"].weight.grad.dtype == torch.float32
+
+
+def test_lora_switched_off_is_the_base_layer():
+    layer, x = lora(LoraLinear, torch.bfloat16), normal(3, 24, seed=5).bfloat16()
+    layer.enable_adapters(False)
+    assert torch.equal(layer(x), layer.get_base_layer()(x))
+
+
+def test_lora_with_dropout_is_that_of_peft():
+    x = normal(4, 24, seed=5)
+    outputs = []
+    for kind in (LoraLinear, Linear):
+        torch.manual_seed(0)
+        outputs.append(lora(kind, torch.float32, dropout=0.5).train()(x))
+    assert torch.equal(*outputs)
+    assert not torch.allclose(outputs[0], lora(Linear, torch.float32)(x))
+
+
+def heads(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    sizes = ((2, 6, length, 8), (2, 2, length, 8), (2, 2, length, 8))
+    return [normal(*size, seed=i, dtype=dtype).requires_grad_() for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_against_scaled_dot_product(masked):
+    q, k, v = heads(13)
+    segments = torch.tensor(
+        [[0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2]]
+    )
+    mask = shared_prompt_bias(segments, q.dtype) if masked else None
+    ours, _ = attention(nn.Module(), q, k, v, mask, scaling=0.3)
+    theirs = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs, **FLOAT32)
+    pull = normal(*ours.shape, seed=7)
+    for mine, own in zip(*(torch.autograd.grad(o, (q, k, v), pull) for o in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, own, **FLOAT32)
+
+
+def test_attention_in_bfloat16_is_as_near_the_truth_as_eager():
+    q, k, v = heads(50, torch.bfloat16)
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
+    ours, _ = attention(nn.Module(), q, k, v, None)
+    assert (ours.double() - exact).norm() / exact.norm() < 3 * 2**-9  # scores, weights and output are rounded
+
+
+def test_long_rows_and_half_rows_are_left_to_sdpa():
+    q, k, v = (t.detach() for t in heads(LONGEST + 1))
+    module = nn.Module()
+    module.num_key_value_groups = 3  # how transformers' layers say it
+    for queries in (q, q[:, :, -1:]):
+        ours, _ = attention(module, queries, k, v, None)
+        theirs = F.scaled_dot_product_attention(
+            queries, k, v, is_causal=queries.shape[2] > 1, enable_gqa=True
+        ).transpose(1, 2)
+        assert torch.equal(ours, theirs)
+
+
+def test_shared_prompt_bias_by_hand():
+    bias = shared_prompt_bias(torch.tensor([[0, 1, 2, 2]]), torch.float32)
+    seen = (bias == 0)[0, 0].int().tolist()
+    assert seen == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    assert torch.equal(
+        shared_prompt_bias(torch.ones(1, 5), torch.float32)[0, 0], causal_bias(5, torch.float32)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_against_transformers(dtype):
+    def make() -> LlamaRMSNorm:
+        norm = LlamaRMSNorm(24).to(dtype).requires_grad_(False)
+        norm.weight.copy_(normal(24, seed=1))
+        return norm
+
+    theirs, ours = make(), make()
+    fuse_norms(ours)
+    pull, outcome = normal(5, 24, seed=2, dtype=dtype), []
+    for norm in (ours, theirs):
+        x = normal(5, 24, seed=3, dtype=dtype).requires_grad_()
+        y = norm(x)
+        y.backward(pull)
+        outcome.append((y.detach(), x.grad))
+    close = FLOAT32 if dtype is torch.float32 else {"atol": 2**-7, "rtol": 2**-7}  # two roundings to 8 bits
+    for mine, own in zip(*outcome, strict=True):
+        torch.testing.assert_close(mine, own, **close)
+
+
+def test_a_norm_that_trains_is_left_alone():
+    norm = LlamaRMSNorm(8)
+    fuse_norms(norm)
+    norm(normal(2, 8, seed=1)).sum().backward()
+    assert norm.weight.grad is not None
