@@ -24,7 +24,10 @@ REQUIRED = {
     "model=hub": ("model.name=some", "model.repo=org/some", f"model.revision={COMMIT}"),
 }
 """What a person must add to an option for it to say something."""
-STRATEGY_NEEDS = {"trainer=a100x8": ("strategy=ddp",)}
+NEEDS = {"trainer=a100x8": ("strategy=ddp",)} | {
+    f"hardware={gpu}": ("trainer=gpu",) for gpu in ("a100_40gb", "a100_80gb", "h100_80gb")
+}
+"""What some options are refused without."""
 
 
 def options(group: str) -> list[str]:
@@ -51,7 +54,7 @@ def test_every_experiment_composes_with_every_merge(compose, experiment, merge):
 
 @pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS if g != "experiment" for o in options(g)])
 def test_every_option_of_every_group_composes(compose, choice):
-    config = compose(choice, *REQUIRED.get(choice, ()), *STRATEGY_NEEDS.get(choice, ()))
+    config = compose(choice, *REQUIRED.get(choice, ()), *NEEDS.get(choice, ()))
 
     group = choice.partition("=")[0]
     assert is_dataclass(getattr(config, group)) or group == "callbacks"
@@ -191,6 +194,9 @@ OUT_OF_RANGE = [
     ("trainer.micro_batch_size=0",),
     ("trainer.checkpoint_every=0",),
     ("trainer.log_every=0",),
+    ("hardware.peak_tflops=0",),
+    ("hardware.efficiency=1.5",),
+    ("model.shape.hidden_size=0",),
     ("seed=-1",),
 ]
 
@@ -249,6 +255,19 @@ def test_mistake_on_the_command_line_is_one_message_before_any_work(tmp_path, wo
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "out" / "stages").exists()
     assert "Launching" not in done.stdout
+
+
+def test_hardware_comes_with_the_trainer_unless_named(compose):
+    assert compose().hardware.name == "cpu"
+    assert compose("trainer=gpu").hardware.name == "a100_80gb"
+    assert compose("trainer=gpu", "hardware=h100_80gb").hardware.peak_tflops == 989
+    assert compose("experiment=zephyr_mistral_7b", "hardware=a100_40gb").hardware.memory_gb == 40
+
+
+def test_hardware_and_trainer_must_agree(compose):
+    message = refused(compose, "trainer.accelerator=gpu")
+
+    assert "trainer.accelerator=gpu but hardware=cpu is a cpu" in message and "trainer=gpu" in message
 
 
 def test_multirun_flag_may_stand_anywhere(tmp_path):

@@ -1,5 +1,6 @@
 """`plan=true`: what would run, what is there, how long; nothing heavy is loaded, nothing is done."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,27 +9,44 @@ import pytest
 from conftest import train
 from synthetic_store import PAFT, fill, with_lambda
 
-from paft.config import DareTies, Paradigm
+from paft.config import (
+    DPO,
+    ORPO,
+    DareTies,
+    HardwareConfig,
+    LocalModel,
+    ModelShape,
+    NLLScope,
+    Paradigm,
+    StrategyConfig,
+    StrategyName,
+    TrainerConfig,
+)
+from paft.cost import parameters
+from paft.evaluate.tree import MAX_TOKENS
 from paft.graph import build
-from paft.plan import estimate, past_seconds, show_plan, units_of
-from paft.stage import Store, write_json
+from paft.plan import show_plan
+from paft.plan.estimate import EVALUATION_TOKENS, Estimate
+from paft.plan.table import estimate
+from paft.stage import Stage, Store, write_json
 
-CELL = with_lambda(PAFT, 1e-4)
+SHAPE = ModelShape(576, 1536, 30, 9, 3, 64, 49152, True)
+CELL = with_lambda(replace(PAFT, model=replace(PAFT.model, shape=SHAPE)), 1e-4)
+COUNTS = {"rows": 64, "tokens": 6400, "label_tokens": 3200, "longest": 150}
+SECONDS = {"hardware": "cpu", "devices": 1, "peak_tflops": 2.0, "flops": 1e12, "train_seconds": 4.0}
+SPEED = SECONDS | {"validation_seconds": 1.0}
+A100 = HardwareConfig("a100_80gb", "gpu", peak_tflops=312, memory_gb=80, bandwidth_gb_s=2039)
 
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "250")
 
 
 def lines(output: str) -> dict[str, list[str]]:
-    """Key -> cells of its line in the printed table."""
-    rows = [
-        [c.strip() for c in line.strip("│").split("│")]
-        for line in output.splitlines()
-        if line.startswith("│")
-    ]
-    return {row[1]: row for row in rows}
+    """Key -> words of its line in the printed table."""
+    rows = (re.split(r"  +", line.strip()) for line in output.splitlines())
+    return {row[1]: row for row in rows if len(row) > 2 and re.fullmatch("[0-9a-f]{16}", row[1])}
 
 
 def plan(capsys, *configs) -> tuple[dict[str, list[str]], str]:
@@ -37,85 +55,80 @@ def plan(capsys, *configs) -> tuple[dict[str, list[str]], str]:
     return lines(text), text
 
 
+def estimates(config) -> dict[str, Estimate]:
+    """Stage name (of data: and branch) -> estimate."""
+    stages = {s.key: s for s in build(config).walk()}
+    found = estimate({k: (s, config) for k, s in stages.items()}, Store(config.store, verify=False))
+    named = {k: f"data {s.config.branch}" if s.name == "data" else s.name for k, s in stages.items()}
+    return {named[key]: each for key, each in found.items()}
+
+
+def stage(config, name: str) -> Stage:
+    return next(s for s in build(config).walk() if s.name == name)
+
+
+def write(config, name: str, *, seconds: float | None = None, host: str | None = None, **metrics) -> None:
+    """Rewrite the record of a finished stage."""
+    store = Store(config.store)
+    record = store.record(stage(config, name))
+    record["run"] |= {k: v for k, v in {"seconds": seconds, "host": host}.items() if v is not None}
+    record["metrics"] |= metrics
+    write_json(store.path(stage(config, name)) / "stage.json", record)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A cell whose SFT branch took ten seconds, four of them training at 0.25 TFLOP/s."""
+    config = replace(CELL, store=str(tmp_path))
+    fill(tmp_path, [config])
+    write(config, "sft", seconds=10.0, throughput=SPEED, merge_then_evaluate_seconds=3.0)
+    return config
+
+
+# --- the table ----------------------------------------------------------------------------------------
+
+
 def test_plan_of_an_empty_store_lists_every_stage_as_a_miss(tmp_path, capsys):
     config = replace(CELL, store=str(tmp_path / "stages"))
 
     table, text = plan(capsys, config)
 
     assert {key: row[0] for key, row in table.items()} == {s.key: s.name for s in build(config).walk()}
-    assert {(row[2], row[3]) for row in table.values()} == {("miss", "?")}
-    assert "6 of 6 stages to run" in text and "6 without a finished run" in text
+    assert {row[2] for row in table.values()} == {"miss"}
+    assert "6 of 6 stages to run: ~" in text and "assumed (~):" in text
+    assert "measured on this store" not in text
     assert not (tmp_path / "stages").exists()
 
 
-def test_plan_of_a_full_store_is_all_hits(tmp_path, capsys):
-    config = replace(CELL, store=str(tmp_path))
-    fill(tmp_path, [config])
-
-    table, text = plan(capsys, config)
+def test_plan_of_a_full_store_is_all_hits(finished, capsys):
+    table, text = plan(capsys, finished)
 
     assert {row[2] for row in table.values()} == {"hit"}
-    assert "0 of 6 stages to run" in text
+    assert "0 of 6 stages to run\n" in text and "assumed" not in text
 
 
-def test_plan_estimates_from_like_stages(tmp_path, capsys):
-    fill(tmp_path, [CELL])
-    for stage in build(CELL).walk():
-        _set_seconds(Store(tmp_path), stage, 12.0)
-    fresh = replace(with_lambda(PAFT, 1e-3), store=str(tmp_path), merge=DareTies())
-
-    table, text = plan(capsys, fresh)
-
-    cell = {s.name: s for s in build(fresh).walk()}
-    assert [table[cell[name].key][2] for name in ("sft", "preference", "merge")] == ["miss", "hit", "miss"]
-    # the same rows, hence the same 12 seconds
-    assert [table[cell[name].key][3] for name in ("sft", "merge", "evaluate")] == ["12 s"] * 3
-    assert "3 of 6 stages to run, about 36 s" in text
-
-
-def _set_seconds(store: Store, stage, seconds: float) -> None:
-    record = store.record(stage)
-    record["run"]["seconds"] = seconds
-    write_json(store.path(stage) / "stage.json", record)
-
-
-def test_estimate_scales_with_the_rows_trained_on(tmp_path):
-    fill(tmp_path, [CELL])
-    sft = next(s for s in build(CELL).walk() if s.name == "sft")
-    _set_seconds(Store(tmp_path), sft, 10.0)
-    double = replace(CELL, sft=replace(CELL.sft, epochs=2))
-
-    longer = next(s for s in build(double).walk() if s.name == "sft")
-
-    assert estimate(longer, past_seconds(tmp_path)) == pytest.approx(20.0)
-    assert units_of(longer.identity, {}) == 2 * units_of(sft.identity, {})
-
-
-def test_damaged_or_unfinished_folders_do_not_stop_a_plan(tmp_path, capsys):
-    config = replace(CELL, store=str(tmp_path))
-    fill(tmp_path, [config])
+def test_damaged_or_unfinished_folders_do_not_stop_a_plan(finished, tmp_path, capsys):
     for name in ("cut", "empty"):
         folder = tmp_path / "sft" / name
         folder.mkdir()
         (folder / "stage.json").write_text('{"stage"' if name == "cut" else "[]")
 
-    assert "0 of 6" in plan(capsys, config)[1]
+    assert "4 of 6 stages to run" in plan(capsys, replace(finished, seed=1))[1]
 
 
-def test_stages_behind_a_finished_evaluation_are_not_needed(tmp_path, capsys):
-    config = replace(CELL, store=str(tmp_path))
-    (cell,) = fill(tmp_path, [config])
-    Store(tmp_path).drop(cell.inputs["model"])
+def test_stages_behind_a_finished_evaluation_are_not_needed(finished, tmp_path, capsys):
+    merge = build(finished).inputs["model"]
+    Store(tmp_path).drop(merge)
 
-    table, text = plan(capsys, config)
+    table, text = plan(capsys, finished)
 
-    assert table[cell.inputs["model"].key][2] == "not needed"
+    assert table[merge.key][2] == "not needed"
     assert "0 of 6 stages to run" in text
 
 
 def test_grid_shows_shared_stages_once(tmp_path, capsys):
     configs = [
-        replace(with_lambda(PAFT, w), merge=m, store=str(tmp_path))
+        replace(with_lambda(CELL, w), merge=m, store=str(tmp_path))
         for w in (1e-4, 1e-3)
         for m in (PAFT.merge, DareTies())
     ]
@@ -137,8 +150,151 @@ def test_grid_shows_shared_stages_once(tmp_path, capsys):
 def test_every_paradigm_can_be_planned(tmp_path, capsys, paradigm):
     table, _ = plan(capsys, replace(CELL, paradigm=paradigm, store=str(tmp_path)))
 
-    stages = {"base": 1, "sft": 4, "preference": 4}
-    assert len(table) == stages.get(paradigm.value, 6)
+    assert len(table) == {"base": 1, "sft": 4, "preference": 4}.get(paradigm.value, 6)
+
+
+def test_model_of_unknown_shape_is_said_to_be_one(tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "odd"}')
+    (folder / "model.safetensors").write_bytes(b"")
+    config = replace(CELL, store=str(tmp_path), model=LocalModel("odd", path=str(folder)))
+
+    table, text = plan(capsys, config)
+
+    assert "?" in table[stage(config, "sft").key]
+    assert "odd is of unknown shape: set model.shape" in text
+
+
+# --- tokens -------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_certain_once_the_data_stage_is_finished(finished):
+    config = replace(finished, sft=replace(finished.sft, epochs=2, global_batch_size=8))
+    before = estimates(config)["sft"]
+
+    write(config, "data", train=COUNTS)
+    after = estimates(config)["sft"]
+
+    assert before.tokens.assumed and before.flops.assumed and before.memory.assumed
+    assert after.tokens == (2 * 6400, False)
+    assert not after.flops.assumed and after.assumed == ()
+
+
+def test_steps_that_fill_no_global_batch_are_not_trained(finished):
+    write(finished, "data", train=COUNTS)
+    config = replace(finished, sft=replace(finished.sft, global_batch_size=40))
+
+    assert estimates(config)["sft"].tokens.value == 40 * 100
+
+
+def test_reference_of_dpo_costs_a_forward_pass_unless_it_is_an_input(tmp_path):
+    online = estimates(replace(CELL, store=str(tmp_path), preference=DPO()))["preference"]
+    without = estimates(replace(CELL, store=str(tmp_path), preference=ORPO(nll_scope=NLLScope.response)))
+
+    assert online.flops.value > 1.3 * without["preference"].flops.value
+
+
+# --- seconds ------------------------------------------------------------------------------------------
+
+
+def test_first_training_goes_by_the_assumed_share_of_the_peak(tmp_path):
+    found = estimates(replace(CELL, store=str(tmp_path)))["sft"]
+    double = replace(CELL, store=str(tmp_path), hardware=HardwareConfig(efficiency=0.8))
+
+    assert found.seconds.assumed and "40% of 0.8 TFLOP/s (hardware=cpu), 3 s to start" in found.assumed
+    assert estimates(double)["sft"].seconds.value - 3 == pytest.approx((found.seconds.value - 3) / 2)
+
+
+def test_next_training_goes_by_what_the_last_one_reached(finished):
+    write(finished, "data", train=COUNTS)
+
+    found = estimates(replace(finished, seed=1))["sft"]
+
+    # ten seconds less four of steps, one of validation and three of another stage
+    assert found.seconds == (pytest.approx(found.flops.value / 0.25e12 + 2), False)
+    assert found.measured == ("SmolLM2-135M: 0.25 TFLOP/s a device, 2 s to start",)
+
+
+def test_the_other_branch_is_a_precedent_too(finished):
+    assert estimates(replace(finished, seed=1))["preference"].measured
+
+
+def test_another_model_is_no_precedent(finished):
+    other = replace(finished, model=replace(finished.model, seed=1))
+
+    (said,) = (s for s in estimates(other)["sft"].assumed if "peak" in s or "TFLOP/s" in s)
+    assert "40% of 2 TFLOP/s (measured on this store)" in said
+
+
+def test_another_hardware_is_no_precedent(finished):
+    config = replace(finished, hardware=A100, trainer=TrainerConfig(accelerator="gpu"))
+
+    found = estimates(config)
+
+    assert not any(each.measured for each in found.values())
+    assert "40% of 312 TFLOP/s (hardware=a100_80gb), 3 s to start" in found["sft"].assumed
+
+
+def test_merges_and_evaluations_count_on_the_host_of_a_training(finished):
+    for name in ("merge", "evaluate"):
+        write(finished, name, seconds=12.0)
+    here = estimates(finished)
+
+    for name in ("merge", "evaluate"):
+        write(finished, name, host="elsewhere")
+    there = estimates(finished)
+
+    assert here["merge"].seconds == here["evaluate"].seconds == (pytest.approx(12.0), False)
+    assert there["merge"].seconds.assumed and there["evaluate"].seconds.assumed
+
+
+def test_evaluation_scales_with_its_items(finished):
+    write(finished, "evaluate", seconds=12.0)
+    few, half = (replace(finished, evaluate=replace(finished.evaluate, limit=n)) for n in (1, 100))
+
+    assert estimates(few)["evaluate"].seconds.value < 0.1
+    # of 200 + 200 + 282 + 1000 items 400, the last ones longer
+    assert 1.0 < estimates(half)["evaluate"].seconds.value < 6.0
+
+
+def test_devices_and_nodes_divide_the_time_of_training_alone(tmp_path):
+    one = estimates(replace(CELL, store=str(tmp_path)))
+    many = replace(
+        CELL, trainer=TrainerConfig(devices=2, num_nodes=2), strategy=StrategyConfig(StrategyName.ddp)
+    )
+
+    four = estimates(replace(many, store=str(tmp_path)))
+
+    assert four["sft"].seconds.value - 3 == pytest.approx((one["sft"].seconds.value - 3) / 4)
+    assert four["evaluate"].seconds == one["evaluate"].seconds
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+
+def test_training_that_does_not_fit_is_a_warning(tmp_path, capsys):
+    small = replace(CELL, store=str(tmp_path), hardware=HardwareConfig(memory_gb=1.0))
+
+    _, text = plan(capsys, small)
+
+    assert f"warning: {stage(small, 'sft')} needs about" in text and "cpu has 1" in text
+    assert "lower trainer.micro_batch_size" in text
+    assert "warning" not in plan(capsys, replace(small, hardware=HardwareConfig(memory_gb=999.0)))[1]
+
+
+def test_sharding_lowers_the_memory_of_a_device(tmp_path):
+    on_eight = {"store": str(tmp_path), "trainer": TrainerConfig(devices=8)}
+    whole, shared = (
+        estimates(replace(CELL, **on_eight, strategy=StrategyConfig(name)))["sft"].memory.value
+        for name in (StrategyName.ddp, StrategyName.fsdp)
+    )
+
+    assert 0 < whole - shared < 2 * parameters(SHAPE)
+
+
+def test_evaluation_forwards_what_the_plan_takes_it_to():
+    assert EVALUATION_TOKENS == MAX_TOKENS
 
 
 # --- on the command line ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 
 from paft.config import LoraConfig, ModelConfig
@@ -86,11 +86,29 @@ class Policy(nn.Module):
 
     def factors(self) -> list[tuple[Tensor, Tensor, float]]:
         """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
-        layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
-        pairs = [
-            (cast(Tensor, m.lora_A[ADAPTER].weight), cast(Tensor, m.lora_B[ADAPTER].weight)) for m in layers
+        return [(whole(A), whole(B), scaling) for A, B, scaling in self._stored_factors()]
+
+    def own_factors(self, *, whole_A: bool = True) -> list[tuple[Tensor, Tensor, float]]:
+        """As `factors`, but of sharded ones only this rank's rows of B, and of A too unless `whole_A`.
+
+        A function that is a sum over the rows of B (or of both) is then the sum of the ranks' parts, and its
+        gradients go where they belong: summed over ranks for the whole A, kept for a rank's own rows.
+        """
+        return [
+            (_summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
+            for A, B, scaling in self._stored_factors()
         ]
-        return [(whole(A), whole(B), m.scaling[ADAPTER]) for (A, B), m in zip(pairs, layers, strict=True)]
+
+    def _stored_factors(self) -> list[tuple[Tensor, Tensor, float]]:
+        layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
+        return [
+            (
+                cast(Tensor, m.lora_A[ADAPTER].weight),
+                cast(Tensor, m.lora_B[ADAPTER].weight),
+                m.scaling[ADAPTER],
+            )
+            for m in layers
+        ]
 
     def save(self, folder: Path, fingerprints: dict[str, str]) -> None:
         """Write a standard PEFT adapter folder, plus paft.json with the base, tokenizer and template it is for.
@@ -110,6 +128,18 @@ class Policy(nn.Module):
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor behind a sharded one; any other tensor is itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_rows(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor is itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _summing_over_shards(tensor: Tensor) -> Tensor:
+    """The full tensor, whose gradient is the sum of what the ranks of a shard group each send back."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.full_tensor(grad_placements=[Partial() if p.is_shard() else p for p in tensor.placements])
 
 
 def refuse_unknown_targets(base: PreTrainedModel, target_modules: list[str]) -> None:

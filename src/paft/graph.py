@@ -1,10 +1,12 @@
 """From a typed config to the graph of stages; importing this module loads no torch.
 
-            ┌─ data[sft] ────────► sft (+ lambda * |delta|_1) ─┐
-    config ─┤                                                  ├─► merge ─► evaluate
-            └─ data[preference] ─► preference (DPO | ORPO) ────┘
+            ┌─ data[sft] ─────────────────────────► sft (+ lambda * |delta|_1) ─┐
+    config ─┤                                                                   ├─► merge ─► evaluate
+            └─ data[preference] ─┬──────────────► preference (DPO | ORPO) ──────┘
+                                 └─► reference ───┘ (DPO)
 
-Each stage gets its own slice of the config and nothing else. Baselines are graphs, not code paths: `sft` and
+Each stage gets its own slice of the config and nothing else. `reference` holds the base model's log-probabilities
+of the pairs, whatever the DPO trainings that share it do with them. Baselines are graphs, not code paths: `sft` and
 `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none.
 """
 
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paft.config import (
+    DPO,
     BranchConfig,
     DataConfig,
     DemoSource,
@@ -22,6 +25,7 @@ from paft.config import (
     MergeConfig,
     ModelConfig,
     Paradigm,
+    ReferenceFrom,
     RunConfig,
     Source,
     Template,
@@ -30,7 +34,7 @@ from paft.data.demo import DEMO_VERSION
 from paft.fingerprint import file_sha256, folder_sha256
 from paft.stage import Stage
 
-VERSIONS = {"data": 1, "sft": 1, "preference": 1, "merge": 1, "evaluate": 1}
+VERSIONS = {"data": 1, "reference": 1, "sft": 2, "preference": 2, "merge": 1, "evaluate": 1}
 """Part of every key. Raise a stage's number when its results change; golden files tell when they do."""
 
 
@@ -46,6 +50,24 @@ class DataStage:
     """sha256 of the local files the source reads."""
     generator: int | None = None
     """Version of the embedded data's generator, where the source is one."""
+
+
+@dataclass
+class FirstSteps:
+    """The rows that the first optimizer steps of a training read."""
+
+    max_steps: int
+    global_batch_size: int
+    seed: int
+
+
+@dataclass
+class ReferenceStage:
+    """Log-probabilities of the training pairs under the base model, or under the base plus an `sft` input."""
+
+    model: ModelConfig
+    only: FirstSteps | None
+    """Score these rows alone; null: all rows."""
 
 
 @dataclass
@@ -113,8 +135,18 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
 
 
 def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
-    stage = BranchStage(model, getattr(config, name), config.data.template, config.seed)
-    return _stage(name, stage, data=_data(name, config.data, model), **inputs)
+    branch: BranchConfig = getattr(config, name)
+    inputs = {"data": _data(name, config.data, model), **inputs}
+    if isinstance(branch, DPO) and branch.reference is ReferenceFrom.stage:
+        inputs["reference"] = _stage(
+            "reference", ReferenceStage(model, _first_steps(branch, config.seed)), **inputs
+        )
+    return _stage(name, BranchStage(model, branch, config.data.template, config.seed), **inputs)
+
+
+def _first_steps(branch: BranchConfig, seed: int) -> FirstSteps | None:
+    """Which rows a training cut short reads; one by epochs reads all, so that every seed may share them."""
+    return FirstSteps(branch.max_steps, branch.global_batch_size, seed) if branch.max_steps else None
 
 
 def _data(name: str, data: DataConfig, model: ModelConfig) -> Stage:

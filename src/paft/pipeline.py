@@ -36,9 +36,11 @@ def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context
         case "data":
             return prepare_data(stage.config, out, context)
         case "sft" | "preference":
-            from paft.training.launch import train
+            from paft.training.launch import on_devices
 
-            return train(stage, inputs, out, context)
+            return on_devices(stage, inputs, out, context)
+        case "reference":
+            return score_reference(stage, inputs, out, context)
         case "merge":
             return merge(stage.config, inputs, out, context)
         case "evaluate":
@@ -54,6 +56,14 @@ def prepare_data(config: DataStage, out: Path, context: Context) -> dict[str, An
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     prepare = prepare_sft if config.branch == "sft" else prepare_preference
     return prepare(config.source, tokenizer, out)
+
+
+def score_reference(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    from paft.training.launch import on_devices
+    from paft.training.reference import join
+
+    on_devices(stage, inputs, out, context)
+    return join(out)
 
 
 def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:

@@ -43,10 +43,11 @@ from paft.config.merge import (
     Ties,
     WeightedMerge,
 )
-from paft.config.model import DType, HubModel, LocalModel, ModelConfig, TinyModel, WheelModel
+from paft.config.model import DType, HubModel, LocalModel, ModelConfig, ModelShape, TinyModel, WheelModel
 from paft.config.root import Paradigm, RunConfig
 from paft.config.running import (
     Csv,
+    HardwareConfig,
     LoggerConfig,
     StrategyConfig,
     StrategyName,
@@ -65,6 +66,7 @@ from paft.config.training import (
     LoraConfig,
     NLLScope,
     PreferenceConfig,
+    ReferenceFrom,
     Schedule,
     SFTConfig,
 )
@@ -89,6 +91,7 @@ __all__ = [
     "EvaluateConfig",
     "FileData",
     "FileSource",
+    "HardwareConfig",
     "HubData",
     "HubModel",
     "HubSource",
@@ -100,10 +103,12 @@ __all__ = [
     "LoraConfig",
     "MergeConfig",
     "ModelConfig",
+    "ModelShape",
     "NLLScope",
     "Normalize",
     "Paradigm",
     "PreferenceConfig",
+    "ReferenceFrom",
     "Rescale",
     "RowFormat",
     "RunConfig",
@@ -154,6 +159,7 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "trainer": TrainerConfig,
     "strategy": StrategyConfig,
+    "hardware": HardwareConfig,
     "wandb": Wandb,
     "csv": Csv,
 }

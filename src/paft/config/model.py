@@ -5,12 +5,30 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from paft.config.checks import require_pinned
+from paft.config.checks import require, require_pinned
 
 
 class DType(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+@dataclass
+class ModelShape:
+    """The sizes of a Llama-like transformer, under the names of its config.json."""
+
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    head_dim: int = MISSING
+    vocab_size: int = MISSING
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            require(isinstance(value, bool) or value > 0, f"model.shape.{name}", value, "positive")
 
 
 @dataclass
@@ -21,10 +39,12 @@ class ModelConfig:
     """Label in tables and W&B."""
     dtype: DType = DType.bfloat16
     """Storage type of the frozen base and of merged models; LoRA factors are always float32."""
-    attention: str = "sdpa"
-    """transformers' `attn_implementation`."""
+    attention: str = "auto"
+    """transformers' `attn_implementation`; `auto` is sdpa with a faster backward pass on CPUs."""
     trust_remote_code: bool = False
     """Run Python code shipped in the model repository. Off unless you turn it on."""
+    shape: ModelShape | None = field(default=None, metadata={"identity": False})
+    """For a plan, where the base's own config.json is not on this disk."""
 
 
 @dataclass

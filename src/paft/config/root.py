@@ -11,7 +11,7 @@ from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
 from paft.config.merge import MergeConfig
 from paft.config.model import ModelConfig
-from paft.config.running import LoggerConfig, StrategyConfig, StrategyName, TrainerConfig
+from paft.config.running import HardwareConfig, LoggerConfig, StrategyConfig, StrategyName, TrainerConfig
 from paft.config.training import PreferenceConfig, SFTConfig
 
 
@@ -34,6 +34,8 @@ class RunConfig:
     merge: MergeConfig = MISSING
     evaluate: EvaluateConfig = MISSING
     trainer: TrainerConfig = MISSING
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    """Comes with the trainer unless named."""
     strategy: StrategyConfig = MISSING
     logger: LoggerConfig = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +50,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
+        if self.hardware.accelerator != self.trainer.accelerator:
+            raise ValueError(
+                f"trainer.accelerator={self.trainer.accelerator} but hardware={self.hardware.name} is a "
+                f"{self.hardware.accelerator}; choose both, as trainer=gpu hardware=a100_80gb"
+            )
         devices = self.trainer.devices * self.trainer.num_nodes
         if devices > 1 and self.strategy.name is StrategyName.single:
             raise ValueError(

@@ -7,12 +7,41 @@ from paft.config.checks import require
 
 
 @dataclass
+class HardwareConfig:
+    """What one device can do; a plan and the share of peak shown while training are worked out from it."""
+
+    name: str = "cpu"
+    accelerator: str = "cpu"
+    """The `trainer.accelerator` it stands for."""
+    peak_tflops: float = 0.8
+    """Dense bfloat16 matrix products, 10^12 FLOP/s. On CPUs a training measures it and later plans use that."""
+    memory_gb: float | None = None
+    """10^9 bytes; null asks the operating system."""
+    bandwidth_gb_s: float = 40.0
+    """Memory to processor, 10^9 bytes a second."""
+    runtime_gb: float = 0.7
+    """Taken by the process and its libraries before a model is loaded."""
+    fragmentation: float = 0.5
+    """Memory the allocator holds beyond what is in use, as a share of the activations."""
+    efficiency: float = 0.4
+    """Assumed share of the peak; what finished stages of the store reached takes its place."""
+
+    def __post_init__(self) -> None:
+        for name in ("peak_tflops", "memory_gb", "bandwidth_gb_s"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"hardware.{name}", value, "positive")
+        require(0 < self.efficiency <= 1, "hardware.efficiency", self.efficiency, "in (0, 1]")
+
+
+@dataclass
 class TrainerConfig:
     accelerator: str = "cpu"
     devices: int = 1
     num_nodes: int = 1
     micro_batch_size: int = 8
-    """Rows forwarded at once on one device; the update does not depend on it."""
+    """Rows forwarded at once on one device, at most; the update does not depend on it."""
+    micro_batch_tokens: int = 16384
+    """Their tokens with padding, at most; a longer row goes alone."""
     checkpoint_every: int = 50
     """Optimizer steps between two checkpoints to resume from."""
     log_every: int = 1
@@ -24,7 +53,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         allowed = ("cpu", "gpu")
         require(self.accelerator in allowed, "trainer.accelerator", self.accelerator, f"one of {allowed}")
-        for name in ("devices", "num_nodes", "micro_batch_size", "checkpoint_every", "log_every"):
+        for name in ("devices", "num_nodes", "micro_batch_size", "micro_batch_tokens", "checkpoint_every", "log_every"):
             require(getattr(self, name) > 0, f"trainer.{name}", getattr(self, name), "positive")
 
 
@@ -38,6 +67,8 @@ class StrategyName(str, Enum):
 @dataclass
 class StrategyConfig:
     name: StrategyName = StrategyName.single
+    shard_size: int | None = None
+    """Devices that share one copy of the parameters (fsdp_hybrid only); null is the devices of a node."""
     cpu_offload: bool = False
     """Keep sharded parameters in host memory between uses (fsdp only)."""
 

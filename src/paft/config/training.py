@@ -110,12 +110,21 @@ class DPOLoss(str, Enum):
     hinge = "hinge"
 
 
+class ReferenceFrom(str, Enum):
+    """`stage`: the reference scores each pair once, for every run on these pairs; `online`: again in every step."""
+
+    stage = "stage"
+    online = "online"
+
+
 @dataclass
 class DPO(PreferenceConfig):
     loss: DPOLoss = DPOLoss.sigmoid
     beta: float = 0.1
     label_smoothing: float = 0.0
     """Share of labels taken to be flipped (conservative DPO); sigmoid only."""
+    reference: ReferenceFrom = ReferenceFrom.stage
+    """`online` is for a base that fits on no single device."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,6 +56,6 @@ class LoraLinear(Linear):
             or x.dtype != base.weight.dtype
             or not isinstance(self.lora_dropout[active[0]], nn.Identity)
         ):
-            return cast(Tensor, super().forward(x, *args, **kwargs))
+            return super().forward(x, *args, **kwargs)
         A, B = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
         return cast(Tensor, _LoraProduct.apply(x, base.weight, base.bias, A, B, self.scaling[active[0]]))

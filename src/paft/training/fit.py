@@ -1,6 +1,7 @@
 """The `sft` and `preference` stages: data folder in, adapter folder out."""
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from paft.training.batches import StepLoader, num_steps
 from paft.training.history import HISTORY
 from paft.training.module import BranchModule
 from paft.training.preference import DPOModule, ORPOModule
+from paft.training.reference import scored
 from paft.training.sft import SFTModule
+from paft.training.throughput import Throughput
 from paft.training.trainer import bind, last_checkpoint, make_callbacks, make_trainer
 
 MODULES: dict[type, type[BranchModule]] = {SFTConfig: SFTModule, DPO: DPOModule, ORPO: ORPOModule}
@@ -38,6 +41,8 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     base = base_folder(config.model, offline=context.config.offline)
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     rows = READERS[stage.name](inputs["data"], "train")
+    if "reference" in inputs:
+        rows = scored(rows, inputs["reference"])
     branch = config.branch
     steps = num_steps(
         len(rows),
@@ -51,10 +56,12 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         branch,
         num_steps=steps,
         micro_batch_size=settings.micro_batch_size,
+        micro_batch_tokens=settings.micro_batch_tokens,
         seed=config.seed,
         pad_id=tokenizer.pad_token_id,
         deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
         gradient_checkpointing=settings.gradient_checkpointing,
+        cpu_offload=context.config.strategy.cpu_offload,
     )
     fingerprints = {
         "base": base_fingerprint(config.model),
@@ -64,7 +71,8 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     callbacks = make_callbacks(context)
     for callback in callbacks:
         bind(callback, context, stage, out, fingerprints)
-    trainer = make_trainer(stage, out, context, callbacks, steps)
+    throughput = Throughput(stage, base, context)
+    trainer = make_trainer(stage, out, context, callbacks, steps, throughput)
     loader = StepLoader(
         rows,
         global_batch_size=branch.global_batch_size,
@@ -74,10 +82,19 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         world=trainer.world_size,
     )
     trainer.fit(module, loader, ckpt_path=last_checkpoint(out), weights_only=True)
-    metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    metrics: dict[str, Any] = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    for rate in throughput.last:  # of the last step; the averages follow
+        del metrics[f"train/{rate}"]
+    started = time.perf_counter()
     metrics |= validate(trainer, module, stage.name, inputs["data"], settings)
+    speed = throughput.summary() | {"validation_seconds": time.perf_counter() - started}
     module.backbone.save(out / "adapter", fingerprints)
-    metrics |= {"steps": steps, "tokens": module.tokens_seen, "rows": len(rows)}
+    metrics |= {
+        "steps": steps,
+        "tokens": int(throughput.total["tokens"]),
+        "rows": len(rows),
+        "throughput": speed,
+    }
     metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
     metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
     if trainer.is_global_zero:

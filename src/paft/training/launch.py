@@ -1,4 +1,4 @@
-"""Where a training stage runs: here on one device, or as a child of its own on several.
+"""Where a stage runs that forwards pairs or trains: here on one device, or as a child of its own on several.
 
 Lightning starts extra ranks by running the script again, which inside a Hydra multirun means running the
 whole grid again. So several devices get a `torchrun` child that knows one stage and nothing of Hydra.
@@ -19,8 +19,8 @@ from paft.stage import Stage, Store, canonical, write_json
 JOB, METRICS = "job.json", "metrics.json"
 
 
-def train(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Run the stage's training into `out`; returns the metrics for stage.json.
+def on_devices(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Run the stage into `out` on `trainer.devices`; returns its metrics, those of rank 0 on several devices.
 
     Raises `RuntimeError` with the exit code if a rank of a multi-device run fails; its traceback is on stderr.
     """
@@ -30,13 +30,21 @@ def train(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) ->
             f"trainer.num_nodes={settings.num_nodes}: several nodes are not launched from here yet; set it to 1"
         )
     if settings.devices > 1:
-        return _train_in_child(stage, inputs, out, context)
+        return _in_child(stage, inputs, out, context)
+    return _work(stage, inputs, out, context)
+
+
+def _work(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    if stage.name == "reference":
+        from paft.training.reference import score
+
+        return score(stage, inputs, out, context)
     from paft.training.fit import fit
 
     return fit(stage, inputs, out, context)
 
 
-def _train_in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def _in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     job = {
         "key": stage.key,
         "config": canonical(context.config, whole=True),
@@ -57,7 +65,7 @@ def _train_in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: C
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"training {stage} on {context.config.trainer.devices} devices failed: exit {done.returncode}"
+            f"{stage} on {context.config.trainer.devices} devices failed: exit {done.returncode}"
         )
     metrics: dict[str, Any] = json.loads((out / METRICS).read_text())
     for name in (JOB, METRICS):
@@ -66,16 +74,14 @@ def _train_in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: C
 
 
 def main(job_path: Path) -> None:
-    """One rank of a child: rebuild the stage from the job file and train it."""
-    from paft.training.fit import fit
-
+    """One rank of a child: rebuild the stage from the job file and run it."""
     job = json.loads(job_path.read_text())
     config = decode(job["config"])
     assert isinstance(config, RunConfig)
     cell = build(config)
     (stage,) = (s for s in cell.walk() if s.key == job["key"])
     inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
-    metrics = fit(stage, inputs, job_path.parent, Context(config, Store(config.store), cell))
+    metrics = _work(stage, inputs, job_path.parent, Context(config, Store(config.store), cell))
     if os.environ.get("RANK", "0") == "0":
         write_json(job_path.parent / METRICS, metrics)
 

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from paft.adapter import Policy, add_deltas
 from paft.config import BranchConfig, ModelConfig, Schedule
@@ -60,6 +61,7 @@ class BranchModule(L.LightningModule):
         pad_id: int = 0,
         deltas: tuple[Path, ...] = (),
         gradient_checkpointing: bool = False,
+        cpu_offload: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = (
@@ -71,7 +73,10 @@ class BranchModule(L.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.pad_id, self.deltas = pad_id, deltas
         self.gradient_checkpointing = gradient_checkpointing
+        self.cpu_offload = cpu_offload
         self.policy: Policy | None = None
+        self.num_shards = 1
+        """Devices that share one copy of the parameters."""
         self.seconds_elsewhere = 0.0
         """Spent by callbacks on work that is not this branch's training."""
 
@@ -82,7 +87,7 @@ class BranchModule(L.LightningModule):
         raise NotImplementedError
 
     def penalty(self) -> Tensor | None:
-        """A term of the loss that does not depend on the rows."""
+        """A term of the loss that does not depend on the rows; where factors are sharded, this rank's part of it."""
         return None
 
     # --- Lightning ---------------------------------------------------------------------------------
@@ -99,7 +104,8 @@ class BranchModule(L.LightningModule):
             base.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": False})
         self.policy.train()  # LoRA dropout; the base comes in eval mode
-        shard(self.policy, self.device_mesh)
+        if self.device_mesh is not None:
+            self.num_shards = shard(self.policy, self.device_mesh, cpu_offload=self.cpu_offload)
 
     @property
     def backbone(self) -> Policy:
@@ -134,19 +140,37 @@ class BranchModule(L.LightningModule):
         """Gradients of the whole global batch; strategies average over ranks, hence the factor `world`."""
         world = self.trainer.world_size
         sums: dict[str, Tensor] = {}
-        for rows in micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens):
+        for rows, share in self._passes(batch):
             loss, values = self.micro_loss(rows, batch)
-            self.manual_backward(loss * world)
+            self.manual_backward(loss * (world * share))
             for name, value in {"loss": loss, **values}.items():
-                sums[name] = sums.get(name, torch.zeros(())) + value.detach()
+                sums[name] = sums.get(name, torch.zeros(())) + value.detach() * share
         sums = {name: self._total(value) for name, value in sums.items()}
         penalty = self.penalty()
         if penalty is not None:
-            self.manual_backward(penalty)  # the same on every rank, so the average is right as it is
-            sums["l1"] = penalty.detach()
+            # same on every rank where factors are whole, so their average is right; summed over shards elsewhere
+            self.manual_backward(penalty)
+            sums["l1"] = self._total(penalty.detach()) * self.num_shards / world
             sums["loss"] = sums["loss"] + sums["l1"]
         refuse_not_finite(sums["loss"], batch)
         return sums
+
+    def _passes(self, batch: GlobalBatch[Any]) -> list[tuple[list[Any], float]]:
+        """Micro-batches and their share in the sums, 1; a rank with fewer than another adds passes of share 0.
+
+        Sharded layers are gathered by all ranks together, so all must make as many passes.
+        """
+        parts = micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens)
+        idle = self._most(len(parts)) - len(parts)
+        return [(part, 1.0) for part in parts] + [(parts[-1][:1], 0.0)] * idle
+
+    def _most(self, count: int) -> int:
+        """The largest of the ranks' counts."""
+        if self.trainer.world_size == 1:
+            return count
+        most = torch.tensor(count, device=self.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
 
     def _total(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
@@ -167,10 +191,10 @@ class BranchModule(L.LightningModule):
     @torch.no_grad()
     def validation_step(self, batch: GlobalBatch[Any]) -> None:
         sums: dict[str, Tensor] = {}
-        for rows in micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens):
+        for rows, share in self._passes(batch):
             loss, values = self.micro_loss(rows, batch)
             for name, value in {"loss": loss, **values}.items():
-                sums[name] = sums.get(name, torch.zeros(())) + value
+                sums[name] = sums.get(name, torch.zeros(())) + value * share
         named = {f"validation/{name}": self._total(value) for name, value in sums.items()}
         self.log_dict(named, batch_size=1, rank_zero_only=True)
 
@@ -190,16 +214,21 @@ def refuse_not_finite(loss: Tensor, batch: GlobalBatch[Any]) -> None:
         )
 
 
-def shard(policy: Policy, mesh: Any) -> None:
-    """FSDP2: every decoder layer and the rest are units of their own. No mesh, nothing to do."""
-    if mesh is None:
-        return
-    from torch.distributed.fsdp import fully_shard
+def shard(policy: Policy, mesh: DeviceMesh, *, cpu_offload: bool = False) -> int:
+    """FSDP2: every decoder layer is a unit, and what is left one more; returns the size of a shard group.
 
-    data_parallel = mesh["data_parallel"]
-    for layer in decoder_layers(policy):
-        fully_shard(layer, mesh=data_parallel)
-    fully_shard(policy, mesh=data_parallel)
+    A mesh whose second dimension is larger than 1 shards along it and replicates along the first. A unit holds
+    the frozen base in its own type and the float32 factors side by side: both are sharded evenly.
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    hybrid = mesh["tensor_parallel"].size() > 1
+    over = mesh if hybrid else mesh["data_parallel"]
+    pinned = torch.cuda.is_available()
+    offload = CPUOffloadPolicy(pin_memory=pinned) if cpu_offload else OffloadPolicy()
+    for unit in (*decoder_layers(policy), policy):
+        fully_shard(unit, mesh=over, offload_policy=offload)
+    return over.size(-1)
 
 
 def decoder_layers(policy: Policy) -> Iterator[torch.nn.Module]:

@@ -6,7 +6,7 @@ exactly what it would in a row of its own (tests/test_pairs.py), at two thirds o
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ class PairTensors(NamedTuple):
     """int64 [R, T]: position of each token in the text it belongs to."""
 
     def to(self, device: torch.device) -> "PairTensors":
-        return PairTensors(*(None if t is None else t.to(device) for t in self))
+        moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in self._asdict().items()}
+        return self._replace(**moved)
 
     def logps(self, policy: Policy) -> Tensor:
         """Float32 [R, T]: log-probability of each label."""

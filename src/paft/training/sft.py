@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from paft.config import SFTConfig
+from paft.config import L1Of, SFTConfig
 from paft.data.chat import Encoded
 from paft.losses import l1_penalty
 from paft.training.batches import GlobalBatch, sft_tensors
@@ -28,4 +28,5 @@ class SFTModule(BranchModule):
         l1 = self.config.l1
         if l1.weight == 0:
             return None
-        return l1.weight * l1_penalty(self.backbone.factors(), of=l1.of.value)
+        factors = self.backbone.own_factors(whole_A=l1.of is L1Of.delta)
+        return l1.weight * l1_penalty(factors, of=l1.of.value)

@@ -4,19 +4,19 @@ import logging
 import re
 import warnings
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from paft.config import RunConfig, StrategyName
 from paft.run import Context
 from paft.stage import Stage
 from paft.tracking import branch_logger
 from paft.training.history import History
+from paft.training.strategy import make_strategy
+from paft.training.throughput import Throughput
 
 
 @runtime_checkable
@@ -31,21 +31,37 @@ def bind(callback: Callback, context: Context, stage: Stage, out: Path, fingerpr
         callback.bind(context, stage, out, fingerprints)
 
 
+class ProgressBar(TQDMProgressBar):
+    """Loss, tokens per second, share of the peak and peak memory of the last step."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        super().__init__(leave=True)
+        self.throughput = throughput
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # a logger's version number
+        return metrics | self.throughput.shown()
+
+
 def make_callbacks(context: Context) -> list[Callback]:
     """The `callbacks` group, each built from its `_target_`: the place where users bring their own."""
     return [instantiate(spec) for spec in context.config.callbacks.values()]
 
 
 def make_trainer(
-    stage: Stage, out: Path, context: Context, callbacks: list[Callback], steps: int
+    stage: Stage, out: Path, context: Context, callbacks: list[Callback], steps: int, throughput: Throughput
 ) -> L.Trainer:
-    """A trainer that makes exactly `steps` optimizer steps and checkpoints into `out/checkpoints`."""
+    """A trainer that makes exactly `steps` optimizer steps and checkpoints into `out/checkpoints`.
+
+    `throughput` comes before `callbacks`, whose time is not its own.
+    """
     config = context.config.trainer
     silence_expected_warnings()
     checkpoint = ModelCheckpoint(
         out / "checkpoints", filename="{step}", every_n_train_steps=config.checkpoint_every, save_top_k=1
     )
-    bar: list[Callback] = [TQDMProgressBar(leave=True)] if config.progress_bar else []
+    bar: list[Callback] = [ProgressBar(throughput)] if config.progress_bar else []
     tracker = branch_logger(stage, context)
     loggers: list[Logger] = [History(out, resumed_step(out)), *([tracker] if tracker else [])]
     return L.Trainer(
@@ -57,7 +73,7 @@ def make_trainer(
         max_epochs=-1,
         logger=loggers,
         log_every_n_steps=config.log_every,
-        callbacks=[*bar, *callbacks, checkpoint],
+        callbacks=[throughput, *bar, *callbacks, checkpoint],
         enable_progress_bar=config.progress_bar,
         enable_model_summary=False,
         deterministic=config.accelerator == "cpu",
@@ -66,24 +82,6 @@ def make_trainer(
         num_sanity_val_steps=0,
         val_check_interval=None,
     )
-
-
-def make_strategy(config: RunConfig) -> Strategy | str:
-    """Lightning's strategy for the `strategy` group.
-
-    ModelParallelStrategy's "auto" sizes would give every device of a node the same rows; the sizes are set so
-    that each device is a data-parallel rank. `fsdp_hybrid` shards inside a node and replicates across nodes.
-    """
-    devices, nodes = config.trainer.devices, config.trainer.num_nodes
-    match config.strategy.name:
-        case StrategyName.single:
-            return "auto"
-        case StrategyName.ddp:
-            return DDPStrategy()
-        case StrategyName.fsdp:
-            return ModelParallelStrategy(data_parallel_size=devices * nodes, tensor_parallel_size=1)
-        case StrategyName.fsdp_hybrid:
-            return ModelParallelStrategy(data_parallel_size=nodes, tensor_parallel_size=devices)
 
 
 def checkpoints(out: Path) -> dict[int, Path]:

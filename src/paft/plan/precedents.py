@@ -1,0 +1,95 @@
+"""What finished stages of a store reached: a plan prefers these figures to assumed ones. Loads no torch."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paft.config import HardwareConfig, ModelConfig
+from paft.stage import canonical
+
+Record = dict[str, Any]
+"""A stage.json."""
+TRAINED = ("sft", "preference")
+
+
+@dataclass(frozen=True)
+class Precedents:
+    """The stage.json of every finished stage that ran on the planned hardware.
+
+    A training says what it ran on; other stages count where a training of that hardware ran on the same host.
+    """
+
+    records: list[Record]
+
+    @classmethod
+    def read(cls, store: Path, hardware: HardwareConfig) -> "Precedents":
+        found = list(filter(None, map(_record, sorted(store.glob("*/*/stage.json")))))
+        ran_on = {r["run"]["host"]: t["hardware"] for r in found if (t := throughput(r))}
+        return cls([r for r in found if _hardware(r, ran_on) == hardware.name])
+
+    def of(self, name: str, model: ModelConfig) -> list[Record]:
+        """The finished stages of this name and model."""
+        wanted = canonical(model)
+        return [
+            r for r in self.records if r["stage"] == name and r["identity"]["config"].get("model") == wanted
+        ]
+
+    def trainings(self, name: str, model: ModelConfig) -> list[Record]:
+        """Of this branch; of the other one where this has none."""
+        found = {b: [r for r in self.of(b, model) if throughput(r).get("flops")] for b in TRAINED}
+        return found.get(name) or [r for records in found.values() for r in records]
+
+    def peak_tflops(self) -> float | None:
+        """The peak that trainings measured before they started."""
+        return median(self.records, lambda r: throughput(r)["peak_tflops"])
+
+
+def throughput(record: Record) -> dict[str, Any]:
+    """What a training stage recorded of its speed; empty for other stages."""
+    found: dict[str, Any] = record["metrics"].get("throughput", {})
+    return found
+
+
+def median(records: Iterable[Record], value: Callable[[Record], float]) -> float | None:
+    """Of the records that have such a value; None where none has."""
+    values = []
+    for record in records:
+        try:
+            values.append(float(value(record)))
+        except (LookupError, TypeError, ZeroDivisionError):
+            continue
+    return statistics.median(values) if values else None
+
+
+def run_seconds(record: Record) -> float:
+    return float(record["run"]["seconds"])
+
+
+def flops_per_second(record: Record) -> float:
+    """One device's, over all training steps."""
+    seen = throughput(record)
+    return float(seen["flops"] / seen["train_seconds"])
+
+
+def startup_seconds(record: Record) -> float:
+    """Of a training stage: everything but optimizer steps, validation and what callbacks did for other stages."""
+    seen, metrics = throughput(record), record["metrics"]
+    computing = seen["train_seconds"] + seen["validation_seconds"] + metrics["merge_then_evaluate_seconds"]
+    return float(max(record["run"]["seconds"] - computing, 0.0))
+
+
+def _record(path: Path) -> Record | None:
+    try:
+        record: Record = json.loads(path.read_text())
+        shaped = [record["stage"], record["identity"]["config"], record["metrics"], record["run"]["host"]]
+        return record if all(isinstance(part, str | dict) for part in shaped) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # damaged: reported when it is to be used
+
+
+def _hardware(record: Record, ran_on: dict[str, str]) -> str | None:
+    own: str | None = throughput(record).get("hardware")
+    return own or ran_on.get(record["run"]["host"])

@@ -1,0 +1,115 @@
+"""How many rows and tokens a training set has: counted where its data stage is finished, assumed elsewhere.
+
+Rows are those the data sets' cards state; lengths are rounded means with a chat template, counted with SmolLM2's
+tokenizer where the rows were at hand (PAFT's own, GSM8K, HH) and guessed elsewhere.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paft.config import BranchConfig, DemoSource, FileSource, HubSource, SFTConfig, Skill, Source
+from paft.data.sources import DEMO_VALIDATION_ROWS, has_validation
+from paft.stage import Stage, Store
+from paft.work import Work, learns_prompt, pair_work, sequence_work
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A training set of `num` rows: mean tokens of a prompt and of an answer, of which a pair has two."""
+
+    num: int
+    prompt: float
+    answer: float
+    pairs: bool
+    longest: float
+    """Tokens of the longest sequence."""
+    held_out: int = 0
+    """Rows of the validation split."""
+    assumed: tuple[str, ...] = ()
+    """What these figures rest on where nobody has counted."""
+
+    @property
+    def tokens(self) -> float:
+        """Of a mean row; a prompt counts with each of its answers."""
+        return (self.prompt + self.answer) * (2 if self.pairs else 1)
+
+    def work(self, branch: BranchConfig) -> Work:
+        """What a forward pass of a mean row takes in this branch."""
+        if isinstance(branch, SFTConfig):
+            return sequence_work(self.prompt + self.answer, self.answer)
+        return pair_work(self.prompt, self.answer, self.answer, learns_prompt=learns_prompt(branch))
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What a data set is known to hold: rows of the training split, mean tokens of prompt and answer.
+
+    `longest` are the tokens of its longest sequence, where they are fewer than a source's limit may be.
+    """
+
+    num: int
+    prompt: float
+    answer: float
+    longest: float = float("inf")
+
+
+HUB = {
+    "HuggingFaceH4/ultrachat_200k": Typical(207_865, 550, 600),
+    "HuggingFaceH4/ultrafeedback_binarized": Typical(61_135, 170, 300),
+    "openai/gsm8k": Typical(7_473, 69, 126),
+    "Anthropic/hh-rlhf": Typical(42_537, 127, 46),  # harmless-base
+}
+DEMO = {Skill.tool_call: (23.0, 23.0, 65.0), Skill.honesty: (38.0, 12.0, 82.0)}
+UNKNOWN = Typical(10_000, 200, 200)
+BYTES_PER_TOKEN = 4.5
+"""Of a data file: English text in JSON."""
+
+
+def count(data: Stage, store: Store) -> Rows:
+    """The rows a data stage has written, or those it may be expected to write."""
+    pairs = data.config.branch == "preference"
+    try:
+        splits = store.record(data)["metrics"]
+        train, per_row = splits["train"], 2 if pairs else 1
+        prompt = (train["tokens"] - train["label_tokens"]) / per_row / train["rows"]
+        answer = train["label_tokens"] / per_row / train["rows"]
+        held_out = splits.get("validation", {}).get("rows", 0)
+        return Rows(train["rows"], prompt, answer, pairs, train["longest"], held_out)
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
+        return expected(data.config.source, pairs=pairs)
+
+
+def expected(source: Source, *, pairs: bool) -> Rows:
+    """From what is known of the source, within the source's own limits."""
+    like = typical(source, pairs=pairs)
+    num = min(like.num, source.max_rows or like.num)
+    prompt = min(like.prompt, source.max_prompt_length if pairs else source.max_length / 2)
+    answer = min(like.answer, source.max_length / 2)
+    longest = min(like.longest, source.max_length)
+    held_out = DEMO_VALIDATION_ROWS if isinstance(source, DemoSource) else max(num // 10, 1)
+    said = f"{num:,} rows of {label(source)} with {prompt:.0f} prompt and {answer:.0f} answer tokens"
+    return Rows(num, prompt, answer, pairs, longest, held_out if has_validation(source) else 0, (said,))
+
+
+def typical(source: Source, *, pairs: bool) -> Typical:
+    match source:
+        case DemoSource():
+            return Typical(source.num_rows, *DEMO[source.skill])
+        case HubSource():
+            return HUB.get(source.repo, UNKNOWN)
+        case FileSource():
+            tokens = UNKNOWN.prompt + UNKNOWN.answer * (2 if pairs else 1)
+            num = Path(source.path).stat().st_size / BYTES_PER_TOKEN / tokens
+            return Typical(max(1, round(num)), UNKNOWN.prompt, UNKNOWN.answer)
+    return UNKNOWN
+
+
+def label(source: Source) -> str:
+    match source:
+        case DemoSource():
+            return source.skill.value
+        case HubSource():
+            return source.repo
+        case FileSource():
+            return Path(source.path).name
+    return "the source"

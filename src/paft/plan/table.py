@@ -1,0 +1,142 @@
+"""The plan as a table: every stage with key, hit or miss, and what running it takes."""
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from paft.config import RunConfig
+from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
+from paft.plan.precedents import Precedents
+from paft.stage import Stage, Store
+
+WIDTH = 110
+"""Columns of a table that is not printed to a terminal."""
+COSTS = ("FLOPs", "tokens", "time", "memory")
+CERTAIN = "certain: steps, shapes and FLOPs per token, and the tokens of finished data stages"
+Planned = tuple[Stage, RunConfig]
+
+
+def show_plan(cells: list[tuple[RunConfig, Stage]]) -> None:
+    """Print every stage of the cells once, inputs first, and what running the missing ones would take."""
+    first, _ = cells[0]
+    store = Store(first.store, verify=False)
+    needed = {s.key for _, cell in cells for s in store.missing(cell)}
+    stages = {s.key: (s, config) for config, cell in cells for s in cell.walk()}
+    estimates = estimate({key: planned for key, planned in stages.items() if key in needed}, store)
+    title = f"{len(cells)} cell{'s' * (len(cells) > 1)}, store {first.store}, hardware {first.hardware.name}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "key", "state", *COSTS, "what"):
+        table.add_column(column, no_wrap=column != "what", justify="right" if column in COSTS else "left")
+    for key, (stage, _) in stages.items():
+        state = "miss" if key in needed else "hit" if store.complete(stage) else "not needed"
+        table.add_row(stage.name, key, state, *shown(estimates.get(key)), describe(stage))
+    console = Console()
+    Console(width=None if console.is_terminal else max(WIDTH, console.width)).print(table)
+    print_summary(stages, estimates)
+
+
+def estimate(planned: dict[str, Planned], store: Store) -> dict[str, Estimate]:
+    """Key -> estimate of each stage, under the config of the first cell that needs it."""
+    configs = {config.hardware.name: config.hardware for _, config in planned.values()}
+    past = {name: Precedents.read(store.root, hardware) for name, hardware in configs.items()}
+    return {
+        key: Estimator(config, store, past[config.hardware.name])(stage)
+        for key, (stage, config) in planned.items()
+    }
+
+
+def print_summary(stages: dict[str, Planned], estimates: dict[str, Estimate]) -> None:
+    """Totals, what they rest on, and which stages do not fit their device."""
+    found = list(estimates.values())
+    seconds, flops = (total(getattr(e, name) for e in found) for name in ("seconds", "flops"))
+    unknown = sum(e.seconds is None for e in found)
+    text = f"{len(found)} of {len(stages)} stages to run"
+    if found:
+        text += f": {duration(seconds)} one after another, {si(flops)}FLOP"
+    print(text + (f", and {unknown} stages nobody can tell" if unknown else ""))
+    if found:
+        print(CERTAIN)
+    for title, sentences in (
+        ("measured on this store", (s for e in found for s in e.measured)),
+        ("assumed (~)", (s for e in found for s in e.assumed)),
+    ):
+        if unique := list(dict.fromkeys(sentences)):
+            print(f"{title}:", *unique, sep="\n  ")
+    for key, each in estimates.items():
+        warn_if_too_large(*stages[key], each)
+
+
+def warn_if_too_large(stage: Stage, config: RunConfig, found: Estimate) -> None:
+    limit = memory_limit(config.hardware)
+    if found.memory is not None and found.memory.value > limit:
+        print(
+            f"warning: {stage} needs about {found.memory.value / 1e9:.0f} GB on a device, {config.hardware.name} "
+            f"has {limit / 1e9:.0f}: lower trainer.micro_batch_size, set trainer.gradient_checkpointing=true "
+            "or strategy=fsdp"
+        )
+
+
+# --- words -------------------------------------------------------------------------------------------
+
+
+def total(figures: Iterable[Figure | None]) -> Figure:
+    known = [f for f in figures if f is not None]
+    return Figure(sum(f.value for f in known), any(f.assumed for f in known))
+
+
+def shown(found: Estimate | None) -> list[str]:
+    """The four cost cells of a row; a question mark for a missing stage of unknown duration."""
+    if found is None:
+        return [""] * len(COSTS)
+    memory = found.memory and f"{mark(found.memory)}{found.memory.value / 1e9:.1f} GB"
+    return [
+        si(found.flops) if found.flops else "",
+        si(found.tokens) if found.tokens else "",
+        duration(found.seconds) if found.seconds else "?",
+        memory or "",
+    ]
+
+
+def mark(figure: Figure) -> str:
+    return "~" if figure.assumed else ""
+
+
+def si(figure: Figure) -> str:
+    """Three digits and a prefix: `~1.23 P`."""
+    value, prefixes = figure.value, iter(("", "k", "M", "G", "T", "P", "E", "Z"))
+    prefix = next(prefixes)
+    while value >= 999.5:
+        value, prefix = value / 1000, next(prefixes)
+    return f"{mark(figure)}{value:.3g} {prefix}"
+
+
+def duration(figure: Figure) -> str:
+    for seconds, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if figure.value >= 2 * seconds:
+            return f"{mark(figure)}{figure.value / seconds:.3g} {unit}"
+    return f"{mark(figure)}{figure.value:.0f} s"
+
+
+def describe(stage: Stage) -> str:
+    """One line a person can tell stages apart by."""
+    config = stage.identity["config"]
+    match stage.name:
+        case "data":
+            source = config["source"]
+            label = source.get("skill") or source.get("repo") or "file"
+            return f"{config['branch']} rows of {label}, template {config['template']}"
+        case "sft":
+            branch = config["branch"]
+            return f"{config['model']['name']}, lambda={branch['l1']['weight']:g}, lr={branch['lr']:g}"
+        case "preference":
+            branch = config["branch"]
+            return f"{config['model']['name']}, {branch['type']} beta={branch['beta']:g}, lr={branch['lr']:g}"
+        case "reference":
+            return f"{config['model']['name']}, log-probabilities of every pair"
+        case "merge":
+            method = {k: v for k, v in config["method"].items() if k != "type" and v is not None}
+            return " ".join([config["method"]["type"], *(f"{k}={v}" for k, v in method.items())])
+        case _:
+            return f"{config['model']['name']} on {', '.join(config['evaluate']['tasks'])}"

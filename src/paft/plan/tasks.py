@@ -1,0 +1,61 @@
+"""What an evaluation asks of a model: how many items each task has and how long they are. All of it assumed.
+
+Items are those of lm-eval 0.4.13; lengths of PAFT's own tasks are counted with SmolLM2's tokenizer, the others are
+rounded means of the leaderboard's few-shot prompts with a Llama-like one.
+"""
+
+from dataclasses import dataclass
+
+from paft.config import EvaluateConfig
+from paft.work import Work, sequence_work
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """Items, and of each item: tokens forwarded for it alone, labels, tokens generated.
+
+    What its answers begin with is forwarded once, and `past` tokens of examples once for all items; `parts` are the
+    subtasks of a group, each with a limit of its own.
+    """
+
+    items: int
+    tokens: float
+    labels: float
+    generated: float = 0.0
+    past: float = 0.0
+    parts: int = 1
+
+
+TASKS = {
+    "paft_tool_call": TaskSize(200, 24, 0, generated=25),
+    "paft_honesty": TaskSize(200, 52, 24),
+    "paft_mmlu_dev": TaskSize(282, 185, 90),
+    "arc_challenge": TaskSize(1_172, 1_200, 32),
+    "hellaswag": TaskSize(10_042, 1_070, 120),
+    "mmlu": TaskSize(14_042, 110, 4, past=600, parts=57),
+    "truthfulqa_mc2": TaskSize(817, 120, 100, past=150),
+    "winogrande": TaskSize(1_267, 180, 12),
+    "gsm8k": TaskSize(1_319, 1_000, 0, generated=128),
+}
+UNKNOWN = TaskSize(1_000, 300, 60)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What all columns of a table take together, and the decoding steps among it, which come one after another."""
+
+    work: Work
+    steps: float
+
+
+def scoring(config: EvaluateConfig) -> Scoring:
+    """Columns that read off the same task with the same number of shots are scored once."""
+    work, steps = Work(), 0.0
+    for task, _ in dict.fromkeys((t.task, t.num_fewshot) for t in config.tasks.values()):
+        size = TASKS.get(task, UNKNOWN)
+        items = min(size.items, (config.limit or size.items) * size.parts)
+        scored = sequence_work(size.tokens, size.labels, past=size.past)
+        written = sequence_work(size.generated, size.generated, past=size.past + size.tokens)
+        work += (scored + written) * items
+        steps += items / min(config.batch_size, items) * size.generated
+    return Scoring(work, steps)

@@ -1,0 +1,136 @@
+"""The `reference` stage: what DPO's reference policy says of the pairs, once for all trainings that ask.
+
+The reference never moves, so beta, loss, learning rate and adapter are no part of it. Pairs are scored in parts
+of a few hundred, like lengths together; on several devices each rank takes every so manieth part with the whole
+base on its own device, and none waits for another. A killed run goes on after the parts it has finished.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from paft.adapter import Policy, add_deltas
+from paft.config import TrainerConfig
+from paft.data.chat import EncodedPair
+from paft.data.prepare import read_preference
+from paft.graph import FirstSteps, ReferenceStage
+from paft.layers.norm import fuse_norms
+from paft.model import base_folder, load_base, load_tokenizer
+from paft.run import Context
+from paft.stage import Stage
+from paft.training.batches import micro_batches, row_order
+from paft.training.pairs import answer_logps, pair_tensors
+
+FILE, PARTS = "reference.parquet", "part-*.parquet"
+PART_ROWS = 256
+
+
+class ScoredPair(EncodedPair):
+    """A preference row and what the reference policy says of it."""
+
+    reference: tuple[float, float]
+    """Log-probability of the chosen and of the rejected answer: sums over their tokens."""
+
+
+class FrozenPolicy(Policy):
+    """A base without an adapter: the reference policy itself."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        nn.Module.__init__(self)
+        fuse_norms(base)
+        self.frozen = base
+
+    @property
+    def base(self) -> PreTrainedModel:
+        return self.frozen
+
+
+def score(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Write this rank's parts of the scores to `out`; `join` makes one file of them."""
+    config: ReferenceStage = stage.config
+    settings = context.config.trainer
+    rows = read_preference(inputs["data"], "train")
+    wanted = rows_read(len(rows), config.only)
+    rank = int(os.environ["RANK"]) if settings.devices > 1 else 0
+    parts = [wanted[i : i + PART_ROWS] for i in range(0, len(wanted), PART_ROWS)][rank :: settings.devices]
+    policy, pad_id = load_reference(config, inputs, context, rank)
+    hidden = rank > 0 or not settings.progress_bar
+    with tqdm(desc="reference", total=sum(map(len, parts)), unit=" pairs", disable=hidden) as bar:
+        for ids in parts:
+            file = out / f"part-{ids[0]:09d}.parquet"
+            if not file.is_file():
+                scores = score_pairs(policy, {i: rows[i] for i in ids}, pad_id, settings)
+                scores.to_parquet(file.with_suffix(".tmp"), index=False)
+                os.replace(file.with_suffix(".tmp"), file)
+            bar.update(len(ids))
+    return {}
+
+
+def load_reference(
+    config: ReferenceStage, inputs: dict[str, Path], context: Context, rank: int
+) -> tuple[FrozenPolicy, int]:
+    """The base, plus the delta of an `sft` input, on this rank's device; and the token that pads."""
+    folder = base_folder(config.model, offline=context.config.offline)
+    base = load_base(folder, config.model)
+    add_deltas(base, [inputs["sft"] / "adapter"] if "sft" in inputs else [])
+    tokenizer = load_tokenizer(
+        folder, context.config.data.template, trust_remote_code=config.model.trust_remote_code
+    )
+    device = (
+        torch.device("cuda", rank) if context.config.trainer.accelerator == "gpu" else torch.device("cpu")
+    )
+    return FrozenPolicy(base).to(device), tokenizer.pad_token_id
+
+
+@torch.no_grad()
+def score_pairs(
+    policy: Policy, pairs: dict[int, EncodedPair], pad_id: int, settings: TrainerConfig
+) -> pd.DataFrame:
+    """One row a pair: its place in the data, log-probability of either answer in nats."""
+    place = {id(pair): i for i, pair in pairs.items()}
+    device = next(policy.parameters()).device
+    found: list[tuple[int, float, float]] = []
+    for rows in micro_batches(list(pairs.values()), settings.micro_batch_size, settings.micro_batch_tokens):
+        answers = answer_logps(policy, pair_tensors(policy, rows, pad_id).to(device))
+        found += zip((place[id(r)] for r in rows), *(a.tolist() for a in answers), strict=True)
+    return pd.DataFrame(found, columns=["row", "chosen_logps", "rejected_logps"])
+
+
+def join(out: Path) -> dict[str, Any]:
+    """Make one file of the ranks' parts; returns the metrics for stage.json."""
+    parts = sorted(out.glob(PARTS))
+    scores = pd.concat([pd.read_parquet(part) for part in parts]).sort_values("row")
+    scores.to_parquet(out / FILE, index=False)
+    for part in parts:
+        part.unlink()
+    means = scores[["chosen_logps", "rejected_logps"]].mean()
+    return {"rows": len(scores), **{str(name): float(value) for name, value in means.items()}}
+
+
+def rows_read(num_rows: int, only: FirstSteps | None) -> list[int]:
+    """The rows a training reads, in the order of the data: all, or those of its first steps."""
+    if only is None:
+        return list(range(num_rows))
+    size = only.global_batch_size
+    per_epoch = num_rows // size
+    if only.max_steps >= per_epoch:
+        return list(range(num_rows))
+    return sorted(row_order(num_rows, seed=only.seed, epoch=0)[: only.max_steps * size])
+
+
+def scored(rows: Sequence[EncodedPair], folder: Path) -> list[EncodedPair]:
+    """The rows in their order, those that the stage in `folder` scored with their reference."""
+    scores = pd.read_parquet(folder / FILE)
+    found = list(rows)
+    for i, *reference in scores.itertuples(index=False):
+        pair = ScoredPair(*found[i])
+        pair.reference = (reference[0], reference[1])
+        found[i] = pair
+    return found

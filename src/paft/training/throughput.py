@@ -1,0 +1,126 @@
+"""Tokens per second, share of the machine's peak and peak memory, while a branch trains and over its whole run."""
+
+import resource
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from paft.config import HardwareConfig, ModelConfig
+from paft.cost import branch_flops, read_shape
+from paft.run import Context
+from paft.stage import Stage
+from paft.training.batches import GlobalBatch
+from paft.work import forwards_reference, rows_work
+
+PEAK_SIZE, PEAK_SECONDS = 1024, 0.1
+SHOWN = {
+    "tokens_per_second": ("tokens/s", "{:.0f}"),
+    "share_of_peak": ("of peak", "{:.0%}"),
+    "peak_memory_gb": ("memory", "{:.1f} GB"),
+}
+"""What is logged of a step -> its name and form in the progress bar."""
+
+
+class Throughput(Callback):
+    """Times every optimizer step and logs `train/tokens_per_second`, `train/share_of_peak`, `train/peak_memory_gb`.
+
+    Tokens are real ones of all devices, never padding. The share is the FLOPs of one device's rows, with the second
+    forward pass of gradient checkpointing, over what the device could do in that time; it is left out for a model of
+    unknown shape. Totals live in the checkpoint, so that a resumed run reports the whole of it. First among the
+    callbacks, it does not count what the others do.
+    """
+
+    def __init__(self, stage: Stage, base: Path, context: Context) -> None:
+        self.stage, self.config = stage, context.config
+        self.shape = read_shape(base / "config.json")
+        self.peak = peak_flops(self.config.hardware, stage.config.model)
+        self.started = 0.0
+        self.total = {"tokens": 0.0, "seconds": 0.0, "flops": 0.0}
+        self.last: dict[str, float] = {}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = {
+            "tokens": float(sum(sum(row.lengths) for row in batch.rows) * trainer.world_size),
+            "seconds": time.perf_counter() - self.started,
+            "flops": self.flops(batch),
+        }
+        self.total = {name: self.total[name] + value for name, value in step.items()}
+        self.last = self._rates(step)
+        pl_module.log_dict({f"train/{name}": v for name, v in self.last.items()}, rank_zero_only=True)
+
+    def flops(self, batch: GlobalBatch[Any]) -> float:
+        """Of the rows this device has of an optimizer step; 0 where the model's shape is unknown."""
+        if self.shape is None:
+            return 0.0
+        branch = self.stage.config.branch
+        return branch_flops(
+            self.shape,
+            branch,
+            rows_work(batch.rows, branch),
+            steps=1,
+            reference=forwards_reference(branch, self.stage.inputs),
+            recompute=self.config.trainer.gradient_checkpointing,
+        )
+
+    def _rates(self, spent: dict[str, float]) -> dict[str, float]:
+        rates = {"tokens_per_second": spent["tokens"] / spent["seconds"]}
+        if self.shape is not None:
+            rates["share_of_peak"] = spent["flops"] / spent["seconds"] / self.peak
+        return rates | {"peak_memory_gb": peak_memory(self.config.hardware) / 1e9}
+
+    def shown(self) -> dict[str, str]:
+        """The last step in words, for a progress bar."""
+        return {SHOWN[name][0]: SHOWN[name][1].format(value) for name, value in self.last.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """For stage.json: averages over all steps, what they were made of, and where; FLOPs are of one device."""
+        trainer = self.config.trainer
+        where = {"hardware": self.config.hardware.name, "devices": trainer.devices * trainer.num_nodes}
+        spent = {"train_seconds": self.total["seconds"], "flops": self.total["flops"]}
+        return self._rates(self.total) | spent | {"peak_tflops": self.peak / 1e12} | where
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.total)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total = dict(state_dict)
+
+
+def peak_memory(hardware: HardwareConfig) -> float:
+    """Bytes: the most this GPU had allocated, or the most this process, its earlier stages included, has held."""
+    if hardware.accelerator == "gpu":
+        return float(torch.cuda.max_memory_allocated())
+    # ru_maxrss is in kilobytes on Linux and in bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def peak_flops(hardware: HardwareConfig, model: ModelConfig) -> float:
+    """FLOP/s of one device: the data sheet's, or what this CPU shows in a product of the model's type."""
+    if hardware.accelerator != "cpu":
+        return 1e12 * hardware.peak_tflops
+    return measured_peak(getattr(torch, model.dtype.value))
+
+
+@cache
+def measured_peak(dtype: torch.dtype) -> float:
+    """The best of the matrix products that fit into a tenth of a second, after one to warm up."""
+    a, b = (torch.ones(PEAK_SIZE, PEAK_SIZE, dtype=dtype) for _ in range(2))
+    torch.mm(a, b)
+    best, end = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while (started := time.perf_counter()) < end:
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * PEAK_SIZE**3 / best
