@@ -138,7 +138,7 @@ def test_pairs_count_their_prompt_once():
 
 @pytest.mark.parametrize(("scope", "added"), [(NLLScope.sequence, 9), (NLLScope.response, 0)])
 def test_orpo_learns_its_prompt_where_it_says_so(scope, added):
-    ((prompt, chosen, rejected),) = pairs(1)
+    ((prompt, _, _),) = pairs(1)
     rows = pairs(1)
 
     more = rows_work(rows, ORPO(nll_scope=scope)).labels - rows_work(rows, DPO()).labels

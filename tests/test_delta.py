@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paft.delta import LowRank, adapter_statistics, compare, layer_statistics, read_adapter
+from paft.delta import LowRank, adapter_statistics, layer_statistics, read_adapter
 
 
 def tiny_llama() -> LlamaForCausalLM:
@@ -187,14 +187,3 @@ def test_adapter_statistics_weigh_layers_and_elements() -> None:
     assert statistics["mean_over_layers"]["share_zero"] == 0.25
     assert statistics["over_elements"]["share_zero"] == 4 / 32
     assert statistics["over_elements"]["l2"] == pytest.approx(math.sqrt(4 + 24))
-
-
-def test_compare_against_dense_tensors() -> None:
-    a, b = random_low_rank(), random_low_rank(rank=3, seed=1)
-    layers = compare({"x": a, "y": a, "only": a}, {"x": b, "y": LowRank(a.A, a.B, -1.0)})["layers"]
-    expected = torch.cosine_similarity(a.dense().flatten(), b.dense().flatten(), dim=0).item()
-    assert layers["x"]["cosine"] == pytest.approx(expected, abs=1e-6)
-    conflicts = (a.dense() * b.dense() < 0).sum().item()
-    assert layers["x"]["sign_conflict"] == conflicts / (40 * 30)
-    assert layers["y"] == {"cosine": -1.0, "sign_conflict": 1.0}
-    assert layers["only"] == {"cosine": 0.0, "sign_conflict": 0.0}

@@ -18,6 +18,7 @@ from paft.config import (
     ModelShape,
     NLLScope,
     Paradigm,
+    ReferenceFrom,
     StrategyConfig,
     StrategyName,
     TrainerConfig,
@@ -95,7 +96,7 @@ def test_plan_of_an_empty_store_lists_every_stage_as_a_miss(tmp_path, capsys):
 
     assert {key: row[0] for key, row in table.items()} == {s.key: s.name for s in build(config).walk()}
     assert {row[2] for row in table.values()} == {"miss"}
-    assert "6 of 6 stages to run: ~" in text and "assumed (~):" in text
+    assert "7 of 7 stages to run: ~" in text and "assumed (~):" in text
     assert "measured on this store" not in text
     assert not (tmp_path / "stages").exists()
 
@@ -104,7 +105,7 @@ def test_plan_of_a_full_store_is_all_hits(finished, capsys):
     table, text = plan(capsys, finished)
 
     assert {row[2] for row in table.values()} == {"hit"}
-    assert "0 of 6 stages to run\n" in text and "assumed" not in text
+    assert "0 of 7 stages to run\n" in text and "assumed" not in text
 
 
 def test_damaged_or_unfinished_folders_do_not_stop_a_plan(finished, tmp_path, capsys):
@@ -113,7 +114,7 @@ def test_damaged_or_unfinished_folders_do_not_stop_a_plan(finished, tmp_path, ca
         folder.mkdir()
         (folder / "stage.json").write_text('{"stage"' if name == "cut" else "[]")
 
-    assert "4 of 6 stages to run" in plan(capsys, replace(finished, seed=1))[1]
+    assert "4 of 7 stages to run" in plan(capsys, replace(finished, seed=1))[1]
 
 
 def test_stages_behind_a_finished_evaluation_are_not_needed(finished, tmp_path, capsys):
@@ -123,7 +124,7 @@ def test_stages_behind_a_finished_evaluation_are_not_needed(finished, tmp_path, 
     table, text = plan(capsys, finished)
 
     assert table[merge.key][2] == "not needed"
-    assert "0 of 6 stages to run" in text
+    assert "0 of 7 stages to run" in text
 
 
 def test_grid_shows_shared_stages_once(tmp_path, capsys):
@@ -139,18 +140,19 @@ def test_grid_shows_shared_stages_once(tmp_path, capsys):
     assert {n: names.count(n) for n in names} == {
         "data": 2,
         "sft": 2,
+        "reference": 1,
         "preference": 1,
         "merge": 4,
         "evaluate": 4,
     }
-    assert "4 cells" in text and "13 of 13 stages to run" in text
+    assert "4 cells" in text and "14 of 14 stages to run" in text
 
 
 @pytest.mark.parametrize("paradigm", Paradigm)
 def test_every_paradigm_can_be_planned(tmp_path, capsys, paradigm):
     table, _ = plan(capsys, replace(CELL, paradigm=paradigm, store=str(tmp_path)))
 
-    assert len(table) == {"base": 1, "sft": 4, "preference": 4}.get(paradigm.value, 6)
+    assert len(table) == {"base": 1, "sft": 4, "preference": 5}.get(paradigm.value, 7)
 
 
 def test_model_of_unknown_shape_is_said_to_be_one(tmp_path, capsys):
@@ -189,7 +191,8 @@ def test_steps_that_fill_no_global_batch_are_not_trained(finished):
 
 
 def test_reference_of_dpo_costs_a_forward_pass_unless_it_is_an_input(tmp_path):
-    online = estimates(replace(CELL, store=str(tmp_path), preference=DPO()))["preference"]
+    dpo = DPO(reference=ReferenceFrom.online)
+    online = estimates(replace(CELL, store=str(tmp_path), preference=dpo))["preference"]
     without = estimates(replace(CELL, store=str(tmp_path), preference=ORPO(nll_scope=NLLScope.response)))
 
     assert online.flops.value > 1.3 * without["preference"].flops.value
@@ -326,7 +329,7 @@ def test_plan_on_the_command_line_runs_and_loads_nothing_heavy(tmp_path):
         "matplotlib",
     }
     assert loaded & heavy == set()
-    assert "6 of 6 stages to run" in done.stdout
+    assert "7 of 7 stages to run" in done.stdout
     assert not (tmp_path / "out" / "stages").exists()
 
 
@@ -335,5 +338,5 @@ def test_plan_of_cell_and_grid_on_the_command_line(tmp_path, words):
     done = train("plan=true", "experiment=smoke", *words, "logs=out", cwd=tmp_path, COLUMNS="200")
 
     assert done.returncode == 0, done.stderr
-    assert len(lines(done.stdout)) == (13 if words else 6)
+    assert len(lines(done.stdout)) == (14 if words else 7)
     assert not (tmp_path / "out" / "stages").exists()

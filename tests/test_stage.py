@@ -199,6 +199,7 @@ def test_grid_shares_what_does_not_differ():
     assert {n: names.count(n) for n in names} == {
         "data": 2,
         "sft": 2,
+        "reference": 1,
         "preference": 1,
         "merge": 6,
         "evaluate": 6,
@@ -215,7 +216,7 @@ def test_walk_gives_inputs_first_and_each_once():
     stages = list(build(replace(CELL, paradigm=Paradigm.sequential)).walk())
 
     places = {s.key: i for i, s in enumerate(stages)}
-    assert len(places) == len(stages) == 6
+    assert len(places) == len(stages) == 7
     assert all(places[i.key] < places[s.key] for s in stages for i in s.inputs.values())
 
 

@@ -1,12 +1,14 @@
 """Our deltas against peft's merge functions, run on the same dense deltas."""
 
+import numpy as np
 import pytest
 import torch
 from peft.utils import merge_utils
 from torch import Tensor
 
-from paft.merge.methods import dare_linear, dare_ties, task_arithmetic, ties
-from paft.merge.sparsify import bernoulli_mask, magnitude
+from paft.merge.checkpoint import Array
+from paft.merge.methods import dare_linear, dare_ties, magnitude, task_arithmetic, ties
+from paft.merge.sparsify import Mask, bernoulli_mask
 
 WEIGHTS = [0.7, 0.3]
 OURS = {"elect_on": "unweighted", "normalize": "count"}
@@ -18,9 +20,13 @@ def random_deltas() -> list[Tensor]:
     return [torch.randn(24, 40, generator=generator) * 0.01 for _ in range(2)]
 
 
-def masks_of_seed(seed: int, density: float) -> list[Tensor]:
+def ours(deltas: list[Tensor]) -> list[Array]:
+    return [delta.numpy() for delta in deltas]
+
+
+def masks_of_seed(seed: int, density: float) -> list[Mask]:
     """The masks peft draws from the global generator after `manual_seed(seed)`."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.RandomState(seed)
     return [bernoulli_mask((24, 40), density, generator) for _ in range(2)]
 
 
@@ -29,7 +35,8 @@ def masks_of_seed(seed: int, density: float) -> list[Tensor]:
 def test_ties_against_peft(density: float, election: str, peft_method: str) -> None:
     deltas = random_deltas()
     theirs = merge_utils.ties(deltas, torch.tensor(WEIGHTS), density, majority_sign_method=peft_method)
-    torch.testing.assert_close(ties(deltas, WEIGHTS, density=density, election=election, **OURS), theirs)
+    merged = ties(ours(deltas), WEIGHTS, density=density, election=election, **OURS)
+    torch.testing.assert_close(torch.from_numpy(merged), theirs)
 
 
 @pytest.mark.parametrize(("election", "peft_method"), SIGNS)
@@ -38,26 +45,27 @@ def test_dare_ties_against_peft(election: str, peft_method: str) -> None:
     torch.manual_seed(5)
     theirs = merge_utils.dare_ties(deltas, torch.tensor(WEIGHTS), density, majority_sign_method=peft_method)
     options = {"masks": masks_of_seed(5, density), "rescale": "inverse_density", "election": election} | OURS
-    torch.testing.assert_close(dare_ties(deltas, WEIGHTS, density=density, **options), theirs)
+    merged = dare_ties(ours(deltas), WEIGHTS, density=density, **options)
+    torch.testing.assert_close(torch.from_numpy(merged), theirs)
 
 
 def test_dare_linear_against_peft() -> None:
     deltas, density = random_deltas(), 0.4
     torch.manual_seed(5)
     theirs = merge_utils.dare_linear(deltas, torch.tensor(WEIGHTS), density)
-    ours = dare_linear(
-        deltas, WEIGHTS, density=density, masks=masks_of_seed(5, density), rescale="inverse_density"
-    )
-    torch.testing.assert_close(ours, theirs)
+    options = {"masks": masks_of_seed(5, density), "rescale": "inverse_density"}
+    merged = dare_linear(ours(deltas), WEIGHTS, density=density, **options)
+    torch.testing.assert_close(torch.from_numpy(merged), theirs)
 
 
 def test_task_arithmetic_against_peft() -> None:
     deltas = random_deltas()
     theirs = merge_utils.task_arithmetic(deltas, torch.tensor(WEIGHTS))
-    torch.testing.assert_close(task_arithmetic(deltas, WEIGHTS), theirs)
+    torch.testing.assert_close(torch.from_numpy(task_arithmetic(ours(deltas), WEIGHTS)), theirs)
 
 
 def test_magnitude_against_peft_magnitude_prune() -> None:
     deltas = random_deltas()
     theirs = merge_utils.magnitude_prune(deltas, torch.tensor(WEIGHTS), 0.3)
-    torch.testing.assert_close(task_arithmetic([magnitude(d, 0.3) for d in deltas], WEIGHTS), theirs)
+    merged = task_arithmetic([magnitude(delta, 0.3) for delta in ours(deltas)], WEIGHTS)
+    torch.testing.assert_close(torch.from_numpy(merged), theirs)

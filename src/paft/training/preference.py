@@ -13,7 +13,8 @@ from paft.training.module import BranchModule
 from paft.training.pairs import REJECTED, PairTensors, answer_logps, pair_tensors
 from paft.training.reference import ScoredPair
 
-START_TOLERANCE = 0.05
+START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.02}
+"""How far policy and reference may be apart before the first step, as a share of the log-probability: ten times what was seen."""
 
 
 class DPOModule(BranchModule):
@@ -34,7 +35,8 @@ class DPOModule(BranchModule):
         chosen, rejected = self._logps(pairs)
         reference_chosen, reference_rejected = self._reference(rows, pairs)
         if self.training and batch.step == 0:
-            refuse_moved_start((chosen, reference_chosen), (rejected, reference_rejected))
+            allowed = START_TOLERANCE[self.backbone.base.dtype]
+            refuse_moved_start((chosen, reference_chosen), (rejected, reference_rejected), allowed=allowed)
         c = self.config
         losses = dpo_loss(
             chosen,
@@ -108,7 +110,7 @@ def pair_values(
     return {name: value.sum() / num_rows for name, value in sums.items()}
 
 
-def refuse_moved_start(*pairs: tuple[Tensor, Tensor]) -> None:
+def refuse_moved_start(*pairs: tuple[Tensor, Tensor], allowed: float) -> None:
     """At step 0 the new adapter is zero, so policy and reference must agree; else every reward is off.
 
     They agree to rounding: a bfloat16 model's answers move by up to a few parts in a thousand with the rows they
@@ -117,7 +119,7 @@ def refuse_moved_start(*pairs: tuple[Tensor, Tensor]) -> None:
     for policy, reference in pairs:
         off = (policy.detach() - reference).abs() / reference.abs().clamp(min=1)
         worst = off.max().item()
-        if worst > START_TOLERANCE:
+        if worst > allowed:
             i = int(off.argmax())
             raise ValueError(
                 f"policy and reference log-probabilities differ by {worst:.3g} of their size before the first step "
