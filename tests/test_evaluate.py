@@ -12,7 +12,7 @@ from tiny import MODEL
 
 from paft.config import EvaluateConfig, Skill, TaskConfig, Template
 from paft.data.demo import demo_rows
-from paft.evaluate.lm import MAX_TOKENS, Forward, SparingLM, batches, share_forwards
+from paft.evaluate.lm import SparingLM
 from paft.evaluate.run import evaluate_model, score_tasks, task_manager
 from paft.evaluate.tasks.docs import (
     exact_call,
@@ -22,6 +22,7 @@ from paft.evaluate.tasks.docs import (
     tool_call,
     worked_questions,
 )
+from paft.evaluate.tree import MAX_ROW, MAX_TOKENS, Row, Trunk, batches, branches_of, grow
 from paft.model import base_folder, load_base, load_tokenizer
 
 MMLU = TaskConfig(task="paft_mmlu_dev", metric="bits_per_byte,none", higher_is_better=False, in_average=False)
@@ -54,48 +55,76 @@ def random_requests(seed: int, num: int) -> list[tuple[None, list[int], list[int
     ]
 
 
+def seen(row: Row, column: int) -> list[int]:
+    """Tokens of the row that the one in `column` looks back at, itself included."""
+    return [row.tokens[c] for c in range(column + 1) if c == column or column < row.ends[c]]
+
+
+def every_target(trunk: Trunk, past: list[int]) -> list[tuple[int, list[int], int]]:
+    """(request, everything its target is predicted from, target), for every target in the tree."""
+    own = [(a.request, past + seen(trunk.row, a.column), a.target) for a in trunk.row.asks]
+    inside = past + trunk.row.tokens
+    for row in trunk.rows:
+        for column, position in enumerate(row.positions):
+            assert position == len(inside) + len(seen(row, column)) - 1, (
+                "a token's position is its place in its text"
+            )
+        own += [(a.request, inside + seen(row, a.column), a.target) for a in row.asks]
+    return own + [found for child in trunk.trunks for found in every_target(child, inside)]
+
+
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("max_length", [6, 100])
 @pytest.mark.parametrize("seed", range(20))
-def test_every_request_rides_on_a_forward_that_begins_with_its_tokens(seed, max_length):
+def test_every_target_is_predicted_from_its_own_text(seed, max_length, share):
     asked = random_requests(seed, 40)
-    forwards = share_forwards(asked, max_length)
-    riders = [(forward, *rider) for forward in forwards for rider in forward.riders]
-    assert sorted(index for _, index, _, _ in riders) == list(range(40))
-    for forward, index, start, targets in riders:
-        _, context, continuation = asked[index]
+    tree = grow(branches_of(asked, max_length), share=share)
+    found = {(index, len(past)): (past, target) for index, past, target in every_target(tree, [])}
+    expected = {}
+    for index, (_, context, continuation) in enumerate(asked):
         kept = (context + continuation)[-(max_length + 1) :]
-        assert len(forward.tokens) <= max_length
-        assert forward.tokens[: len(kept) - 1] == kept[:-1]
-        assert targets == continuation
-        assert start + len(targets) == len(kept) - 1, "the last target is predicted from the last token"
+        for place in range(len(kept) - len(continuation), len(kept)):
+            expected[index, place] = (kept[:place], kept[place])
+    assert found == expected
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_no_forward_is_the_beginning_of_another(seed):
-    forwards = [f.tokens for f in share_forwards(random_requests(seed, 40), 100)]
-    assert not any(a != b and b[: len(a)] == a for a in forwards for b in forwards)
-    assert len({tuple(f) for f in forwards}) == len(forwards) < 40
-    assert [len(f) for f in forwards] == sorted((len(f) for f in forwards), reverse=True)
+def test_what_many_questions_begin_with_is_there_once():
+    shots = list(range(100, 1100))
+    asked = [(None, shots + [q] * 30, [q, c] * 5) for q in range(40) for c in (1, 2, 3, 4)]
+    tree = grow(branches_of(asked, 4096))
+    (trunk,) = tree.trunks
+    assert trunk.row.tokens == shots and not tree.rows
+    assert tree.num_tokens < len(shots) + 40 * (30 + 4 * 9) + 1
+    assert all(len(row.tokens) <= MAX_ROW for row in trunk.rows)
+
+
+def test_zero_shot_texts_of_their_own_stay_plain_rows():
+    asked = [(None, [q] * 30, [q + 1, q]) for q in range(40)]
+    tree = grow(branches_of(asked, 4096))
+    assert len(tree.rows) == 40 and not tree.trunks
+    assert not any(row.branched for row in tree.rows)
 
 
 def test_letters_ride_on_the_worked_answer():
     context = [9, 9, 9]
     asked = [(None, context, [letter]) for letter in (1, 2, 3, 4)] + [(None, context, [5, 6, 7])]
-    (forward,) = share_forwards(asked, 100)
-    assert forward.tokens == [9, 9, 9, 5, 6]
-    assert sorted(index for index, *_ in forward.riders) == [0, 1, 2, 3, 4]
+    (branch,) = branches_of(asked, 100)
+    assert branch.tokens == [9, 9, 9, 5, 6]
+    assert sorted(index for index, *_ in branch.riders) == [0, 1, 2, 3, 4]
 
 
 def test_a_continuation_that_does_not_fit_is_refused():
-    assert share_forwards([(None, [1], [2] * 5)], 5)[0].tokens == [1, 2, 2, 2, 2]
+    assert branches_of([(None, [1], [2] * 5)], 5)[0].tokens == [1, 2, 2, 2, 2]
     with pytest.raises(ValueError, match=r"continuation of 6 tokens does not fit the model's 5"):
-        share_forwards([(None, [1], [2] * 6)], 5)
+        branches_of([(None, [1], [2] * 6)], 5)
 
 
-def test_batches_hold_every_forward_within_both_bounds():
-    forwards = [Forward([1] * n) for n in sorted([3, 5000, 900, 900, 900, 900, 900, 40, 40, 2], reverse=True)]
-    cut = list(batches(forwards, 3))
-    assert [f for batch in cut for f in batch] == forwards
+def test_batches_hold_every_row_within_both_bounds():
+    rows = [Row([1] * n, list(range(n)), [n] * n, []) for n in (3, 5000, 900, 900, 900, 900, 900, 40, 40, 2)]
+    cut = list(batches(rows, 3))
+    assert sorted(len(row.tokens) for batch in cut for row in batch) == sorted(
+        len(row.tokens) for row in rows
+    )
     for batch in cut:
         assert len(batch) <= 3
         assert len(batch) == 1 or len(batch) * len(batch[0].tokens) <= MAX_TOKENS

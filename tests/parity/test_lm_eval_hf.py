@@ -56,7 +56,7 @@ def same_answers(ours: list[Any], theirs: list[Any]) -> None:
         if isinstance(a, str):
             assert a == b
         else:
-            assert a[0] == pytest.approx(b[0], abs=CLOSE) and a[1] == b[1]
+            assert a[0] == pytest.approx(b[0], abs=CLOSE, rel=1e-6) and a[1] == b[1]
 
 
 def requests(pairs: list[tuple[str, str]]) -> list[Instance]:

@@ -1,70 +1,38 @@
-"""lm-eval's Hugging Face model with log-likelihoods computed where they are asked for, and nowhere else.
+"""lm-eval's Hugging Face model with log-likelihoods computed where they are asked for, and each token forwarded once.
 
-Two savings, neither of which changes a score: the output head is applied only to positions of a continuation,
-and a request whose tokens are the beginning of another's rides on that one's forward pass (the letters of a
-multiple-choice question ride on the worked answer to the same question).
+Two savings, neither of which changes a score: what requests begin with together is forwarded once for all of
+them (`paft.evaluate.tree`), and the output head is applied only to the positions before a target.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from paft.evaluate.tree import Request, Row, Trunk, batches, branches_of, grow
+from paft.layers.attention import AUTO
 from paft.losses import BLOCK_N
 
-MAX_TOKENS = 4096
-"""Beyond this many tokens at once a forward pass gains nothing, and one long sequence pads many short ones."""
-Request = tuple[Any, list[int], list[int]]
-"""(text, context tokens, continuation tokens), as lm-eval passes them."""
 
+class TrunkCache(DynamicCache):
+    """Keys and values of a trunk: `growing`, they become longer; otherwise every row of a batch sees the same."""
 
-@dataclass
-class Forward:
-    """One sequence to run through the model and the requests read off it: (index, start, targets)."""
+    growing = False
 
-    tokens: list[int]
-    riders: list[tuple[int, int, list[int]]] = field(default_factory=list)
-
-
-def share_forwards(requests: Sequence[Request], max_length: int) -> list[Forward]:
-    """Put every request on a forward pass whose tokens begin with its own; longest sequences first.
-
-    A request of more than `max_length` + 1 tokens loses its oldest ones, as in lm-eval. Raises `ValueError`
-    for a continuation that does not fit alone.
-    """
-    wanted = []
-    for index, (_, context, continuation) in enumerate(requests):
-        if len(continuation) > max_length:
-            raise ValueError(
-                f"a continuation of {len(continuation)} tokens does not fit the model's {max_length}; "
-                "leave the task out or choose a model with a longer context"
-            )
-        tokens = [*context, *continuation][-(max_length + 1) :]
-        wanted.append((tokens[:-1], index, len(tokens) - len(continuation) - 1, continuation))
-    forwards: list[Forward] = []
-    # in descending order whatever begins with some tokens comes before those tokens themselves
-    for tokens, index, start, continuation in sorted(wanted, key=lambda w: (w[0], w[1]), reverse=True):
-        if not forwards or forwards[-1].tokens[: len(tokens)] != tokens:
-            forwards.append(Forward(tokens))
-        forwards[-1].riders.append((index, start, continuation))
-    return sorted(forwards, key=lambda f: len(f.tokens), reverse=True)
-
-
-def batches(forwards: Sequence[Forward], size: int) -> Iterator[list[Forward]]:
-    """Up to `size` sequences, and no more than `MAX_TOKENS` with their padding, at once; longest first."""
-    batch: list[Forward] = []
-    for forward in forwards:
-        width = len(batch[0].tokens) if batch else 0
-        if batch and (len(batch) == size or (len(batch) + 1) * width > MAX_TOKENS):
-            yield batch
-            batch = []
-        batch.append(forward)
-    if batch:
-        yield batch
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.growing:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer, size = self.layers[layer_idx], len(key_states)
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        keys, values = (kept.expand(size, -1, -1, -1) for kept in (layer.keys, layer.values))
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
 class SparingLM(HFLM):
@@ -74,44 +42,101 @@ class SparingLM(HFLM):
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation, whether greedy decoding gives it) of every request."""
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        forwards = share_forwards(requests, self.max_length)
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="log-likelihoods") as bar:
-            for batch in batches(forwards, int(self.batch_size)):
-                for index, answer in self._score(batch):
-                    answers[index] = answer
-                bar.update(sum(len(f.riders) for f in batch))
+        branches = branches_of(requests, self.max_length)
+        root = grow(
+            branches, share=can_share(self.model.config, max((len(b.tokens) for b in branches), default=0))
+        )
+        sums, greedy = (
+            torch.zeros(len(requests), dtype=torch.float64),
+            torch.ones(len(requests), dtype=torch.bool),
+        )
+        with tqdm(total=root.num_tokens, disable=disable_tqdm, desc="log-likelihoods", unit="tokens") as bar:
+            self._climb(root, None, sums, greedy, bar)
+        answers = list(zip(sums.tolist(), greedy.tolist(), strict=True))
         for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answer)
         return answers
 
+    def _climb(self, trunk: Trunk, cache: TrunkCache | None, sums: Tensor, greedy: Tensor, bar: tqdm) -> None:
+        """Add what is asked of a trunk and of all that grows from it to the requests' answers."""
+        if trunk.row.tokens:
+            cache = cache or TrunkCache(config=self.model.config)
+            cache.growing = True
+            self._score([trunk.row], cache, sums, greedy, bar)
+            cache.growing = False
+        for batch in batches(trunk.rows, int(self.batch_size)):
+            self._score(batch, cache, sums, greedy, bar)
+        for child in trunk.trunks:
+            self._climb(child, cache, sums, greedy, bar)
+        if cache is not None and trunk.row.tokens:
+            cache.crop(-len(trunk.row.tokens))
+
     @torch.inference_mode()
-    def _score(self, batch: list[Forward]) -> list[tuple[int, tuple[float, bool]]]:
-        width = len(batch[0].tokens)
-        # right padding under causal attention never reaches a real token
-        padded = [f.tokens + [0] * (width - len(f.tokens)) for f in batch]
+    def _score(
+        self, rows: Sequence[Row], cache: TrunkCache | None, sums: Tensor, greedy: Tensor, bar: tqdm
+    ) -> None:
+        """Forward the rows of one batch and add each target's log-probability to its request's."""
+        width = max(len(row.tokens) for row in rows)
+        tokens_BT, positions_BT, ends_BT = (
+            torch.tensor([values + [0] * (width - len(values)) for values in field])
+            for field in zip(*((r.tokens, r.positions, r.ends) for r in rows), strict=True)
+        )
+        start = cache.get_seq_length() if cache is not None else 0
+        masked = start > 0 or any(row.branched for row in rows)
         backbone = getattr(self.model, self.model.base_model_prefix)
         hidden_BTH = backbone(
-            input_ids=torch.tensor(padded, device=self.device), use_cache=False
+            input_ids=tokens_BT.to(self.device),
+            attention_mask=look_back(ends_BT, start, self.model.dtype).to(self.device) if masked else None,
+            position_ids=positions_BT.to(self.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
-        spans = [(row, *rider) for row, f in enumerate(batch) for rider in f.riders]
-        selected_NH = torch.cat([hidden_BTH[row, start : start + len(c)] for row, _, start, c in spans])
-        targets_N = torch.tensor([t for *_, c in spans for t in c], device=self.device)
-        logps_N, greedy_N = self._targets(selected_NH, targets_N)
-        sizes = [len(c) for *_, c in spans]
-        pieces = zip(spans, logps_N.split(sizes), greedy_N.split(sizes), strict=True)
-        return [
-            (index, (float(logps.sum()), bool(greedy.all()))) for (_, index, _, _), logps, greedy in pieces
+        bar.update(sum(len(row.tokens) for row in rows))
+        asks = [
+            (i * width + column, target, index)
+            for i, r in enumerate(rows)
+            for column, target, index in r.asks
         ]
+        if asks:
+            places, targets, indices = torch.tensor(asks).unbind(1)
+            logps, likeliest = self._targets(
+                hidden_BTH.flatten(0, 1), places.to(self.device), targets.to(self.device)
+            )
+            sums.index_add_(0, indices, logps.cpu().double())
+            greedy[indices[~likeliest.cpu()]] = False
 
-    def _targets(self, hidden_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32 log-probability of each target, and whether it is the likeliest token."""
+    def _targets(self, hidden_NH: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Float32 log-probability of each target after its place, and whether it is the likeliest token."""
         head_VH = self.model.get_output_embeddings().weight
-        logps, greedy = [], []
-        for hidden, targets in zip(hidden_NH.split(BLOCK_N), targets_N.split(BLOCK_N), strict=True):
-            logits_NV = (hidden @ head_VH.T).float()
-            picked = logits_NV.gather(1, targets[:, None]).squeeze(1)
-            logps.append(picked - logits_NV.logsumexp(-1))
-            greedy.append(logits_NV.argmax(-1) == targets)
-        return torch.cat(logps), torch.cat(greedy)
+        logps = torch.empty(len(places), device=places.device)
+        likeliest = torch.empty(len(places), dtype=torch.bool, device=places.device)
+        distinct, which = places.unique(return_inverse=True)
+        for first in range(0, len(distinct), BLOCK_N):
+            block = (which >= first) & (which < first + BLOCK_N)
+            logits_NV = (hidden_NH[distinct[first : first + BLOCK_N]] @ head_VH.T).float()
+            row, target = which[block] - first, targets[block]
+            logps[block] = logits_NV[row, target] - logits_NV.logsumexp(-1)[row]
+            likeliest[block] = logits_NV.argmax(-1)[row] == target
+        return logps, likeliest
+
+
+def look_back(ends_BT: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, T, start + T], to be added to the scores: 0 where a token may look, minus infinity elsewhere.
+
+    It may look at the `start` cached tokens, at itself, and at every earlier token whose end comes after it.
+    """
+    columns = torch.arange(ends_BT.shape[1])
+    seen_BTT = (columns[:, None] < ends_BT[:, None, :]) & (columns[:, None] >= columns)
+    seen_BTT |= torch.eye(len(columns), dtype=torch.bool)  # padding must see something
+    own_BTT = torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill_(~seen_BTT, -torch.inf)
+    return torch.cat([own_BTT.new_zeros(*own_BTT.shape[:2], start), own_BTT], -1)[:, None]
+
+
+def can_share(config: Any, longest: int) -> bool:
+    """Whether texts of up to `longest` tokens may share tokens: the attention takes a mask of ours, and every layer
+    looks back over the whole text."""
+    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    takes_mask = config._attn_implementation in (AUTO, "sdpa", "eager")
+    return takes_mask and (full if window is None else longest <= window)
