@@ -1,130 +1,185 @@
-"""Merge two LoRA adapters into SmolLM2-135M, whole process: PAFT's methods, copying the checkpoint, mergekit.
+"""Merge two LoRA adapters into SmolLM2-135M, whole process: PAFT, mergekit, peft, and copying the checkpoint.
 
     python benchmarks/merge.py
 
-Prints one table and writes benchmarks/merge.json. All contenders run on this machine one after another, two
-threads each; only the ratios mean anything. mergekit (extra `parity`) is left out where it is not installed.
+First every method is compared with mergekit, and the plain sum with peft's `cat`, on two float32 layers of the same
+widths; only then is anything timed. mergekit has its cache of applied adapters warm. peft's other ways are timed and
+not compared: `linear` combines the factors, hence adds cross terms, and `*_svd` cuts the merged delta to rank 16.
+Copying is measured twice: files in the page cache and no sync, and files dropped from the cache and synced after;
+PAFT's TIES under the same conditions. Writes `benchmarks/merge.json`.
 """
 
-import importlib.util
 import json
 import os
-import resource
-import subprocess
+import shutil
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from paft.compose import register_schemas
+from measure import FOLDER, Child, Report, Row, installed, publish, run_child, skipped
 
-ROOT = Path(__file__).parents[1]
 METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare_ties")
+PEFT = ("linear", "cat", "ties_svd", "dare_ties_svd")
+DIFFERENCE = FOLDER / "contenders" / "merge_difference.py"
 REPEATS = 3
+TOLERANCE = 5e-7
+"""Of float32 weights: mergekit subtracts weights of up to 0.1 from each other, we multiply factors."""
+FEW = 1e-4
+"""Share of weights that may differ more: a last place decides whether a value reaches the threshold of TIES, and
+which sign two opposite values elect."""
 
 
-def make_inputs(folder: Path) -> Path:
-    """The base model's folder; writes two random adapters of rank 16 on all linear layers to `folder`."""
-    import torch
-    from hydra import compose, initialize_config_dir
-
-    from paft.adapter import Policy, base_fingerprint
-    from paft.compose import to_config
-    from paft.model import base_folder, load_base
-
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = to_config(compose("train"))
-    base = base_folder(config.model)
-    for seed, name in enumerate(("sft", "preference")):
-        torch.manual_seed(seed)
-        policy = Policy(load_base(base, config.model), config.sft.lora)
-        for _, B, _ in policy.factors():
-            torch.nn.init.normal_(B, std=1e-3)
-        policy.save(folder / name, {"base": base_fingerprint(config.model), "tokenizer": "", "template": ""})
-        # mergekit looks the base up by this field
-        path = folder / name / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
-    return base
+def paft(method: str, folder: Path, *options: str) -> list[str]:
+    places = {name: folder / name for name in ("base", "sft", "preference")} | {"out": folder / "paft"}
+    words = [word for name, path in places.items() for word in (f"--{name}", str(path))]
+    return [sys.executable, "-m", "paft.merge", "--method", method, *words, *options]
 
 
-def timed(command: list[str]) -> dict[str, float]:
-    """Seconds (least of `REPEATS`) and peak resident MB of a whole process; raises if it fails."""
-    seconds, peak = [], 0.0
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds.append(time.perf_counter() - started)
-        peak = max(peak, usage.ru_maxrss / 1024)
-        if status:
-            raise RuntimeError(f"{' '.join(command)} failed with status {status}")
-    return {"seconds": round(min(seconds), 2), "peak_mb": round(peak)}
-
-
-def mergekit_command(base: Path, folder: Path) -> list[str]:
-    models = [
-        {"model": f"{base}+{folder / n}", "parameters": {"weight": 1.0, "density": 0.5}}
-        for n in ("sft", "preference")
-    ]
+def mergekit(method: str, folder: Path, density: float = 0.5) -> list[str]:
+    """The same merge in mergekit's words. Its `slerp` is ours with `--space full`."""
+    parts = {name: f"{folder / 'base'}+{folder / name}" for name in ("sft", "preference")}
+    own: dict[str, float] = {} if method == "slerp" else {"weight": 1.0}
+    own |= {"density": density} if "ties" in method else {}
     recipe: dict[str, Any] = {
-        "merge_method": "ties",
-        "base_model": str(base),
+        "merge_method": method,
         "dtype": "float32",
-        "out_dtype": "bfloat16",
+        "models": [{"model": part, "parameters": own} for part in parts.values()],
     }
-    (folder / "ties.yml").write_text(json.dumps(recipe | {"models": models}))
-    tool = str(Path(sys.executable).with_name("mergekit-yaml"))
+    if folder.name != "small":
+        recipe["out_dtype"] = "bfloat16"
+    if method == "slerp":
+        recipe |= {"base_model": parts["sft"], "parameters": {"t": 0.5}}
+    elif method != "linear":
+        recipe["base_model"] = str(folder / "base")
+    path = folder / f"{method}.json"
+    path.write_text(json.dumps(recipe))
+    tool = Path(sys.executable).with_name("mergekit-yaml")
+    cache = ["--lora-merge-cache", str(folder / "cache")]
+    return [str(tool), str(path), str(folder / "mergekit"), *cache]
+
+
+def peft(combination: str, folder: Path) -> list[str]:
+    script = FOLDER / "contenders" / "merge_peft.py"
+    return [sys.executable, str(script), combination, str(folder), str(folder / "peft")]
+
+
+def refuse_other_results(small: Path) -> dict[str, dict[str, float]]:
+    """How far the weights of each pair of equal merges are apart. Raises `ValueError` above `FEW`."""
+    # masks are drawn from different streams: DARE is compared without dropping
+    pairs: dict[str, tuple[list[str], list[str]]] = {
+        "peft cat": (paft("task_arithmetic", small), peft("cat", small))
+    }
+    for method in METHODS if installed("mergekit") else ():
+        options = {"slerp": ["--space", "full"], "dare_ties": ["--density", "1"]}.get(method, [])
+        pairs[f"mergekit {method}"] = (
+            paft(method, small, *options),
+            mergekit(method, small, 1.0 if method == "dare_ties" else 0.5),
+        )
+    found = {}
+    for name, (ours, theirs) in pairs.items():
+        run_child(*ours)
+        run_child(*theirs)
+        theirs_in = small / name.split()[0]
+        found[name] = run_child(DIFFERENCE, small / "paft", theirs_in, str(TOLERANCE)).result
+        if not found[name]["share"] <= FEW:
+            raise ValueError(
+                f"{found[name]['share']:.2g} of PAFT's weights differ from {name}'s by more than {TOLERANCE}; "
+                f"at most {FEW} may"
+            )
+    return found
+
+
+def best(command: list[str], out: Path, prepare: Callable[[], None] = lambda: None) -> Child:
+    """The fastest of `REPEATS` runs into a fresh folder, with the largest peak."""
+    runs = []
+    for _ in range(REPEATS):
+        shutil.rmtree(out, ignore_errors=True)
+        prepare()
+        runs.append(run_child(*command))
+    return Child(min(run.seconds for run in runs), max(run.peak_mb for run in runs), {})
+
+
+def text(child: Child) -> str:
+    return f"{child.seconds:.2f} s, {child.peak_mb:.0f} MB"
+
+
+def against(what: str, ours: Child, name: str, theirs: Child, *, bars: bool) -> list[Row]:
+    measured, reference = text(ours), text(theirs)
+    faster, smaller = theirs.seconds / ours.seconds, ours.peak_mb / theirs.peak_mb
     return [
-        tool,
-        str(folder / "ties.yml"),
-        str(folder / "mergekit"),
-        "--lora-merge-cache",
-        str(folder / "cache"),
+        Row(f"{what}: times faster", measured, name, reference, faster, at_least=6 if bars else None),
+        Row(f"{what}: share of memory", measured, name, reference, smaller, at_most=0.4 if bars else None),
     ]
+
+
+def peer_rows(folder: Path, ours: dict[str, Child]) -> list[Row]:
+    rows = []
+    for method in METHODS:
+        if installed("mergekit"):
+            theirs = best(mergekit(method, folder), folder / "mergekit")
+            ours_like = ours["slerp (full)" if method == "slerp" else method]
+            rows += against(method, ours_like, f"mergekit {method}", theirs, bars=True)
+        else:
+            rows.append(skipped(f"mergekit {method}", "mergekit"))
+    for combination in PEFT:
+        method = {"cat": "task_arithmetic"}.get(combination, combination.removesuffix("_svd"))
+        theirs = run_child(*peft(combination, folder))
+        rows += against(method, ours[method], f"peft {combination}", theirs, bars=False)
+    return rows
+
+
+def copy_rows(folder: Path, ties: Child) -> list[Row]:
+    """TIES against `cp`, with everything in the page cache, and from and to the disk."""
+
+    def drop() -> None:
+        drop_from_cache([*(folder / "base").glob("*"), *folder.glob("*/adapter_model.safetensors")])
+
+    copy = ["cp", "-rL", str(folder / "base"), str(folder / "copy")]
+    warm = best(copy, folder / "copy")
+    cold_copy = best(synced(copy, folder / "copy"), folder / "copy", drop)
+    cold_ties = best(synced(paft("ties", folder), folder / "paft"), folder / "paft", drop)
+    start = best([sys.executable, "-c", "import paft.merge.__main__"], folder / "none")
+    torch = best([sys.executable, "-c", "import torch"], folder / "none")
+    disk, cache = "cp + sync, read from disk", "cp, in the page cache"
+    return [
+        Row(
+            "ties, from and to disk", text(cold_ties), disk, text(cold_copy),
+            cold_ties.seconds / cold_copy.seconds, at_most=3,
+        ),
+        Row("ties, in the page cache", text(ties), cache, text(warm), ties.seconds / warm.seconds),
+        Row("start-up alone", text(start), cache, text(warm), start.seconds / warm.seconds),
+        Row("(import torch, which PAFT's merge avoids)", text(torch), cache, text(warm), torch.seconds / warm.seconds),
+    ]  # fmt: skip
+
+
+def drop_from_cache(files: Iterable[Path]) -> None:
+    """So that they are read from the disk; what other files still have to be written is written first."""
+    os.sync()
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def synced(command: list[str], out: Path) -> list[str]:
+    return ["sh", "-c", 'out=$1; shift; "$@" && sync "$out"/*', "sh", str(out), *command]
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # in a child: a process's peak counts the memory of the parent it was forked from
-        base = Path(
-            subprocess.check_output([sys.executable, __file__, str(folder)], text=True).splitlines()[-1]
-        )
-        results["copy the files"] = timed(["cp", "-rL", str(base), str(folder / "copy")])
-        for method in METHODS:
-            words = [
-                "--base",
-                str(base),
-                "--sft",
-                str(folder / "sft"),
-                "--preference",
-                str(folder / "preference"),
-            ]
-            command = [
-                sys.executable,
-                "-m",
-                "paft.merge",
-                "--method",
-                method,
-                *words,
-                "--out",
-                str(folder / method),
-            ]
-            results[f"paft {method}"] = timed(command)
-        if importlib.util.find_spec("mergekit"):
-            results["mergekit ties (LoRA cache warm)"] = timed(mergekit_command(base, folder))
-    width = max(map(len, results))
-    for name, result in results.items():
-        print(f"{name:{width}}  {result['seconds']:7.2f} s  {result['peak_mb']:7.0f} MB")
-    (ROOT / "benchmarks" / "merge.json").write_text(json.dumps(results, indent=1))
+        run_child(FOLDER / "contenders" / "merge_inputs.py", folder)
+        differing = refuse_other_results(folder / "small")
+        commands = {method: paft(method, folder) for method in METHODS}
+        commands["slerp (full)"] = paft("slerp", folder, "--space", "full")
+        ours = {name: best(command, folder / "paft") for name, command in commands.items()}
+        own = [Row(f"{name} (PAFT)", text(child)) for name, child in ours.items()]
+        if installed("mergekit"):
+            run_child(*mergekit("linear", folder))  # fills its cache
+        rows = own + copy_rows(folder, ours["ties"]) + peer_rows(folder, ours)
+    publish(Report("merge", rows, {"differences": differing, "tolerance": TOLERANCE}))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(make_inputs(Path(sys.argv[1])))
-    else:
-        main()
+    main()

@@ -25,8 +25,12 @@ from paft.config import RunConfig
 # `quick` always tries the same few examples; `full` (make test-all) tries new ones each time it runs. A case takes as
 # long as the machine is busy, so none has a deadline.
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-settings.register_profile("quick", max_examples=30, derandomize=True, deadline=None, suppress_health_check=SLOW)
-settings.register_profile("full", max_examples=1000, deadline=None, suppress_health_check=SLOW, print_blob=True)
+settings.register_profile(
+    "quick", max_examples=30, derandomize=True, deadline=None, suppress_health_check=SLOW
+)
+settings.register_profile(
+    "full", max_examples=1000, deadline=None, suppress_health_check=SLOW, print_blob=True
+)
 settings.load_profile("quick")
 
 ROOT = Path(__file__).parents[1]

@@ -51,11 +51,12 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
 
 
 def stage_of(config: RunConfig, name: str) -> tuple[Stage, Context]:
-    """The branch's stage and what it runs in; its data stage is made if it is missing."""
+    """The branch's stage and what it runs in; its inputs are made where they are missing."""
     cell, store = build(config), Store(config.store)
     context = Context(config, store, cell)
     (stage,) = (s for s in cell.walk() if s.name == name)
-    store.ensure(stage.inputs["data"], lambda s, inputs, out: run_stage(s, inputs, out, context))
+    for needed in stage.inputs.values():
+        store.ensure(needed, lambda s, inputs, out: run_stage(s, inputs, out, context))
     return stage, context
 
 

@@ -43,10 +43,22 @@ LAYERS = ["q_proj", "down_proj"]
 Q = "model.layers.0.self_attn.q_proj.weight"
 
 
-def save_base(folder: Path, dtype: torch.dtype = torch.float32, tied: bool = False, **options: Any) -> Path:
+ADAPTER_SEEDS = {"sft": 1, "preference": 2}
+
+
+def save_base(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    tied: bool = False,
+    hidden_size: int = 32,
+    intermediate_size: int = 48,
+    **options: Any,
+) -> Path:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=tied, **sizes)
+    sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=64, num_hidden_layers=2, tie_word_embeddings=tied, **sizes, **heads)
     LlamaForCausalLM(config).to(dtype).save_pretrained(str(folder), **options)
     (folder / "tokenizer.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"stale weights")
@@ -136,6 +148,24 @@ def test_streaming_against_in_memory(
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
     assert all(merged[name].dtype == expected[name].dtype for name in expected)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=variant)
+def test_neither_blocks_nor_threads_change_a_merge(
+    tmp_path: Path, method: MergeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_base(tmp_path / "base", hidden_size=256, intermediate_size=1100)
+    adapters = {b: save_adapter(base, tmp_path / b, seed, r=16) for b, seed in ADAPTER_SEEDS.items()}
+    reports = {}
+    for threads in (1, 3):
+        monkeypatch.setattr(stream, "THREADS", threads)
+        reports[threads] = merge_adapters(base, adapters, method, tmp_path / f"{threads}")
+    assert reports[1] == reports[3]
+    (one, three), expected = (weights_of(tmp_path / n) for n in "13"), in_memory(base, adapters, method)
+    for name in expected:
+        assert torch.equal(one[name], three[name])
+        # a product of factors may round differently for fewer rows
+        torch.testing.assert_close(one[name], expected[name], rtol=0, atol=1e-7)
 
 
 def test_everything_but_the_changed_tensors_is_byte_for_byte(folders: Any) -> None:

@@ -48,7 +48,8 @@ def test_cell_holds_its_setting_and_lineage(smoke_grid, runs):
         sft = identity["inputs"]["model"]["inputs"]["sft"]
         assert run.config["lambda"] == sft["config"]["branch"]["l1"]["weight"]
         lineage = run.config["lineage"]
-        assert lineage.keys() == {"data_sft", "data_preference", "sft", "preference", "merge", "evaluate"}
+        branches = {"data_sft", "data_preference", "sft", "reference", "preference"}
+        assert lineage.keys() == branches | {"merge", "evaluate"}
         for stage, stage_key in lineage.items():
             assert (smoke_grid.store / stage.partition("_")[0] / stage_key / "stage.json").is_file()
         lambdas[run.config["lambda"]] += 1
@@ -87,6 +88,8 @@ def test_branch_curves_are_complete(smoke_grid, runs):
         assert [row["trainer/global_step"] for row in curve] == list(range(8))
         assert all(row["train/loss"] == pytest.approx(row["train/nll"] + row["train/l1"]) for row in curve)
         assert curve[0]["train/l1"] == 0 < curve[-1]["train/l1"]
+        rates = {f"train/{name}" for name in ("tokens_per_second", "share_of_peak", "peak_memory_gb")}
+        assert all(rates <= row.keys() for row in curve)
         sparsity = [row["train/sparsity"] for row in run.history if "train/sparsity" in row]
         measured = json.loads((smoke_grid.store / "sft" / key / "sparsity.json").read_text())
         assert sparsity == pytest.approx([measured["mean_over_layers"]["share_below_1e-5"]], abs=2e-5)

@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from paft.config import SCHEMAS, RunConfig
+from paft.config import SCHEMAS, RunConfig, require_sound
 
 
 def register_schemas() -> None:
@@ -40,6 +40,7 @@ def to_config(cfg: DictConfig) -> RunConfig:
     except (OmegaConfBaseException, MissingMandatoryValue) as error:
         raise ValueError(_in_words(error)) from error
     assert isinstance(config, RunConfig)
+    require_sound(config)
     return config
 
 

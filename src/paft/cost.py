@@ -4,11 +4,9 @@ A plan and the throughput shown while training use the same functions. A multipl
 activations and the optimizer, below one percent together, are left out. Tokens are real ones, never padding.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from paft.config import (
     BranchConfig,
@@ -21,6 +19,7 @@ from paft.config import (
     ModelShape,
     SFTConfig,
 )
+from paft.jsonfile import read_object
 from paft.work import Work
 
 HEAD_BLOCK = 512
@@ -47,7 +46,7 @@ def shape_of(model: ModelConfig) -> ModelShape | None:
 def read_shape(config_json: Path) -> ModelShape | None:
     """The shape of a Llama-like model from its config.json; None if there is none or it is of another kind."""
     try:
-        data: dict[str, Any] = json.loads(config_json.read_text())
+        data = read_object(config_json)
         if any(key in data for key in MIXTURE_KEYS):
             return None
         heads = data["num_attention_heads"]
@@ -58,7 +57,7 @@ def read_shape(config_json: Path) -> ModelShape | None:
         }
         known = defaults | {k: v for k, v in data.items() if v is not None}
         return ModelShape(**{f.name: known[f.name] for f in fields(ModelShape)})
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
         return None
 
 

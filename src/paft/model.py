@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.data.chat import template_text
+from paft.jsonfile import read_object
 from paft.layers.attention import AUTO
+from paft.merge.checkpoint import read_checkpoint
 from paft.stage import canonical
 
 if TYPE_CHECKING:
@@ -65,7 +68,8 @@ def _from_hub(config: HubModel, offline: bool) -> Path:
 def _made_once(config: WheelModel | TinyModel) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paft" / "models"
     text = json.dumps([CONVERSION, canonical(config)], sort_keys=True)
-    folder = cache / f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    label = re.sub(r"[^\w.-]", "_", config.name)  # a name is any text, a path into another folder too
+    folder = cache / f"{label:.100}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -156,9 +160,14 @@ def load_tokenizer(
 
 
 def load_base(folder: Path, config: ModelConfig) -> PreTrainedModel:
-    """The frozen base in its storage type. Raises `ValueError` for a head PAFT's losses would get wrong."""
+    """The frozen base in its storage type, from safetensors files of its folder alone.
+
+    Raises `ValueError` for damaged files, files elsewhere, and a head PAFT's losses would get wrong.
+    """
+    read_object(folder / "config.json")
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     refuse_scaled_logits(settings)
+    read_checkpoint(folder)
     disable_progress_bar()  # loading is quick; transformers' bar is not worth a line per stage
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,

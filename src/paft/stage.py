@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from paft.jsonfile import read_object
 from paft.provenance import provenance
 
 log = logging.getLogger("paft")
@@ -114,9 +115,8 @@ class Store:
             del self._lent[stage.key]
 
     def record(self, stage: Stage) -> dict[str, Any]:
-        """The stage.json of a finished stage."""
-        record: dict[str, Any] = json.loads((self.path(stage) / "stage.json").read_text())
-        return record
+        """The stage.json of a finished stage. Raises `ValueError` naming it if it is absent or damaged."""
+        return read_object(self.path(stage) / "stage.json")
 
     def sound(self, stage: Stage) -> bool:
         """True if the stage is complete and every output still has its recorded sha256.
@@ -137,7 +137,7 @@ class Store:
         """Under the lock, as another process may have done so, and even rebuilt it, since this one looked."""
         path = self.path(stage)
         try:
-            with FileLock(f"{path}.lock", blocking=False):
+            with _lock(path):
                 damage = self.complete(stage) and find_damage(path)
                 if damage:
                     aside = _free_name(path, "damaged")
@@ -195,10 +195,11 @@ class Store:
         path = self.path(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(f"{path}.lock", blocking=False):
+            with _lock(path):
                 partial = Path(f"{path}.partial")
                 if not self.complete(stage):
-                    partial.mkdir(exist_ok=True)
+                    _clear_way(stage, path)
+                    _own_folder(partial)
                 yield partial
         except Timeout:
             yield None
@@ -220,15 +221,19 @@ class Store:
 
     def drop(self, stage: Stage) -> None:
         """Delete a finished stage: first its stage.json, so that it is never seen half deleted."""
-        (self.path(stage) / "stage.json").unlink(missing_ok=True)
-        shutil.rmtree(self.path(stage), ignore_errors=True)
+        path = self.path(stage)
+        if path.is_symlink():
+            path.unlink()
+        (path / "stage.json").unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
         self._verified.discard(stage.key)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write `data` so that a reader sees the old file or the whole new one."""
+    """Write `data` so that a reader sees the old file or the whole new one; a link is replaced, not followed."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x") as file:
         json.dump(data, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
@@ -238,18 +243,57 @@ def write_json(path: Path, data: Any) -> None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a finished folder, in words, or None."""
     try:
-        outputs = json.loads((folder / "stage.json").read_text())["outputs"].items()
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        return f"stage.json cannot be read: {error}"
-    for name, expected in outputs:
-        try:
-            if _digest(folder / name) != expected:
-                return f"{name} does not have its recorded sha256"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error}"
+        record = read_object(folder / "stage.json")
+    except (ValueError, OSError) as error:
+        return str(error)
+    if (record.get("stage"), record.get("key")) != (folder.parent.name, folder.name):
+        return f"stage.json is of {record.get('stage')!r:.40} {record.get('key')!r:.40}"
+    if not isinstance(record.get("outputs"), dict) or not isinstance(record.get("metrics"), dict):
+        return "stage.json does not list outputs and metrics"
+    for name, expected in record["outputs"].items():
+        if wrong := _wrong_output(folder, name, expected):
+            return wrong
     return None
+
+
+def _wrong_output(folder: Path, name: str, expected: object) -> str | None:
+    if not name.isprintable() or Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"stage.json lists {name!a:.100}, which is no file of its folder"
+    try:
+        # neither a pipe nor a device, which might never end
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        return None if _digest(folder / name) == expected else f"{name} does not have its recorded sha256"
+    except OSError as error:
+        return f"{name:.100} cannot be read: {error.strerror}"
+
+
+def _lock(path: Path) -> FileLock:
+    """The lock of a stage folder; entering it raises `Timeout` while another process is inside."""
+    file = Path(f"{path}.lock")
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise ValueError(
+            f"{file} must be an empty file made by PAFT, it is a link, a folder or a pipe; remove it"
+        )
+    return FileLock(file, blocking=False)
+
+
+def _clear_way(stage: Stage, path: Path) -> None:
+    """Move aside what stands in a finished stage's place and is none."""
+    if path.exists() or path.is_symlink():
+        aside = _free_name(path, "damaged")
+        log.warning("%s has no stage.json: moved to %s, building it again", stage, aside)
+        os.replace(path, aside)
+
+
+def _own_folder(partial: Path) -> None:
+    """Make sure of a folder to work in, without links: a stage makes none, and would write through them."""
+    if partial.is_symlink() or not partial.is_dir():
+        partial.unlink(missing_ok=True)
+    partial.mkdir(exist_ok=True)
+    for path in partial.rglob("*"):
+        if path.is_symlink():
+            path.unlink()
 
 
 def _digest(path: Path) -> dict[str, Any]:

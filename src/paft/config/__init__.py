@@ -5,11 +5,13 @@ the command line is read. Ranges are checked in `__post_init__`, which OmegaConf
 are in. A field marked `identity=False` cannot change a result and is left out of every stage key.
 """
 
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, get_type_hints
 
-from paft.config.checks import incidental, require, require_pinned
+from omegaconf import MISSING
+
+from paft.config.checks import has_type, incidental, require, require_pinned, require_sound
 from paft.config.data import (
     BadRows,
     DataConfig,
@@ -137,6 +139,7 @@ __all__ = [
     "incidental",
     "require",
     "require_pinned",
+    "require_sound",
 ]
 
 SCHEMAS: dict[str, type] = {
@@ -169,7 +172,8 @@ SCHEMAS: dict[str, type] = {
 def decode(data: Any) -> Any:
     """The typed config that `stage.canonical(config, whole=True)` described, checked again.
 
-    Type names are looked up among this package's own dataclasses and nowhere else.
+    Type names are looked up among this package's own dataclasses and nowhere else. Raises `ValueError` for a type or
+    a field that is none of theirs, and for a value that is missing or of another type.
     """
     if isinstance(data, list):
         return [decode(item) for item in data]
@@ -177,13 +181,26 @@ def decode(data: Any) -> Any:
         return data
     if "type" not in data:
         return {name: decode(value) for name, value in data.items()}
-    schema = globals().get(data["type"])
+    schema = globals().get(data["type"]) if isinstance(data["type"], str) else None
     if not (isinstance(schema, type) and is_dataclass(schema)):
-        raise ValueError(f"unknown config type {data['type']!r}")
-    hints = get_type_hints(schema)
-    values = {name: decode(value) for name, value in data.items() if name != "type"}
-    return schema(**{name: _typed(hints[name], value) for name, value in values.items()})
+        raise ValueError(
+            f"unknown config type {data['type']!r:.60}; was it written by another version of PAFT?"
+        )
+    hints, given = get_type_hints(schema), data.keys() - {"type"}
+    needed = {f.name for f in fields(schema) if f.default == MISSING and f.metadata.get("identity", True)}
+    if wrong := sorted((given - hints.keys()) | (needed - given)):
+        raise ValueError(
+            f"{schema.__name__} has {', '.join(hints)}; {wrong[0]!r:.60} is missing or none of them"
+        )
+    at = schema.__name__
+    return schema(**{name: _typed(f"{at}.{name}", hints[name], decode(data[name])) for name in given})
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    return hint(value) if isinstance(hint, type) and issubclass(hint, Enum) else value
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        allowed = [member.value for member in hint]
+        require(value in allowed, name, value, f"one of {allowed}")
+        return hint(value)
+    require(has_type(value, hint), name, value, f"of type {getattr(hint, '__name__', hint)}")
+    require_sound(value, name)
+    return value

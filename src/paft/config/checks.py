@@ -1,14 +1,58 @@
 """The shape of a range error, and which fields no stage key holds."""
 
+import math
 import re
-from dataclasses import field
-from typing import Any
+from dataclasses import field, fields, is_dataclass
+from typing import Any, get_args, get_origin
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise the one shape of range error: the key, what is allowed, what was given."""
     if not ok:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {value!r:.200}")
+
+
+def require_sound(config: Any, at: str = "") -> None:
+    """Raise `ValueError` naming the setting, its path after `at`, for a value that no field means, whatever its range:
+    a number that is not finite or needs more than 64 bits, or text that no file or process can be given."""
+    match config:
+        case float():
+            require(math.isfinite(config), at, config, "a finite number")
+        case int():
+            require(-(2**63) <= config < 2**63, at, config, "a number of at most 64 bits")
+        case str():
+            allowed = "text without the character NUL or half a surrogate pair"
+            require(not re.search("[\0\ud800-\udfff]", config), at, config, allowed)
+        case list():
+            for item in config:
+                require_sound(item, at)
+        case dict():
+            for name, item in config.items():
+                require_sound(name, at)
+                require_sound(item, f"{at}.{name}")
+        case _ if is_dataclass(config):
+            for f in fields(config):
+                name, value = f"{at}.{f.name}".lstrip("."), getattr(config, f.name)
+                # OmegaConf lets a list into list[str]
+                nested = isinstance(value, list) and any(isinstance(item, list | dict) for item in value)
+                require(not nested, name, value, "a list of plain values")
+                require_sound(value, name)
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a field that states the type `hint` may hold `value`; an int may stand for a float."""
+    if hint is Any:
+        return True
+    arguments = get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(has_type(item, arguments[0]) for item in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(has_type(item, arguments[1]) for item in value.values())
+    if arguments:
+        return any(has_type(value, kind) for kind in arguments)
+    if isinstance(value, int):
+        return hint is float or hint is type(value)
+    return isinstance(value, hint)
 
 
 def incidental(default: Any) -> Any:

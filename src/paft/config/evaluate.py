@@ -38,3 +38,4 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "positive")
         require(self.limit is None or self.limit > 0, "evaluate.limit", self.limit, "positive or null")
+        require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "at least 0 and below 2^32")

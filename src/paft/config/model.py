@@ -57,6 +57,15 @@ class TinyModel(ModelConfig):
     num_heads: int = 4
     num_kv_heads: int = 2
 
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads"):
+            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "positive")
+        width, heads, kv_heads = 2 * self.num_heads, self.num_heads, self.num_kv_heads
+        require(
+            self.hidden_size % width == 0, "model.hidden_size", self.hidden_size, f"a multiple of {width}"
+        )
+        require(heads % kv_heads == 0, "model.num_kv_heads", kv_heads, f"a divisor of num_heads={heads}")
+
 
 @dataclass
 class WheelModel(ModelConfig):

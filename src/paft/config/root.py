@@ -49,7 +49,7 @@ class RunConfig:
     """Never touch the network: hub files must be in the local cache already."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         if self.hardware.accelerator != self.trainer.accelerator:
             raise ValueError(
                 f"trainer.accelerator={self.trainer.accelerator} but hardware={self.hardware.name} is a "

@@ -24,13 +24,16 @@ class HardwareConfig:
     fragmentation: float = 0.5
     """Memory the allocator holds beyond what is in use, as a share of the activations."""
     efficiency: float = 0.4
-    """Assumed share of the peak; what finished stages of the store reached takes its place."""
+    """Assumed share of the peak in training; what trainings of the store reached takes its place."""
+    forward_efficiency: float = 0.5
+    """The same where nothing is learnt: validation, references, evaluation."""
 
     def __post_init__(self) -> None:
         for name in ("peak_tflops", "memory_gb", "bandwidth_gb_s"):
             value = getattr(self, name)
             require(value is None or value > 0, f"hardware.{name}", value, "positive")
-        require(0 < self.efficiency <= 1, "hardware.efficiency", self.efficiency, "in (0, 1]")
+        for name in ("efficiency", "forward_efficiency"):
+            require(0 < getattr(self, name) <= 1, f"hardware.{name}", getattr(self, name), "in (0, 1]")
 
 
 @dataclass
@@ -53,7 +56,14 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         allowed = ("cpu", "gpu")
         require(self.accelerator in allowed, "trainer.accelerator", self.accelerator, f"one of {allowed}")
-        for name in ("devices", "num_nodes", "micro_batch_size", "micro_batch_tokens", "checkpoint_every", "log_every"):
+        for name in (
+            "devices",
+            "num_nodes",
+            "micro_batch_size",
+            "micro_batch_tokens",
+            "checkpoint_every",
+            "log_every",
+        ):
             require(getattr(self, name) > 0, f"trainer.{name}", getattr(self, name), "positive")
 
 

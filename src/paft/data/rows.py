@@ -5,7 +5,7 @@ ValueError that names the field. Where the row came from is added by `paft.data.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -98,9 +98,15 @@ def _unknown_format(
 ) -> str:
     listed = "; ".join(f"{name.value}: {', '.join(sorted(needed))}" for name, needed in accepted.items())
     return (
-        f"format={wanted.value} finds no {kind} in the columns {sorted(columns)}; accepted are the formats "
+        f"format={wanted.value} finds no {kind} in the columns {_listed(columns)}; accepted are the formats "
         f"(with their columns) {listed}. Rename the columns or set the source's format"
     )
+
+
+def _listed(columns: Iterable[object]) -> str:
+    """Some columns by name, however many there are and however long their names."""
+    names = [f"{name!r:.40}" for name in sorted(map(str, columns))]
+    return f"[{', '.join(names[:12])}]" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _columns(row: object) -> Mapping[str, Any]:
@@ -114,7 +120,7 @@ def _columns(row: object) -> Mapping[str, Any]:
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
     if row.get(name) is None:
-        raise ValueError(f"field {name!r} is missing; the row has {sorted(map(str, row))}")
+        raise ValueError(f"field {name!r} is missing; the row has {_listed(row)}")
     return row[name]
 
 
@@ -125,6 +131,13 @@ def _text(value: object, name: str) -> str:
         raise ValueError(f"field {name!r} must be text, got {type(value).__name__}")
     if not value.strip():
         raise ValueError(f"field {name!r} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"field {name!r} holds half a surrogate pair at character {error.start + 1}, which is no text; "
+            "write the whole character or remove it"
+        ) from None
     return value
 
 
@@ -142,7 +155,7 @@ def _message(value: object, name: str) -> Message:
         raise ValueError(f"field {name!r} must hold role and content, got {type(value).__name__}")
     role = _text(value.get("role"), f"{name}.role")
     if role not in ROLES:
-        raise ValueError(f"field '{name}.role' must be one of {', '.join(ROLES)}, got {role!r}")
+        raise ValueError(f"field '{name}.role' must be one of {', '.join(ROLES)}, got {role!r:.60}")
     return {"role": role, "content": _text(value.get("content"), f"{name}.content")}
 
 

@@ -4,7 +4,6 @@ Importing this module loads neither torch nor datasets nor pandas: a plan needs 
 """
 
 import csv
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +21,7 @@ from paft.data.rows import (
     preference_format,
 )
 from paft.fingerprint import file_sha256
+from paft.jsonfile import parse
 
 Split = Literal["train", "validation"]
 Row = TypeVar("Row")
@@ -223,16 +223,14 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
 
 def _json_line(line: bytes) -> object:
     try:
-        return json.loads(line.rstrip().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        return ValueError(f"broken JSON at column {error.colno}: {error.msg}")
-    except UnicodeDecodeError as error:
-        return ValueError(f"byte {error.start + 1} is not UTF-8")
+        return parse(line.rstrip())
+    except ValueError as error:
+        return error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     rows = content.get("data") if isinstance(content, dict) else content
@@ -256,15 +254,17 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, object]]:
             ) from None
 
 
-def _decoded(row: dict[str, str]) -> dict[str, object]:
-    """Cells that hold message lists as JSON text become lists; any other text stays text."""
-    return {name: _message_list(cell) if name in MESSAGE_COLUMNS else cell for name, cell in row.items()}
+def _decoded(row: dict[str, str | None]) -> dict[str, object]:
+    """Cells that hold message lists as JSON text become lists; any other text stays text, an absent cell None."""
+    return {
+        name: _message_list(cell) if cell and name in MESSAGE_COLUMNS else cell for name, cell in row.items()
+    }
 
 
 def _message_list(cell: str) -> object:
     try:
-        value = json.loads(cell)
-    except (ValueError, TypeError):
+        value = parse(cell.encode())
+    except ValueError:
         return cell
     return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else cell
 
@@ -276,8 +276,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
     try:
         with pq.ParquetFile(path) as file:
             yield from enumerate((row for batch in file.iter_batches(1024) for row in batch.to_pylist()), 1)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {error!s:.300}; write it again") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {

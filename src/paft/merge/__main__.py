@@ -27,8 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = method(**{option.name: getattr(given, option.name) for option in options})
     report = merge_adapters(given.base, {"sft": given.sft, "preference": given.preference}, chosen, given.out)
     print(report["variant"])
-    for key in report.keys() - {"variant", "method", "weights", "layers"}:
-        print(f"{key:16} {report[key]:.6g}")
+    for key, value in report.items():
+        if isinstance(value, int | float):
+            print(f"{key:16} {value:.6g}")
 
 
 def add_option(parser: argparse.ArgumentParser, option: "Field[Any]", kind: Any) -> None:

@@ -1,57 +1,26 @@
 """From adapter folders to a merged model folder: each tensor is merged, measured and written in one pass."""
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
-from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from threadpoolctl import threadpool_limits
 
-from paft.config import (
-    SCHEMAS,
-    DareLinear,
-    DareTies,
-    Linear,
-    MergeConfig,
-    Scope,
-    Slerp,
-    SlerpSpace,
-    TaskArithmetic,
-    Ties,
-    WeightedMerge,
-)
-from paft.delta import LowRank, agreement, inner, mean_of, read_adapter
-from paft.merge.methods import (
-    along,
-    dare_linear,
-    dare_ties,
-    delta_arc,
-    full_arc,
-    linear,
-    task_arithmetic,
-    ties,
-)
-from paft.merge.sparsify import magnitude_threshold, tensor_generator, trim
-from paft.merge.stream import read_checkpoint, rewrite
+from paft.config import SCHEMAS, MergeConfig, Slerp, WeightedMerge
+from paft.merge.adapter import StoredFactors, read_adapters, zero_factors
+from paft.merge.checkpoint import Array, Bits, Stored, blocks_of, decode, read_checkpoint
+from paft.merge.slerp import Gram
+from paft.merge.sparsify import Mask
+from paft.merge.stream import Weight, rewrite
+from paft.merge.tensor import Adapters, Plan, TensorMerge, gram_of_factors, plain_sum, plan_for
 
-Adapters = Mapping[str, Mapping[str, LowRank]]
-"""Branch name -> its adapter."""
-
-
-class Merged(NamedTuple):
-    delta: Tensor
-    linear: bool | None = None
-    """Whether slerp was a straight line here; None for the other methods."""
-
-
-Merge = Callable[[str, Tensor, list[Tensor]], Merged]
-"""(tensor name, base weight, one delta per branch), all float32 -> what to add to the base."""
+single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
+"""Several threads form small products: a BLAS with threads of its own takes twenty times as long."""
 
 
 def merge_adapters(
@@ -77,7 +46,8 @@ def merge_adapters(
         )
     read = read_adapters(adapters)
     labels = {"method": name, "variant": variant(method), "weights": _weights(method)}
-    return labels | _write(base, read, tensor_merge(method, read), out)
+    with single_threaded_blas():
+        return labels | _write(base, read, plan_for(method, read), out)
 
 
 def apply_adapters(base: Path, adapters: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -88,7 +58,8 @@ def apply_adapters(base: Path, adapters: Mapping[str, Path], out: Path) -> dict[
     read = read_adapters(adapters)
     weights = [1.0] * len(read)
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
-    return labels | _write(base, read, lambda _, __, deltas: Merged(task_arithmetic(deltas, weights)), out)
+    with single_threaded_blas():
+        return labels | _write(base, read, plain_sum(weights), out)
 
 
 def method_name(method: MergeConfig) -> str:
@@ -120,142 +91,90 @@ def _text(value: object) -> str:
     return str(value.value if isinstance(value, Enum) else value).lower()
 
 
-def tensor_merge(method: MergeConfig, adapters: Adapters) -> Merge:
-    """The configured method as a function of one tensor; each method gets its own options and no others."""
-    match method:
-        case Linear(weights=weights, scale=scale, normalize=normalize):
-            return lambda _, __, d: Merged(linear(d, weights, normalize=normalize, scale=scale))
-        case TaskArithmetic(weights=weights, scale=scale):
-            return lambda _, __, d: Merged(task_arithmetic(d, weights, scale=scale))
-        case Slerp(t=t, space=SlerpSpace.delta):
-            return lambda _, __, d: Merged(along(arc := delta_arc(d, t), d), arc.linear)
-        case Slerp(t=t, space=SlerpSpace.full):
-            return lambda _, base, d: Merged(along(arc := full_arc(base, d, t), d, base), arc.linear)
-        case Ties():
-            return _ties(method, adapters)
-        case DareTies(election=election, elect_on=elect_on):
-            return _dare(method, adapters, partial(dare_ties, election=election, elect_on=elect_on))
-        case DareLinear():
-            return _dare(method, adapters, dare_linear)
-    raise ValueError(f"no merge is written for {method_name(method)}")
+def _write(base: Path, adapters: Adapters, plan: Plan, out: Path) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for adapter in adapters.values() for name in adapter))
+    stored = {name: tensor for file in read_checkpoint(base).values() for name, tensor in file.items()}
+    for branch, adapter in adapters.items():
+        _refuse_other_shapes(branch, adapter, stored)
+    counts: dict[str, _Counts] = {}
+
+    def change(weight: Weight) -> Iterator[Bits]:
+        held = [adapter.get(weight.name) for adapter in adapters.values()]
+        deltas = [zero_factors(weight.shape) if factors is None else factors.load() for factors in held]
+        tensor = plan(weight.name, deltas, weight)
+        gram = gram_of_factors(*deltas) if len(deltas) == 2 else None
+        count = counts[weight.name] = _Counts(math.prod(weight.shape), gram, tensor.linear)
+        yield from _merged_rows(weight, tensor, count)
+
+    rewrite(base, out, names, change)
+    return _summary({name: counts[name] for name in stored if name in counts})
 
 
-def _ties(method: Ties, adapters: Adapters) -> Merge:
-    election, elect_on = method.election, method.elect_on
-    combine = partial(
-        ties, scale=method.scale, election=election, elect_on=elect_on, normalize=method.normalize
-    )
-    if method.scope is Scope.tensor:
-        return lambda _, __, deltas: Merged(combine(deltas, method.weights, density=method.densities))
-    thresholds = [
-        magnitude_threshold(partial(_dense, adapter), density)
-        for adapter, density in zip(adapters.values(), method.densities, strict=True)
-    ]
-
-    def merge(_: str, __: Tensor, deltas: list[Tensor]) -> Merged:
-        kept = [trim(delta, threshold) for delta, threshold in zip(deltas, thresholds, strict=True)]
-        return Merged(combine(kept, method.weights, density=1.0))
-
-    return merge
+def _refuse_other_shapes(
+    branch: str, adapter: Mapping[str, StoredFactors], stored: Mapping[str, Stored]
+) -> None:
+    for name, delta in adapter.items():
+        if name in stored and delta.shape != stored[name].shape:
+            raise ValueError(
+                f"the {branch} adapter changes {name} as {list(delta.shape)}, the base has "
+                f"{list(stored[name].shape)}: was it trained on another model?"
+            )
 
 
-def _dense(adapter: Mapping[str, LowRank]) -> Iterator[Tensor]:
-    return (delta.dense() for delta in adapter.values())
-
-
-def _dare(method: DareLinear, adapters: Adapters, combine: Callable[..., Tensor]) -> Merge:
-    def merge(name: str, _: Tensor, deltas: list[Tensor]) -> Merged:
-        merged = combine(
-            deltas,
-            method.weights,
-            density=method.densities,
-            generators=[tensor_generator(method.seed, branch, name) for branch in adapters],
-            rescale=method.rescale,
-            normalize=method.normalize,
-            scale=method.scale,
-        )
-        return Merged(merged)
-
-    return merge
+def _merged_rows(weight: Weight, tensor: TensorMerge, count: "_Counts") -> Iterator[Bits]:
+    for rows, deltas in blocks_of(*tensor.deltas):
+        before = weight.bits(rows)
+        base = decode(before, weight.stored.dtype)
+        merged = tensor.merge(rows, deltas, base)
+        after = weight.encode(base + merged)
+        count.add(deltas, merged, before == after)
+        yield after
 
 
 @dataclass
-class _Report:
-    """What is counted while tensors pass by."""
+class _Counts:
+    """What is counted while the rows of one tensor pass by."""
 
-    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    size: int
+    gram: Gram | None
+    linear: bool | None
+    conflicts: int = 0
     moved: int = 0
     rounded_back: int = 0
     squares: float = 0.0
 
-    def add(self, name: str, deltas: list[Tensor], merged: Merged, unchanged: Tensor) -> None:
-        self.layers[name] = dict(agreement(*deltas)) if len(deltas) == 2 else {}
-        if merged.linear is not None:
-            self.layers[name]["linear"] = merged.linear
-        moved = merged.delta != 0
-        self.moved += int(moved.count_nonzero())
-        self.rounded_back += int((moved & unchanged).count_nonzero())
-        self.squares += inner(merged.delta, merged.delta)
+    def add(self, deltas: Sequence[Array], merged: Array, unchanged: Mask) -> None:
+        if self.gram is not None:
+            self.conflicts += _opposite(*deltas)
+        wide = merged.reshape(-1).astype(np.float64)
+        self.squares += float(wide @ wide)
+        moved = merged != 0
+        self.moved += int(np.count_nonzero(moved))
+        self.rounded_back += int(np.count_nonzero(moved & unchanged))
 
-    def summary(self) -> dict[str, Any]:
-        rows = list(self.layers.values())
-        means = {f"{key}_share" if key == "linear" else key: value for key, value in mean_of(rows).items()}
-        return means | {
-            "rounded_back": self.rounded_back / self.moved if self.moved else 0.0,
-            "changed_tensors": len(self.layers),
-            "delta_l2": math.sqrt(self.squares),
-            "layers": self.layers,
-        }
+    def row(self) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if self.gram is not None:
+            row = {"cosine": self.gram.cosine, "sign_conflict": self.conflicts / self.size}
+        return row if self.linear is None else row | {"linear": self.linear}
 
 
-def _write(base: Path, adapters: Adapters, merge: Merge, out: Path) -> dict[str, Any]:
-    stored = {name: tensor for file in read_checkpoint(base).values() for name, tensor in file.items()}
-    names = list(dict.fromkeys(name for adapter in adapters.values() for name in adapter))
-    report = _Report()
-
-    def change(name: str, weight: Tensor) -> Tensor:
-        deltas = [_delta(branch, adapters[branch].get(name), name, weight) for branch in adapters]
-        merged = merge(name, weight, deltas)
-        result = weight + merged.delta
-        report.add(name, deltas, merged, result.to(stored[name].dtype) == weight)
-        return result
-
-    rewrite(base, out, names, change)
-    return report.summary()
+def _opposite(a: Array, b: Array) -> int:
+    """At how many positions both are non-zero with opposite signs."""
+    return int(np.count_nonzero(((a > 0) & (b < 0)) | ((a < 0) & (b > 0))))
 
 
-def _delta(branch: str, delta: LowRank | None, name: str, weight: Tensor) -> Tensor:
-    if delta is None:
-        return torch.zeros_like(weight)
-    if delta.shape != weight.shape:
-        raise ValueError(
-            f"the {branch} adapter changes {name} as {list(delta.shape)}, the base has {list(weight.shape)}: "
-            "was it trained on another model?"
-        )
-    return delta.dense()
-
-
-def read_adapters(folders: Mapping[str, Path]) -> dict[str, dict[str, LowRank]]:
-    """`read_adapter` of every branch. Raises `ValueError` unless all share base, tokenizer and template.
-
-    Their paft.json says so; where an adapter has none, base_model_name_or_path and revision are compared.
-    """
-    if not folders:
-        raise ValueError("adapters must hold at least one adapter folder, got none")
-    read = {branch: read_adapter(folder) for branch, folder in folders.items()}
-    for a, b in combinations(folders.values(), 2):
-        first, second = _origins(a, b)
-        for key in sorted(first.keys() | second.keys()):
-            if first.get(key) != second.get(key):
-                raise ValueError(
-                    f"{a} and {b} cannot be merged: {key} is {first.get(key)!r} in the first and "
-                    f"{second.get(key)!r} in the second; train both from the same one"
-                )
-    return read
-
-
-def _origins(a: Path, b: Path) -> list[dict[str, str | None]]:
-    if all((folder / "paft.json").is_file() for folder in (a, b)):
-        return [json.loads((folder / "paft.json").read_text()) for folder in (a, b)]
-    configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in (a, b)]
-    return [{key: c.get(key) for key in ("base_model_name_or_path", "revision")} for c in configs]
+def _summary(counts: Mapping[str, _Counts]) -> dict[str, Any]:
+    layers = {name: count.row() for name, count in counts.items()}
+    rows = list(layers.values())
+    means = {
+        f"{key}_share" if key == "linear" else key: sum(row[key] for row in rows) / len(rows)
+        for key in rows[0]
+    }
+    moved = sum(count.moved for count in counts.values())
+    return means | {
+        "rounded_back": sum(count.rounded_back for count in counts.values()) / moved if moved else 0.0,
+        "changed_tensors": len(layers),
+        "delta_l2": math.sqrt(sum(count.squares for count in counts.values())),
+        "layers": layers,
+    }

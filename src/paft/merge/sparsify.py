@@ -1,124 +1,170 @@
 """What a merge drops from a delta before it is combined: the first of its three axes.
 
-`magnitude` (TIES) keeps the largest values of one tensor, `trim` those above a threshold that
-`magnitude_threshold` found over a whole adapter, a Bernoulli mask with `rescale` (DARE) keeps values at
-random.
+`largest` (TIES) keeps the largest values of one tensor, `above` those that reach a threshold which
+`magnitude_threshold` found over a whole adapter, `random` (DARE) keeps values at random. Each looks at a whole
+delta once and gives a `Sparsifier`, which then works on any block of its rows.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from paft.config import Rescale, require
+from paft.merge.checkpoint import BLOCK, Array, Rows, blocks_of
+
+Sparsifier = Callable[[slice, Array], Array]
+"""(rows, those rows of the delta) -> the same rows with zeros where values are dropped."""
+Mask = NDArray[np.bool_]
 
 EPSILON = 1e-7
 """Below this L1 norm nothing is rescaled (mergekit)."""
-CHUNK = 2**22
-"""Elements counted at a time, which bounds the scratch memory."""
 
 
-def magnitude(delta: Tensor, density: float) -> Tensor:
-    """The int(density * numel) values of largest magnitude in place, zeros elsewhere.
+def everything(_: slice, block: Array) -> Array:
+    """The `Sparsifier` of density 1."""
+    return block
 
+
+def largest(delta: Array, density: float, scratch: Array | None = None) -> Sparsifier:
+    """The int(density * size) values of largest magnitude of an array in memory.
+
+    `scratch` is an array [size] that may be written over.
     Of equal magnitudes the first in reading order stay, so the result never depends on a sorting algorithm.
     Raises `ValueError` where nothing would be kept, as mergekit does up to 0.1.4 (0.1.5 keeps one value).
     """
     require(0 < density <= 1, "density", density, "in (0, 1]")
     if density == 1:
-        return delta
-    k = int(density * delta.numel())
+        return everything
+    k = int(density * delta.size)
     if k == 0:
         raise ValueError(
-            f"density must keep at least one of the {delta.numel()} values of a {list(delta.shape)} tensor, "
-            f"got {density}; use at least {1 / delta.numel():.3g}"
+            f"density must keep at least one of the {delta.size} values of a {list(delta.shape)} tensor, "
+            f"got {density}; use at least {1 / delta.size:.3g}"
         )
-    flat = delta.reshape(-1)
-    threshold = _kth_largest(lambda: [flat], _coarse([flat]), k)
-    kept = flat.abs() > threshold
-    equal = (flat.abs() == threshold).nonzero().squeeze(1)
-    kept[equal[: k - int(kept.count_nonzero())]] = True
-    return torch.where(kept, flat, 0).view(delta.shape)
+    threshold, surplus = _kth_largest(
+        delta.reshape(-1), k, np.empty(delta.size, np.float32) if scratch is None else scratch
+    )
+    width = delta.size // len(delta)
+
+    def keep(rows: slice, block: Array) -> Array:
+        kept = trim(block, threshold)
+        begin = rows.indices(len(delta))[0] * width
+        first, last = np.searchsorted(surplus, [begin, begin + block.size])
+        kept.flat[surplus[first:last] - begin] = 0
+        return kept
+
+    return keep
 
 
-def magnitude_threshold(deltas: Callable[[], Iterable[Tensor]], density: float) -> float:
+def above(threshold: float) -> Sparsifier:
+    """`trim` with one threshold."""
+    return lambda _, block: trim(block, threshold)
+
+
+def trim(delta: Array, threshold: float) -> Array:
+    """Zeros where |delta| < threshold."""
+    return delta * (np.abs(delta) >= threshold)
+
+
+def random(delta: Rows, density: float, mask: Mask, how: Rescale) -> Sparsifier:
+    """The values under `mask`, with the size that all of them had."""
+    ratio = _l1_ratio(delta, mask) if how is Rescale.l1 else 1.0
+
+    def keep(rows: slice, block: Array) -> Array:
+        kept = block * mask[rows]
+        if how is Rescale.inverse_density:
+            kept /= density
+        elif ratio != 1:
+            kept *= ratio
+        return kept
+
+    return keep
+
+
+def bernoulli_mask(shape: Sequence[int], density: float, generator: np.random.RandomState) -> Mask:
+    """True at every position with probability `density`, independently.
+
+    The draws are those of `torch.bernoulli` for a float32 probability and a CPU generator of the same seed: the
+    low 24 bits of one 32-bit number of the Mersenne twister for each position in reading order.
+    """
+    require(0 < density <= 1, "density", density, "in (0, 1]")
+    mask = np.ones(shape, np.bool_)
+    limit = np.ceil(np.float32(density) * np.float32(2**24))
+    flat = mask.reshape(-1)
+    for begin in range(0, flat.size, BLOCK):
+        piece = flat[begin : begin + BLOCK]
+        draws = generator.randint(0, 2**32, piece.size, dtype=np.uint32)
+        np.less(draws & 0xFFFFFF, np.uint32(limit), out=piece)
+    return mask
+
+
+def tensor_generator(seed: int, branch: str, name: str) -> np.random.RandomState:
+    """A generator for one tensor of one branch, whatever the order, the shards, the threads or what ran before."""
+    digest = hashlib.sha256(f"{seed}\0{branch}\0{name}".encode()).digest()
+    # a Mersenne twister takes 32 bits of seed: the low ones of the 63 that torch is given
+    return np.random.RandomState(int.from_bytes(digest[:8], "little") >> 1 & 0xFFFFFFFF)
+
+
+def _l1_ratio(delta: Rows, mask: Mask) -> float:
+    """L1 norm before over after dropping (mergekit since 0.1.0)."""
+    before = after = 0.0
+    for rows, (block,) in blocks_of(delta):
+        magnitude = np.abs(block)
+        before += float(magnitude.sum(dtype=np.float64))
+        magnitude *= mask[rows]
+        after += float(magnitude.sum(dtype=np.float64))
+    return 1.0 if min(before, after) < EPSILON else before / after
+
+
+def _kth_largest(flat: Array, k: int, scratch: Array) -> tuple[float, NDArray[np.intp]]:
+    """The k-th largest magnitude, and where the values equal to it stand that are one too many."""
+    magnitude = np.abs(flat, out=scratch)
+    magnitude.partition(flat.size - k)
+    threshold = magnitude[flat.size - k]
+    surplus = np.count_nonzero(magnitude[: flat.size - k] == threshold)
+    if surplus == 0 or threshold == 0:
+        return float(threshold), np.empty(0, np.intp)
+    pieces = [slice(begin, begin + BLOCK) for begin in range(0, flat.size, BLOCK)]
+    equal = [np.flatnonzero(np.abs(flat[piece]) == threshold) + piece.start for piece in pieces]
+    return float(threshold), np.concatenate(equal)[-surplus:]
+
+
+# Over a whole adapter the tensors are not in memory together. The order of non-negative floats is the order of
+# their bits read as integers: one histogram over the upper 16 bits finds the bin of the k-th largest, a second one
+# over the lower 16 bits its exact value.
+
+
+def magnitude_threshold(deltas: Callable[[], Iterable[Rows]], density: float) -> float:
     """The magnitude from which on `trim` keeps a share `density` of all tensors together.
 
-    `deltas()` gives one adapter's tensors and is called twice, so they are never all in memory. As in the
-    TIES reference implementation, int(n * density) + 1 values reach the threshold, more if some are equal to
-    it.
+    `deltas()` gives one adapter's tensors and is called twice. As in the TIES reference implementation,
+    int(n * density) + 1 values reach the threshold, more if some are equal to it.
     """
     require(0 < density <= 1, "density", density, "in (0, 1]")
-    coarse = _coarse(deltas())
+    coarse = np.zeros(2**15, np.int64)
+    for bits in _magnitude_bits(deltas()):
+        coarse += np.bincount(bits >> 16, minlength=2**15)
     n = int(coarse.sum())
     k = int(n * density) + 1
-    return _kth_largest(deltas, coarse, k) if k <= n else 0.0
-
-
-def trim(delta: Tensor, threshold: float) -> Tensor:
-    """Zeros where |delta| < threshold."""
-    return torch.where(delta.abs() >= threshold, delta, 0)
-
-
-def bernoulli_mask(shape: Iterable[int], density: float, generator: torch.Generator) -> Tensor:
-    """Bool mask whose every position is True with probability `density`, independently."""
-    require(0 < density <= 1, "density", density, "in (0, 1]")
-    return torch.bernoulli(torch.full(tuple(shape), float(density)), generator=generator).bool()
-
-
-def rescale(original: Tensor, dropped: Tensor, density: float, how: Rescale) -> Tensor:
-    """`dropped` with the size that `original` had.
-
-    `inverse_density` divides by density and is unbiased over draws (DARE, Yu et al. 2023, equation 3; peft);
-    `l1` restores the L1 norm exactly for this draw (mergekit since 0.1.0); `none` leaves it small.
-    """
-    match how:
-        case Rescale.inverse_density:
-            return dropped / density
-        case Rescale.l1:
-            before, after = (x.abs().sum(dtype=torch.float64).item() for x in (original, dropped))
-            return dropped if min(before, after) < EPSILON else dropped * (before / after)
-        case Rescale.none:
-            return dropped
-
-
-def tensor_generator(seed: int, branch: str, name: str) -> torch.Generator:
-    """A CPU generator for one tensor of one branch, whatever the order, the shards or what ran before."""
-    digest = hashlib.sha256(f"{seed}\0{branch}\0{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-# The order of non-negative floats is the order of their bits read as integers. One histogram over the upper
-# 16 bits finds the bin of the k-th largest, a second one over the lower 16 bits its exact value: two linear
-# passes, several times faster than a sort, and the tensors need not be in memory together.
-
-
-def _bits(deltas: Iterable[Tensor]) -> Iterable[Tensor]:
-    for delta in deltas:
-        for piece in delta.reshape(-1).split(CHUNK):
-            yield piece.abs().view(torch.int32)
-
-
-def _coarse(deltas: Iterable[Tensor]) -> Tensor:
-    counts = torch.zeros(2**15, dtype=torch.int64)
-    for bits in _bits(deltas):
-        counts += torch.bincount(bits >> 16, minlength=2**15)
-    return counts
-
-
-def _kth_largest(deltas: Callable[[], Iterable[Tensor]], coarse: Tensor, k: int) -> float:
+    if k > n:
+        return 0.0
     upper, k = _locate(coarse, k)
-    fine = torch.zeros(2**16, dtype=torch.int64)
-    for bits in _bits(deltas()):
-        fine += torch.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=2**16)
+    fine = np.zeros(2**16, np.int64)
+    for bits in _magnitude_bits(deltas()):
+        fine += np.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=2**16)
     lower, _ = _locate(fine, k)
-    return torch.tensor(upper << 16 | lower, dtype=torch.int32).view(torch.float32).item()
+    return float(np.uint32(upper << 16 | lower).view(np.float32))
 
 
-def _locate(counts: Tensor, k: int) -> tuple[int, int]:
+def _magnitude_bits(deltas: Iterable[Rows]) -> Iterator[NDArray[np.int32]]:
+    return (np.abs(block).reshape(-1).view(np.int32) for d in deltas for _, (block,) in blocks_of(d))
+
+
+def _locate(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
     """The bin of the k-th largest, and its rank from the top within that bin."""
-    from_top = counts.flip(0).cumsum(0)
-    i = int(torch.searchsorted(from_top, k))
-    above = int(from_top[i - 1]) if i else 0
-    return len(counts) - 1 - i, k - above
+    from_top = counts[::-1].cumsum()
+    i = int(np.searchsorted(from_top, k))
+    over = int(from_top[i - 1]) if i else 0
+    return len(counts) - 1 - i, k - over

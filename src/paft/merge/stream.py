@@ -1,146 +1,96 @@
-"""Rewrite some tensors of a safetensors checkpoint, one at a time, into a new folder.
+"""Rewrite some tensors of a safetensors checkpoint, a block of rows at a time, into a new folder.
 
-A file is an 8-byte length, a JSON header and the tensors' bytes. The header is copied as it is, so names,
-dtypes and offsets stay; the bytes follow in file order, changed tensors among untouched ones. Memory is the
-largest changed tensor and a copy buffer, whatever the size of the model.
+The header is copied as it is, so names, dtypes and offsets stay, and every tensor has its place in the new file
+before any is computed: a few threads read, change and write tensors, or copy what nothing changes. Memory is what
+the changes of so many tensors need, whatever the size of the model.
 """
 
-import json
-import math
 import os
 import shutil
-import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import torch
-from torch import Tensor
+import numpy as np
 from tqdm import tqdm
 
-Change = Callable[[str, Tensor], Tensor]
-"""(name, stored weight in float32) -> new weight in float32; must not write into its argument."""
+from paft.jsonfile import read_object
+from paft.merge.checkpoint import FLOATS, SIZES, Array, Bits, Stored, decode, encode, fits, read_checkpoint
 
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "F32": torch.float32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F64": torch.float64,
-}
-CHANGEABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
 """Suffixes of configuration and tokenizer files; weights in any other format would be the unmerged ones."""
-MAX_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors library."""
-BUFFER = 2**24
+THREADS = min(4, os.cpu_count() or 1)
+"""Tensors in work at a time. More would wait for memory and disk, and each holds its deltas."""
+BUFFER = 2**22
 """Bytes copied at a time."""
+KEPT = 2**25 - 2**14
+"""Once it has seen a block of this size freed, glibc keeps smaller ones, up to twice this, for the next allocation;
+before, arrays of a block of rows go back to the system, to be cleared page by page when they return."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One tensor of a file: `begin` and `end` count bytes from the start of the file."""
+class Weight:
+    """A stored tensor [out, in] that is to be changed; its rows are read when they are asked for."""
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+    name: str
+    stored: Stored
+    file: BinaryIO
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
 
-def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
-    """Every weight file of a Hugging Face folder with its tensors in file order.
+    def bits(self, rows: slice) -> Bits:
+        """Some rows as they are stored."""
+        width = self.shape[1]
+        start, stop, _ = rows.indices(self.shape[0])
+        row = width * SIZES[self.stored.dtype]
+        raw = read_at(self.file, self.stored.begin + start * row, (stop - start) * row)
+        return np.frombuffer(raw, FLOATS[self.stored.dtype]).reshape(-1, width)
 
-    Raises `ValueError` for a folder without safetensors weights, a missing shard, or a damaged header.
-    """
-    if (folder / SINGLE).is_file():
-        return {folder / SINGLE: read_header(folder / SINGLE)}
-    if not (folder / INDEX).is_file():
-        raise ValueError(
-            f"{folder} holds neither {SINGLE} nor {INDEX}; save the model with safetensors weights"
-        )
-    weight_map: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-    files = {folder / name: read_header(folder / name) for name in sorted(set(weight_map.values()))}
-    for name, file in weight_map.items():
-        if name not in files[folder / file]:
+    def __getitem__(self, rows: slice) -> Array:
+        """Some rows in float32."""
+        return decode(self.bits(rows), self.stored.dtype)
+
+    def encode(self, values: Array) -> Bits:
+        """New rows as they will be stored. Raises `ValueError` for values that would not be finite."""
+        if not fits(values, self.stored.dtype):
             raise ValueError(
-                f"{folder / INDEX} places {name} in {file}, which does not hold it; download it again"
+                f"{self.name} is not finite after the merge in {self.stored.dtype}; look at its deltas and scale"
             )
-    return files
+        return encode(values, self.stored.dtype)
 
 
-def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file in file order. Raises `ValueError` unless they fill it exactly."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; download or save the checkpoint again")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = _data_start(path, file, size)
-        file.seek(8)
-        try:
-            header = json.loads(file.read(start - 8))
-            tensors = {n: _stored(n, e, start) for n, e in header.items() if n != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} has a damaged safetensors header: {error}") from error
-    tensors = dict(sorted(tensors.items(), key=lambda item: item[1].begin))
-    end = start
-    for name, stored in tensors.items():
-        if stored.begin != end:
-            raise ValueError(f"{path} is damaged: {name} begins at byte {stored.begin}, expected {end}")
-        end = stored.end
-    if end != size:
-        raise ValueError(f"{path} is damaged: its tensors end at byte {end}, the file at {size}")
-    return tensors
-
-
-def _data_start(path: Path, file: BinaryIO, size: int) -> int:
-    length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
-    if 8 + length > size or length > MAX_HEADER:
-        raise ValueError(f"{path} is no safetensors file: a header of {length} bytes in a file of {size}")
-    return 8 + int(length)
-
-
-def _stored(name: str, entry: Mapping[str, Any], start: int) -> Stored:
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
-        raise ValueError(f"{name} has dtype {dtype}, known are {', '.join(DTYPES)}")
-    begin, end = offsets
-    stored = Stored(DTYPES[dtype], tuple(shape), start + begin, start + end)
-    wanted = math.prod(stored.shape) * stored.dtype.itemsize
-    if end - begin != wanted:
-        raise ValueError(f"{name} spans {end - begin} bytes, {dtype} {shape} takes {wanted}")
-    return stored
+Change = Callable[[Weight], Iterable[Bits]]
+"""A weight's new rows as they are stored, block after block. Called from several threads."""
 
 
 def rewrite(base: Path, out: Path, names: Collection[str], change: Change) -> None:
     """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`.
 
-    Those are computed in float32 and cast once to the stored dtype; everything else is copied byte for byte.
-    A file appears under its name only when it is whole. Raises `ValueError` for a name that the checkpoint
-    does not hold, a damaged file, and a result that is not finite.
+    Everything else is copied byte for byte. A file appears under its name only when it is whole. Raises
+    `ValueError` for a name that the checkpoint does not hold, a damaged file, and whatever `change` raises.
     """
     if out.resolve() == base.resolve():
         raise ValueError(f"the output folder must differ from the base model's, got {out} for both")
     files = read_checkpoint(base)
-    refuse_absent(base, names, [name for tensors in files.values() for name in tensors])
+    refuse_absent(base, names, {name: s for tensors in files.values() for name, s in tensors.items()})
     out.mkdir(parents=True, exist_ok=True)
     total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=None) as progress:
+    np.empty(KEPT, np.uint8)
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=None) as progress,
+        # no warnings of overflow: what is not finite is refused when it is stored
+        ThreadPoolExecutor(THREADS, initializer=partial(np.seterr, all="ignore")) as pool,
+    ):
         for path, tensors in files.items():
             with path.open("rb") as source, replacing(out / path.name) as target:
-                for size in _steps(source, target, tensors, names, change):
+                steps = _steps(source, target, tensors, names, change)
+                for size in _in_threads(pool, steps):
                     progress.update(size)
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in BESIDE and ".bin.index" not in path.name:
@@ -148,10 +98,10 @@ def rewrite(base: Path, out: Path, names: Collection[str], change: Change) -> No
                 shutil.copyfileobj(source, target)
 
 
-def refuse_absent(base: Path, names: Collection[str], held: Collection[str]) -> None:
-    """Raise `ValueError` for an adapted tensor that the checkpoint lacks, or that loading would overwrite."""
+def refuse_absent(base: Path, names: Collection[str], held: Mapping[str, Stored]) -> None:
+    """Raise `ValueError` for an adapted tensor that is absent, not a number, or overwritten by loading."""
     config = base / "config.json"
-    tied = config.is_file() and json.loads(config.read_text()).get("tie_word_embeddings", False)
+    tied = config.is_file() and read_object(config).get("tie_word_embeddings", False)
     for name in names:
         if tied and name.split(".")[-2:-1] == ["lm_head"]:
             raise ValueError(
@@ -163,53 +113,79 @@ def refuse_absent(base: Path, names: Collection[str], held: Collection[str]) -> 
                 f"the adapter changes {name}, which {base} does not hold; "
                 f"it holds {', '.join(list(held)[:3])}, ...: was the adapter trained on another model?"
             )
+        if held[name].dtype not in FLOATS:
+            raise ValueError(
+                f"{name} is stored as {held[name].dtype}; a delta can only be added to {', '.join(FLOATS)}"
+            )
+
+
+Step = Callable[[], int]
+"""Writes a part of the new file and returns its number of bytes."""
 
 
 def _steps(
     source: BinaryIO, target: BinaryIO, tensors: Mapping[str, Stored], names: Collection[str], change: Change
-) -> Iterator[int]:
-    """Write `target` in file order, yielding the number of bytes of each step."""
-    size = os.fstat(source.fileno()).st_size
-    yield from _copy(source, target, min((stored.begin for stored in tensors.values()), default=size))
-    for name, stored in tensors.items():
-        size = stored.end - stored.begin
-        if name in names:
-            target.write(_changed(source, name, stored, change))
-            yield size
-        else:
-            yield from _copy(source, target, size)
+) -> Iterator[Step]:
+    """In file order: one for each changed tensor, and one for each stretch of bytes between them."""
+    done, size = 0, os.fstat(source.fileno()).st_size
+    for name in (name for name in tensors if name in names):
+        stored = tensors[name]
+        yield partial(_copy, source, target, done, stored.begin)
+        yield partial(_write, target, Weight(name, stored, source), change)
+        done = stored.end
+    yield partial(_copy, source, target, done, size)
 
 
-def _changed(source: BinaryIO, name: str, stored: Stored, change: Change) -> memoryview:
-    """The new bytes of the tensor at the position of `source`."""
-    if stored.dtype not in CHANGEABLE:
-        raise ValueError(f"{name} is stored as {stored.dtype}; a delta can only be added to {CHANGEABLE}")
-    raw = bytearray(source.read(stored.end - stored.begin))
-    weight = torch.frombuffer(raw, dtype=stored.dtype).view(stored.shape)
-    result = change(name, weight.float()).to(stored.dtype)
-    if not result.isfinite().all():
-        raise ValueError(
-            f"{name} is not finite after the merge in {stored.dtype}; look at its deltas and scale"
-        )
-    return result.reshape(-1).view(torch.uint8).numpy().data
+def _in_threads(pool: ThreadPoolExecutor, steps: Iterable[Step]) -> Iterator[int]:
+    futures = [pool.submit(step) for step in steps]
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        # after an error nothing may still write when the files are closed
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, size: int) -> Iterator[int]:
-    while size:
-        piece = source.read(min(size, BUFFER))
-        if not piece:
-            raise ValueError(f"{source.name} was cut short while it was read; download or save it again")
-        target.write(piece)
-        size -= len(piece)
-        yield len(piece)
+def _write(target: BinaryIO, weight: Weight, change: Change) -> int:
+    position = weight.stored.begin
+    for bits in change(weight):
+        _write_at(target, position, bits.data.cast("B"))
+        position += bits.nbytes
+    return position - weight.stored.begin
+
+
+def _copy(source: BinaryIO, target: BinaryIO, begin: int, end: int) -> int:
+    for position in range(begin, end, BUFFER):
+        _write_at(target, position, memoryview(read_at(source, position, min(BUFFER, end - position))))
+    return end - begin
+
+
+def read_at(file: BinaryIO, position: int, size: int) -> bytes:
+    """Exactly `size` bytes. Raises `ValueError` where the file ends before them."""
+    raw = os.pread(file.fileno(), size, position)
+    if len(raw) < size:
+        raise ValueError(f"{file.name} was cut short while it was read; download or save it again")
+    return raw
+
+
+def _write_at(file: BinaryIO, position: int, data: memoryview) -> None:
+    while data:
+        written = os.pwrite(file.fileno(), data, position)
+        position, data = position + written, data[written:]
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` once it is whole, and vanishes on an error."""
+    """A file to write that takes the place of `path` once it is whole, and vanishes on an error.
+
+    A link that stands in either place is replaced, never followed.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
         os.replace(temporary, path)
     finally:

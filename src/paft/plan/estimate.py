@@ -24,16 +24,17 @@ from paft.cost import (
     shape_of,
     training_memory,
 )
-from paft.plan.precedents import Precedents, Record, flops_per_second, median, run_seconds, startup_seconds
+from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
+from paft.plan.speed import STARTUP_SECONDS, Speed
 from paft.plan.tasks import scoring
 from paft.stage import Stage, Store
 from paft.work import Work, forwards_reference, pair_work
 
-STARTUP_SECONDS = 3.0
-"""Of a stage: loading libraries or the base, measuring an adapter."""
 TOKENISED_PER_SECOND = 2.5e5
 """One process with a fast tokenizer."""
+STEP_SECONDS = 0.04
+"""Of one decoding step of transformers' generation, however small the model."""
 MERGED_PER_SECOND = 1e8
 """Bytes of the base read, merged in float32 and written."""
 EVALUATION_TOKENS = 4096
@@ -56,20 +57,11 @@ class Estimate:
     seconds: Figure | None = None
     memory: Figure | None = None
     """Bytes on one device."""
+    devices: int = 1
     measured: tuple[str, ...] = ()
     """What was taken from finished stages."""
     assumed: tuple[str, ...] = ()
     """What it rests on otherwise."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """FLOP/s of one device, the seconds a stage takes beside its arithmetic, and where both are from."""
-
-    flops: float
-    startup: float
-    measured: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +104,8 @@ class Estimator:
         flops = branch_flops(
             shape, branch, row * trained, steps=steps, reference=reference, recompute=recompute
         )
-        checked = min(rows.held_out, trainer.validation_rows) * (2 if reference else 1)
+        # held-out rows did not go through a reference stage
+        checked = min(rows.held_out, trainer.validation_rows) * (2 if forwards_reference(branch, ()) else 1)
         memory = training_memory(
             shape,
             branch.lora,
@@ -122,26 +115,30 @@ class Estimator:
             recompute=recompute,
             stored_scores=self.hardware.accelerator == "cpu" and stage.config.model.attention == "auto",
         )
-        flops += forward_flops(shape, row * checked)
         held = sum(memory.values()) + self.hardware.fragmentation * memory["activations"]
-        return self._forwarding(stage, rows, trained, flops, held)
+        return self._estimate(stage, rows, trained, (flops, forward_flops(shape, row * checked)), held)
 
     def reference(self, stage: Stage, shape: ModelShape) -> Estimate:
-        """One forward pass of every pair through the frozen base."""
-        rows = count(stage.inputs["data"], self.store)
-        row, num = pair_work(rows.prompt, rows.answer, rows.answer), rows.num + rows.held_out
+        """One forward pass of the training pairs, or of those its first steps read, through the frozen base."""
+        rows, only = count(stage.inputs["data"], self.store), stage.config.only
+        row = pair_work(rows.prompt, rows.answer, rows.answer)
+        num = rows.num if only is None else min(rows.num, only.max_steps * only.global_batch_size)
         batch = largest_batch(rows, row, self.config.trainer)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(stage.config.model))
-        return self._forwarding(stage, rows, num, forward_flops(shape, row * num), memory)
+        return self._estimate(stage, rows, num, (0.0, forward_flops(shape, row * num)), memory)
 
-    def _forwarding(self, stage: Stage, rows: Rows, num: int, flops: float, memory: float) -> Estimate:
+    def _estimate(
+        self, stage: Stage, rows: Rows, num: int, flops: tuple[float, float], memory: float
+    ) -> Estimate:
+        """Of `num` rows whose training takes the first of two numbers of FLOPs and whose scoring the second."""
         speed, unsure = self.speed(stage), bool(rows.assumed)
-        seconds = flops / speed.flops / self.devices + speed.startup
+        seconds = (flops[0] / speed.training + flops[1] / speed.forward) / self.devices + speed.startup
         return Estimate(
             Figure(rows.tokens * num, unsure),
-            Figure(flops, unsure),
+            Figure(sum(flops), unsure),
             Figure(seconds, unsure or bool(speed.assumed)),
             Figure(memory + self.runtime, unsure),
+            self.devices,
             speed.measured,
             rows.assumed + speed.assumed,
         )
@@ -160,14 +157,14 @@ class Estimator:
         return Estimate(seconds=Figure(base / MERGED_PER_SECOND, True), memory=memory, assumed=(said,))
 
     def evaluation(self, stage: Stage, shape: ModelShape) -> Estimate:
-        """Forward passes at the device's rate, and for generated text a read of all weights per token."""
+        """Forward passes at the device's rate; a generated token also reads all weights and starts every kernel."""
         config, model, speed = stage.config.evaluate, stage.config.model, self.speed(stage)
         base = parameters(shape) * item_bytes(model)
 
         def modelled(evaluate: EvaluateConfig) -> float:
             asked = scoring(evaluate)
-            reading = asked.steps * base / (1e9 * self.hardware.bandwidth_gb_s)
-            return forward_flops(shape, asked.work) / speed.flops + reading + speed.startup
+            decoding = asked.steps * (base / (1e9 * self.hardware.bandwidth_gb_s) + STEP_SECONDS)
+            return forward_flops(shape, asked.work) / speed.forward + decoding + speed.startup
 
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
@@ -182,6 +179,7 @@ class Estimator:
             Figure(forward_flops(shape, work), True),
             Figure(modelled(config) * (found or 1.0), found is None),
             Figure(memory),
+            1,
             () if found is None else ("evaluations: their seconds, scaled by the tasks' tokens",),
             lengths if found is not None else lengths + speed.assumed,
         )
@@ -189,19 +187,7 @@ class Estimator:
     # --- the machine -------------------------------------------------------------------------------
 
     def speed(self, stage: Stage) -> Speed:
-        """What trainings of this model reached on this hardware, or else its peak times the assumed efficiency."""
-        trainings = self.precedents.trainings(stage.name, stage.config.model)
-        reached, startup = median(trainings, flops_per_second), median(trainings, startup_seconds)
-        if reached is not None and startup is not None:
-            said = (
-                f"{stage.config.model.name}: {reached / 1e12:.3g} TFLOP/s a device, {startup:.0f} s to start"
-            )
-            return Speed(reached, startup, measured=(said,))
-        measured = self.precedents.peak_tflops()
-        peak = measured or self.hardware.peak_tflops
-        where = "measured on this store" if measured else f"hardware={self.hardware.name}"
-        said = f"{self.hardware.efficiency:.0%} of {peak:.3g} TFLOP/s ({where}), {STARTUP_SECONDS:.0f} s to start"
-        return Speed(1e12 * peak * self.hardware.efficiency, STARTUP_SECONDS, assumed=(said,))
+        return Speed.of(stage, self.hardware, self.precedents)
 
     @property
     def hardware(self) -> HardwareConfig:

@@ -1,6 +1,5 @@
 """What finished stages of a store reached: a plan prefers these figures to assumed ones. Loads no torch."""
 
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import HardwareConfig, ModelConfig
+from paft.jsonfile import read_object
 from paft.stage import canonical
 
 Record = dict[str, Any]
@@ -27,7 +27,7 @@ class Precedents:
     @classmethod
     def read(cls, store: Path, hardware: HardwareConfig) -> "Precedents":
         found = list(filter(None, map(_record, sorted(store.glob("*/*/stage.json")))))
-        ran_on = {r["run"]["host"]: t["hardware"] for r in found if (t := throughput(r))}
+        ran_on = {r["run"]["host"]: t.get("hardware") for r in found if (t := throughput(r))}
         return cls([r for r in found if _hardware(r, ran_on) == hardware.name])
 
     def of(self, name: str, model: ModelConfig) -> list[Record]:
@@ -49,8 +49,8 @@ class Precedents:
 
 def throughput(record: Record) -> dict[str, Any]:
     """What a training stage recorded of its speed; empty for other stages."""
-    found: dict[str, Any] = record["metrics"].get("throughput", {})
-    return found
+    found = record["metrics"].get("throughput")
+    return found if isinstance(found, dict) else {}
 
 
 def median(records: Iterable[Record], value: Callable[[Record], float]) -> float | None:
@@ -59,7 +59,7 @@ def median(records: Iterable[Record], value: Callable[[Record], float]) -> float
     for record in records:
         try:
             values.append(float(value(record)))
-        except (LookupError, TypeError, ZeroDivisionError):
+        except (ValueError, LookupError, TypeError, ArithmeticError):
             continue
     return statistics.median(values) if values else None
 
@@ -74,6 +74,12 @@ def flops_per_second(record: Record) -> float:
     return float(seen["flops"] / seen["train_seconds"])
 
 
+def forward_flops_per_second(record: Record) -> float:
+    """The same without gradients, in the validation after a training."""
+    seen = throughput(record)
+    return float(seen["validation_flops"] / seen["validation_seconds"])
+
+
 def startup_seconds(record: Record) -> float:
     """Of a training stage: everything but optimizer steps, validation and what callbacks did for other stages."""
     seen, metrics = throughput(record), record["metrics"]
@@ -83,13 +89,14 @@ def startup_seconds(record: Record) -> float:
 
 def _record(path: Path) -> Record | None:
     try:
-        record: Record = json.loads(path.read_text())
-        shaped = [record["stage"], record["identity"]["config"], record["metrics"], record["run"]["host"]]
-        return record if all(isinstance(part, str | dict) for part in shaped) else None
+        record = read_object(path)
+        objects = [record["identity"], record["identity"]["config"], record["metrics"], record["run"]]
+        sound = all(isinstance(part, dict) for part in objects) and isinstance(record["run"]["host"], str)
+        return record if sound else None
     except (OSError, ValueError, LookupError, TypeError):
         return None  # damaged: reported when it is to be used
 
 
-def _hardware(record: Record, ran_on: dict[str, str]) -> str | None:
+def _hardware(record: Record, ran_on: dict[str, str | None]) -> str | None:
     own: str | None = throughput(record).get("hardware")
     return own or ran_on.get(record["run"]["host"])

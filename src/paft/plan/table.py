@@ -38,7 +38,7 @@ def show_plan(cells: list[tuple[RunConfig, Stage]]) -> None:
 
 
 def estimate(planned: dict[str, Planned], store: Store) -> dict[str, Estimate]:
-    """Key -> estimate of each stage, under the config of the first cell that needs it."""
+    """Key -> estimate of each stage, under the config of a cell that needs it."""
     configs = {config.hardware.name: config.hardware for _, config in planned.values()}
     past = {name: Precedents.read(store.root, hardware) for name, hardware in configs.items()}
     return {
@@ -55,7 +55,10 @@ def print_summary(stages: dict[str, Planned], estimates: dict[str, Estimate]) ->
     text = f"{len(found)} of {len(stages)} stages to run"
     if found:
         text += f": {duration(seconds)} one after another, {si(flops)}FLOP"
-    print(text + (f", and {unknown} stages nobody can tell" if unknown else ""))
+    if any(e.devices > 1 for e in found):
+        hours = sum(e.seconds.value * e.devices for e in found if e.seconds) / 3600
+        text += f", {mark(seconds)}{hours:.3g} device hours"
+    print(text + (f", and {unknown} of unknown duration" if unknown else ""))
     if found:
         print(CERTAIN)
     for title, sentences in (
@@ -105,11 +108,10 @@ def mark(figure: Figure) -> str:
 
 def si(figure: Figure) -> str:
     """Three digits and a prefix: `~1.23 P`."""
-    value, prefixes = figure.value, iter(("", "k", "M", "G", "T", "P", "E", "Z"))
-    prefix = next(prefixes)
-    while value >= 999.5:
-        value, prefix = value / 1000, next(prefixes)
-    return f"{mark(figure)}{value:.3g} {prefix}"
+    value, prefixes = figure.value, " kMGTPEZ"
+    while value >= 999.5 and len(prefixes) > 1:
+        value, prefixes = value / 1000, prefixes[1:]
+    return f"{mark(figure)}{value:.3g} {prefixes[0]}".rstrip()
 
 
 def duration(figure: Figure) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paft.jsonfile import read_object
 from paft.report.labels import Row, ranked
 
 log = logging.getLogger("paft")
@@ -57,7 +58,8 @@ def row(folder: Path) -> Row:
 
     Raises `OSError`, `ValueError`, `LookupError`, `TypeError` or `AttributeError` for a damaged folder.
     """
-    store, record, results = folder.parents[1], _read(folder / "stage.json"), _read(folder / "results.json")
+    store = folder.parents[1]
+    record, results = (read_object(folder / name) for name in ("stage.json", "results.json"))
     merge = record["identity"]["inputs"].get("model")
     branches = merge["inputs"] if merge else {}
     keys = {"merge_key": key_of(merge) if merge else "", "evaluate_key": folder.name}
@@ -163,18 +165,11 @@ def _flat(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _read(path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_text())
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.name} must hold an object, got {type(data).__name__}")
-    return data
-
-
 def _read_if_there(*paths: Path) -> dict[str, Any]:
     for path in paths:
         if path.is_file():
             try:
-                return _read(path)
+                return read_object(path)
             except (OSError, ValueError) as error:
                 log.warning("%s cannot be read: %s", path, error)
     return {}

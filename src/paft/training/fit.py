@@ -1,7 +1,6 @@
 """The `sft` and `preference` stages: data folder in, adapter folder out."""
 
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,15 +84,13 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     metrics: dict[str, Any] = {name: float(value) for name, value in trainer.logged_metrics.items()}
     for rate in throughput.last:  # of the last step; the averages follow
         del metrics[f"train/{rate}"]
-    started = time.perf_counter()
     metrics |= validate(trainer, module, stage.name, inputs["data"], settings)
-    speed = throughput.summary() | {"validation_seconds": time.perf_counter() - started}
     module.backbone.save(out / "adapter", fingerprints)
     metrics |= {
         "steps": steps,
         "tokens": int(throughput.total["tokens"]),
         "rows": len(rows),
-        "throughput": speed,
+        "throughput": throughput.summary(),
     }
     metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
     metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size

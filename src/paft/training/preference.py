@@ -14,7 +14,9 @@ from paft.training.pairs import REJECTED, PairTensors, answer_logps, pair_tensor
 from paft.training.reference import ScoredPair
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.02}
-"""How far policy and reference may be apart before the first step, as a share of the log-probability: ten times what was seen."""
+"""How far policy and reference may be apart before the first step, as a share of the log-probability.
+
+Ten times what was seen."""
 
 
 class DPOModule(BranchModule):

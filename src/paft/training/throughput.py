@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from paft.config import HardwareConfig, ModelConfig
-from paft.cost import branch_flops, read_shape
+from paft.cost import branch_flops, forward_flops, read_shape
 from paft.run import Context
 from paft.stage import Stage
 from paft.training.batches import GlobalBatch
@@ -41,7 +41,9 @@ class Throughput(Callback):
         self.shape = read_shape(base / "config.json")
         self.peak = peak_flops(self.config.hardware, stage.config.model)
         self.started = 0.0
-        self.total = {"tokens": 0.0, "seconds": 0.0, "flops": 0.0}
+        self.total = dict.fromkeys(
+            ("tokens", "seconds", "flops", "validation_seconds", "validation_flops"), 0.0
+        )
         self.last: dict[str, float] = {}
 
     def on_train_batch_start(
@@ -57,9 +59,34 @@ class Throughput(Callback):
             "seconds": time.perf_counter() - self.started,
             "flops": self.flops(batch),
         }
-        self.total = {name: self.total[name] + value for name, value in step.items()}
+        self._add(step)
         self.last = self._rates(step)
         pl_module.log_dict({f"train/{name}": v for name, v in self.last.items()}, rank_zero_only=True)
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        seconds = time.perf_counter() - self.started
+        self._add({"validation_seconds": seconds, "validation_flops": self.validation_flops(batch)})
+
+    def _add(self, spent: dict[str, float]) -> None:
+        self.total |= {name: self.total[name] + value for name, value in spent.items()}
 
     def flops(self, batch: GlobalBatch[Any]) -> float:
         """Of the rows this device has of an optimizer step; 0 where the model's shape is unknown."""
@@ -75,6 +102,14 @@ class Throughput(Callback):
             recompute=self.config.trainer.gradient_checkpointing,
         )
 
+    def validation_flops(self, batch: GlobalBatch[Any]) -> float:
+        """The same of held-out rows, which no reference stage has seen."""
+        if self.shape is None:
+            return 0.0
+        branch = self.stage.config.branch
+        passes = 2 if forwards_reference(branch, ()) else 1
+        return passes * forward_flops(self.shape, rows_work(batch.rows, branch))
+
     def _rates(self, spent: dict[str, float]) -> dict[str, float]:
         rates = {"tokens_per_second": spent["tokens"] / spent["seconds"]}
         if self.shape is not None:
@@ -89,7 +124,7 @@ class Throughput(Callback):
         """For stage.json: averages over all steps, what they were made of, and where; FLOPs are of one device."""
         trainer = self.config.trainer
         where = {"hardware": self.config.hardware.name, "devices": trainer.devices * trainer.num_nodes}
-        spent = {"train_seconds": self.total["seconds"], "flops": self.total["flops"]}
+        spent = {f"train_{name}" if name == "seconds" else name: value for name, value in self.total.items()}
         return self._rates(self.total) | spent | {"peak_tflops": self.peak / 1e12} | where
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""A checkpoint of Mistral-7B's shape and two adapters, all of random numbers, and TIES of one tensor in plain torch.
+
+    python benchmarks/contenders/mistral_shaped.py make <folder> <layers>
+    python benchmarks/contenders/mistral_shaped.py check <folder> <merged folder>
+
+`make` writes `base` in bfloat16 shards, and float32 adapters `sft` (rank 16) and `preference` (rank 128) on all
+linear layers. Numbers come from one normal block, cut at different places. `check` prints the share of one merged
+tensor's elements that differ from plain torch.
+"""
+
+import json
+import math
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+HIDDEN, KEYS, INTERMEDIATE, VOCABULARY = 4096, 1024, 14336, 32000
+LINEAR = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (KEYS, HIDDEN),
+    "self_attn.v_proj": (KEYS, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
+    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+}
+RANKS = {"sft": 16, "preference": 128}
+SHARD = 5 * 10**9
+BLOCK = torch.randn(2**23, generator=torch.Generator().manual_seed(0))
+CHECKED = "model.layers.0.self_attn.k_proj"
+Shapes = dict[str, tuple[int, ...]]
+
+
+def base_shapes(layers: int) -> Shapes:
+    shapes: Shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.{name}.weight": shape for name, shape in LINEAR.items()}
+        shapes |= {f"{prefix}.{n}.weight": (HIDDEN,) for n in ("input_layernorm", "post_attention_layernorm")}
+    return shapes | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+
+
+def adapter_shapes(layers: int, rank: int) -> Shapes:
+    shapes: Shapes = {}
+    for layer in range(layers):
+        for name, (out, width) in LINEAR.items():
+            module = f"base_model.model.model.layers.{layer}.{name}"
+            shapes |= {f"{module}.lora_A.weight": (rank, width), f"{module}.lora_B.weight": (out, rank)}
+    return shapes
+
+
+def write(path: Path, shapes: Shapes, dtype: torch.dtype, scale: float) -> None:
+    """A safetensors file of multiples of `BLOCK`, each tensor from another place and of another size."""
+    name, header, end = {torch.bfloat16: "BF16", torch.float32: "F32"}[dtype], {}, 0
+    for tensor, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[tensor] = {"dtype": name, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for index, shape in enumerate(shapes.values()):
+            numbers = (BLOCK.roll(index * 7919) * (scale * (1 + index % 7 / 7))).to(dtype)
+            for piece in _pieces(math.prod(shape)):
+                file.write(numbers[:piece].view(torch.uint8).numpy().data)
+
+
+def _pieces(count: int) -> Iterator[int]:
+    return (min(len(BLOCK), count - begin) for begin in range(0, count, len(BLOCK)))
+
+
+def make(folder: Path, layers: int) -> None:
+    write_base(folder / "base", base_shapes(layers))
+    for name, rank in RANKS.items():
+        (folder / name).mkdir()
+        write(folder / name / "adapter_model.safetensors", adapter_shapes(layers, rank), torch.float32, 5e-3)
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "random"}
+        (folder / name / "adapter_config.json").write_text(json.dumps(config))
+
+
+def write_base(folder: Path, shapes: Shapes) -> None:
+    folder.mkdir()
+    shards: list[Shapes] = [{}]
+    for name, shape in shapes.items():
+        if 2 * sum(map(math.prod, shards[-1].values())) > SHARD:
+            shards.append({})
+        shards[-1][name] = shape
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        write(folder / file, shard, torch.bfloat16, 0.02)
+        weight_map |= dict.fromkeys(shard, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text('{"model_type": "mistral", "tie_word_embeddings": false}')
+
+
+def check(folder: Path, merged: Path) -> None:
+    deltas = [dense(folder / name) for name in RANKS]
+    kept = [
+        delta * (delta.abs() >= delta.abs().flatten().topk(delta.numel() // 2).values[-1]) for delta in deltas
+    ]
+    positive = sum(kept) >= 0
+    agree = [torch.where(positive, delta > 0, delta < 0) for delta in kept]
+    total = sum(mask * delta for mask, delta in zip(agree, kept, strict=True))
+    expected = tensor(folder / "base").float() + total / sum(mask.float() for mask in agree).clamp(min=1)
+    differ = (expected.bfloat16() != tensor(merged)).float().mean().item()
+    print(
+        json.dumps(
+            {"share": differ, "moved": (tensor(merged) != tensor(folder / "base")).float().mean().item()}
+        )
+    )
+
+
+def dense(adapter: Path) -> torch.Tensor:
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        A, B = (file.get_tensor(f"base_model.model.{CHECKED}.lora_{factor}.weight") for factor in "AB")
+    return B @ A
+
+
+def tensor(folder: Path) -> torch.Tensor:
+    with safe_open(min(folder.glob("*.safetensors")), "pt") as file:
+        found: torch.Tensor = file.get_tensor(f"{CHECKED}.weight")
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "make":
+        make(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        check(Path(sys.argv[2]), Path(sys.argv[3]))

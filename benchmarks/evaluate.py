@@ -1,0 +1,129 @@
+"""Score a few-shot multiple-choice task with SmolLM2-135M: lm-eval's own Hugging Face model against PAFT's.
+
+    python benchmarks/evaluate.py [--questions 40] [--shots 5]
+
+The questions are those of MMLU's development set that lm-eval carries, as `paft_mmlu_dev` words them, each after
+the same few worked ones. Both sides get the same requests and batch size, each in a process of its own; scores are
+compared before times are.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import Report, Row, publish, run_child
+
+CLOSE = 1e-3
+"""Allowed difference of a log-likelihood per token, relative to its size where that is above 1."""
+SPEED = 3.0
+
+
+def requests_of(lm: Any, questions: int, shots: int) -> list[tuple[None, list[int], list[int]]]:
+    """The four options of each question as (text, context tokens, continuation tokens)."""
+    from paft.evaluate.tasks.docs import mmlu_dev
+
+    asked = [(doc["question"], options(doc), doc["gold"]) for doc in mmlu_dev()["test"]]
+    asked = [question for question in asked if len(question[1]) == 4]
+    examples = "".join(f"{text}\nAnswer: {choices[gold]}\n\n" for text, choices, gold in asked[:shots])
+    encode = lm.tokenizer.encode
+    return [
+        (None, encode(f"{examples}{text}\nAnswer:"), encode(f" {choice}"))
+        for text, choices, _ in asked[shots : shots + questions]
+        for choice in choices
+    ]
+
+
+def options(doc: dict[str, Any]) -> list[str]:
+    """What the question's last lines offer, without the letters."""
+    lines = doc["question"].splitlines()[-(len(doc["choices"]) - 1) :]
+    return [line.partition(". ")[2] for line in lines]
+
+
+def contender(name: str, questions: int, shots: int, out: Path) -> None:
+    """One side: load, score, write seconds and log-likelihoods."""
+    import torch
+    from hydra import compose, initialize_config_dir
+    from lm_eval.models.huggingface import HFLM
+
+    from paft.compose import register_schemas, to_config
+    from paft.evaluate.lm import SparingLM
+    from paft.model import base_folder, load_base, load_tokenizer
+
+    torch.manual_seed(0)
+    register_schemas()
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        config = to_config(compose("train"))
+    folder = base_folder(config.model)
+    kind = HFLM if name == "lm-eval" else SparingLM
+    model = load_base(folder, config.model)
+    if name == "lm-eval":
+        model.set_attn_implementation("sdpa")
+    lm = kind(pretrained=model, tokenizer=load_tokenizer(folder, config.data.template), batch_size=8)
+    asked = requests_of(lm, questions, shots)
+    lm._loglikelihood_tokens(asked[:8], disable_tqdm=True)
+    started = time.perf_counter()
+    found = lm._loglikelihood_tokens(asked, disable_tqdm=True)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(context) + len(choice) for _, context, choice in asked)
+    out.write_text(json.dumps({"seconds": seconds, "tokens": tokens, "scores": found}))
+
+
+def same(a: list[list[Any]], b: list[list[Any]]) -> float:
+    """Largest difference of two log-likelihoods; raises if one is too large or an answer differs."""
+    worst = max(abs(x[0] - y[0]) / max(1.0, abs(x[0])) for x, y in zip(a, b, strict=True))
+    answers = [[max(range(4), key=lambda c: s[4 * q + c][0]) for q in range(len(s) // 4)] for s in (a, b)]
+    different = sum(x != y for x, y in zip(*answers, strict=True))
+    if worst > CLOSE or different:
+        raise RuntimeError(f"log-likelihoods differ by {worst:.2g}, {different} answers differ")
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--questions", type=int, default=40)
+    parser.add_argument("--shots", type=int, default=5)
+    given = parser.parse_args()
+    found, peaks = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("lm-eval", "paft"):
+            out = Path(folder) / f"{name}.json"
+            child = run_child(__file__, "--side", name, str(given.questions), str(given.shots), str(out))
+            found[name], peaks[name] = json.loads(out.read_text()), child.peak_mb
+    ours, theirs = found["paft"], found["lm-eval"]
+    worst = same(theirs["scores"], ours["scores"])
+    rate = {name: f["tokens"] / f["seconds"] for name, f in found.items()}
+    publish(
+        Report(
+            "evaluate",
+            [
+                Row(
+                    f"MMLU development questions, {given.shots} shots",
+                    f"{ours['seconds']:.1f} s, {rate['paft']:.0f} tokens/s",
+                    "lm-eval HFLM",
+                    f"{theirs['seconds']:.1f} s, {rate['lm-eval']:.0f} tokens/s",
+                    theirs["seconds"] / ours["seconds"],
+                    at_least=SPEED,
+                    note=f"same answers; log-likelihoods within {worst:.1g}",
+                ),
+                Row(
+                    "its peak memory",
+                    f"{peaks['paft']:.0f} MiB",
+                    "lm-eval HFLM",
+                    f"{peaks['lm-eval']:.0f} MiB",
+                    peaks["paft"] / peaks["lm-eval"],
+                ),
+            ],
+            {"seconds": {name: f["seconds"] for name, f in found.items()}, "worst": worst},
+        )
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--side"]:
+        contender(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        main()

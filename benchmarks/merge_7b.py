@@ -1,0 +1,82 @@
+"""TIES of two adapters (rank 16 and 128, all linear layers) into a checkpoint of Mistral-7B's shape, whole process.
+
+    python benchmarks/merge_7b.py [--layers 32] [--folder DIR]
+
+The 14.5 GB of bfloat16 shards are random numbers, made in a temporary folder below DIR and deleted at the end, as is
+everything else; 2.2 times their size must be free. The shards are copied with `cp` first. Both read from the disk
+and end when their files are on it. One tensor is compared with TIES in plain torch. Writes `benchmarks/merge_7b.json`.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from measure import FOLDER, Child, Report, Row, publish, run_child
+from merge import FEW, drop_from_cache, paft, synced
+
+MISTRAL = FOLDER / "contenders" / "mistral_shaped.py"
+LAYERS = 32
+BYTES_PER_LAYER, BYTES_BESIDE = 436_224_000, 524_296_192
+ADAPTER_BYTES_PER_LAYER = 47_185_920
+
+
+def refuse_full_disk(folder: Path, layers: int) -> None:
+    """Base, adapters, and the copy or the merged model."""
+    needed = 2 * (BYTES_BESIDE + layers * BYTES_PER_LAYER) + layers * ADAPTER_BYTES_PER_LAYER + 10**9
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} has {free / 1e9:.0f} GB free, {layers} layers need {needed / 1e9:.0f}; "
+            "give another --folder, or fewer --layers"
+        )
+
+
+def measure(folder: Path, layers: int) -> Report:
+    run_child(MISTRAL, "make", folder, str(layers))
+    size = sum(path.stat().st_size for path in (folder / "base").iterdir())
+    files = [*folder.glob("*/*")]
+    drop_from_cache(files)
+    copy = run_child(*synced(["cp", "-r", str(folder / "base"), str(folder / "copy")], folder / "copy"))
+    shutil.rmtree(folder / "copy")
+    drop_from_cache(files)
+    ties = run_child(*synced(paft("ties", folder), folder / "paft"))
+    difference = run_child(MISTRAL, "check", folder, folder / "paft").result
+    if not difference["share"] <= FEW:
+        raise ValueError(f"PAFT's TIES differs from plain torch in {difference['share']:.2g} of the elements")
+    rows = rows_of(f"TIES, {layers} layers, {size / 1e9:.1f} GB", size, copy, ties)
+    return Report("merge_7b", rows, {"layers": layers, "bytes": size, "difference": difference})
+
+
+def rows_of(what: str, size: int, copy: Child, ties: Child) -> list[Row]:
+    def rate(child: Child) -> str:
+        return f"{child.seconds:.1f} s, {size / child.seconds / 1e9:.2f} GB/s"
+
+    gigabytes = ties.peak_mb * 2**20 / 1e9
+    return [
+        Row(
+            f"{what}: time",
+            rate(ties),
+            "cp + sync, from disk",
+            rate(copy),
+            ties.seconds / copy.seconds,
+            at_most=3,
+        ),
+        Row(f"{what}: peak, GB", f"{ties.peak_mb:.0f} MB", "", "", gigabytes, at_most=2.5),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    given = parser.parse_args()
+    refuse_full_disk(given.folder, given.layers)
+    with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
+        publish(measure(Path(temporary), given.layers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""JSON that someone else wrote: its value, or a ValueError that says in words what is wrong with it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ValueError` naming the file if it is absent, no JSON or no object."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; save or download its folder again")
+    try:
+        value = parse(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError(f"it must hold an object, got {type(value).__name__}")
+        return value
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; save or download it again") from None
+
+
+def parse(raw: bytes) -> Any:
+    """The value of JSON text in UTF-8, with or without a byte-order mark.
+
+    Raises `ValueError` for text that is not UTF-8, broken, nested deeper than Python's stack or with an integer of
+    more digits than Python reads.
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"broken JSON at {line}column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply to be read") from None
+    except ValueError:
+        digits = sys.get_int_max_str_digits()
+        raise ValueError(f"it holds an integer of more than {digits} digits") from None
