@@ -43,7 +43,14 @@ def run(compose, logs: Path, *words: str) -> tuple[dict, set[str]]:
 
 def test_grid_trains_each_branch_once(smoke_grid):
     assert smoke_grid.done.returncode == 0, smoke_grid.done.stderr
-    assert count(smoke_grid.store) == {"data": 2, "sft": 2, "preference": 1, "merge": 4, "evaluate": 4}
+    assert count(smoke_grid.store) == {
+        "data": 2,
+        "sft": 2,
+        "reference": 1,
+        "preference": 1,
+        "merge": 4,
+        "evaluate": 4,
+    }
 
 
 def test_grid_writes_the_report_and_prints_the_table(smoke_grid):
@@ -65,7 +72,7 @@ def test_second_run_of_the_grid_does_nothing_but_report(smoke_grid_again):
     assert again.done.returncode == 0, again.done.stderr
     assert not touched
     told = [line.split() for line in again.done.stdout.splitlines() if " hit " in line or " run " in line]
-    assert {words[2] for words in told} == {"hit"} and len(told) == 4 * 6
+    assert {words[2] for words in told} == {"hit"} and len(told) == 4 * 7
     assert "DARE TIES" in again.done.stdout
 
 
@@ -87,7 +94,7 @@ def test_evaluate_folder_holds_results_and_branches_hold_peft_adapters(smoke_gri
 
 TRAINS = {
     "parallel": set(),
-    "sequential": {"preference", "merge", "evaluate"},
+    "sequential": {"reference", "preference", "merge", "evaluate"},
     "sft": {"merge", "evaluate"},
     "preference": {"merge", "evaluate"},
     "base": {"evaluate"},
