@@ -1,0 +1,72 @@
+"""A grid of 2 lambdas x 5 merges x (DPO, ORPO) with the store that its cells share, and with a store for each cell.
+
+    python benchmarks/grid.py [word=value ...]     # further words for every cell, as for train.py
+
+By default on `experiment=smoke`, the tiny random model, where a stage's own overhead weighs most. Either side runs
+its 20 cells one after another in one process, so start-up is not what is compared; both give the same scores.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+
+from measure import Report, Row, publish, run_child
+
+MERGES = ("slerp", "task_arithmetic", "ties", "dare", "linear")
+CELLS = list(product(("1e-4", "1e-3"), MERGES, ("dpo", "orpo")))
+TIMES = 4.0
+
+
+def contender(shared: bool, folder: Path, words: list[str]) -> None:
+    """Run every cell; the last line of output has seconds, stages run, and each cell's average score."""
+    from hydra import compose, initialize_config_dir
+
+    from paft.compose import register_schemas, to_config
+    from paft.graph import build
+    from paft.pipeline import run_cell
+
+    register_schemas()
+    started, averages = time.perf_counter(), []
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        for i, (weight, merge, preference) in enumerate(CELLS):
+            logs = folder / ("all" if shared else str(i))
+            cell = [f"lambda={weight}", f"merge={merge}", f"preference={preference}", f"logs={logs}"]
+            config = to_config(compose("train", overrides=["experiment=smoke", *cell, *words]))
+            done = run_cell(config, build(config))
+            averages.append(json.loads((done / "results.json").read_text())["average"])
+    seconds = time.perf_counter() - started
+    stages = len(list(folder.glob("*/stages/*/*/stage.json")))
+    print("\n" + json.dumps({"seconds": seconds, "stages": stages, "averages": averages}))
+
+
+def main(words: list[str]) -> None:
+    found = {}
+    for side in ("shared", "own"):
+        with tempfile.TemporaryDirectory() as folder:
+            found[side] = run_child(__file__, "--side", side, folder, *words).result
+    ours, theirs = found["shared"], found["own"]
+    if ours["averages"] != theirs["averages"]:
+        raise RuntimeError("the two sides' scores differ; the store may not change a result")
+    rows = [
+        Row(
+            f"{len(CELLS)} cells: {what}",
+            f"{ours[key]:.0f}",
+            "a store for each cell",
+            f"{theirs[key]:.0f}",
+            theirs[key] / ours[key],
+            at_least=TIMES,
+            note="same scores",
+        )
+        for key, what in (("stages", "stages run"), ("seconds", "seconds"))
+    ]
+    publish(Report("grid", rows, {"words": words}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--side"]:
+        contender(sys.argv[2] == "shared", Path(sys.argv[3]), sys.argv[4:])
+    else:
+        main(sys.argv[1:])
