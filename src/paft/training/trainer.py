@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
@@ -64,6 +65,8 @@ def make_trainer(
     bar: list[Callback] = [ProgressBar(throughput)] if config.progress_bar else []
     tracker = branch_logger(stage, context)
     loggers: list[Logger] = [History(out, resumed_step(out)), *([tracker] if tracker else [])]
+    # determinism needs the same kernels, not every new tensor filled before it is written: a quarter of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
