@@ -66,7 +66,7 @@ def make_trainer(
     tracker = branch_logger(stage, context)
     loggers: list[Logger] = [History(out, resumed_step(out)), *([tracker] if tracker else [])]
     # determinism needs the same kernels, not every new tensor filled before it is written: a quarter of a step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
