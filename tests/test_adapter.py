@@ -63,9 +63,9 @@ def test_folder_holds_a_standard_adapter_and_no_pickle(saved):
 
 
 def test_forward_is_the_log_probability_of_peft_logits(trained):
-    ids, labels = sft_tensors(sft_rows(6), 0)
+    ids, labels, lengths = sft_tensors(sft_rows(6), 0)
     expected = label_logps(trained.peft(input_ids=ids, attention_mask=(ids != 0).long()).logits, labels)
-    torch.testing.assert_close(trained(ids, labels), expected)
+    torch.testing.assert_close(trained(ids, labels, lengths), expected)
 
 
 def test_padding_does_not_reach_a_row(trained):
@@ -75,6 +75,37 @@ def test_padding_does_not_reach_a_row(trained):
         (alone,) = trained(*sft_tensors([row], 0))
         torch.testing.assert_close(alone, logps[: len(alone)])
         assert not logps[len(alone) :].any()
+
+
+def test_a_row_in_a_pack_sends_no_gradient_to_another(trained):
+    rows = sft_rows(3)
+    embedded = []
+    hook = trained.base.get_input_embeddings().register_forward_hook(
+        lambda *call: embedded.append(call[-1].requires_grad_()) or embedded[-1]
+    )
+    logps = trained(*sft_tensors(rows, 0))
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logps[1].sum(), embedded)
+    parts = gradient.norm(dim=-1)[0].split([len(row.input_ids) for row in rows])
+    assert [bool(part.any()) for part in parts] == [False, True, False]
+
+
+@pytest.mark.parametrize("setting", ["_attn_implementation", "sliding_window"])
+def test_rows_are_padded_where_they_cannot_be_packed(trained, setting):
+    tensors, config = sft_tensors(sft_rows(4), 0), trained.base.config
+    packed = trained(*tensors)
+    values = {"_attn_implementation": "sdpa", "sliding_window": 3}
+    before = getattr(config, setting, None)
+    shapes = []
+    hook = trained.base.get_input_embeddings().register_forward_hook(
+        lambda module, ids, out: shapes.append(ids[0].shape)
+    )
+    setattr(config, setting, values[setting])
+    padded = trained(*tensors)
+    setattr(config, setting, before)
+    hook.remove()
+    assert shapes == [tensors[0].shape]
+    torch.testing.assert_close(padded, packed)
 
 
 def test_unknown_target_module_names_what_exists():

@@ -87,9 +87,12 @@ def test_totals_are_counted_by_hand():
 
 
 def test_sft_tensors_by_hand():
-    ids, labels = sft_tensors([Encoded([3, 4], [IGNORE, 4]), Encoded([5, 6, 7], [IGNORE, 6, 7])], PAD)
+    ids, labels, lengths = sft_tensors(
+        [Encoded([3, 4], [IGNORE, 4]), Encoded([5, 6, 7], [IGNORE, 6, 7])], PAD
+    )
     assert ids.tolist() == [[3, 4, PAD], [5, 6, 7]]
     assert labels.tolist() == [[IGNORE, 4, IGNORE], [IGNORE, 6, 7]]
+    assert lengths.tolist() == [2, 3]
 
 
 def test_steps_of_a_run():

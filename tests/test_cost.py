@@ -56,7 +56,7 @@ def step(policy: Policy) -> torch.Tensor:
     ids = torch.randint(3, 200, (B, T), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, : T - LABELS] = -100
-    return policy(ids, labels)
+    return policy(ids, labels, torch.full((B,), T))
 
 
 # --- parameters and FLOPs against torch ---------------------------------------------------------------

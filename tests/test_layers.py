@@ -8,7 +8,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from paft.layers.attention import LONGEST, attention, causal_bias, shared_prompt_bias
+from paft.layers.attention import LONGEST, Packed, attention, causal_bias, shared_prompt_bias
 from paft.layers.lora import LoraLinear
 from paft.layers.norm import fuse_norms
 
@@ -98,6 +98,25 @@ def test_attention_against_scaled_dot_product(masked):
     ours, _ = attention(nn.Module(), q, k, v, mask, scaling=0.3)
     theirs = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs, **FLOAT32)
+    pull = normal(*ours.shape, seed=7)
+    for mine, own in zip(*(torch.autograd.grad(o, (q, k, v), pull) for o in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, own, **FLOAT32)
+
+
+def test_packed_attention_against_scaled_dot_product_of_each_text():
+    q, k, v = (t.detach()[:1].requires_grad_() for t in heads(12))
+    segments = torch.tensor([[0, 1, 1, 2, 2]])
+    masks = [causal_bias(4, q.dtype), shared_prompt_bias(segments, q.dtype)[0, 0], causal_bias(3, q.dtype)]
+    ours, _ = attention(nn.Module(), q, k, v, None, scaling=0.3, packed=Packed([4, 5, 3], masks))
+    texts = [t.split([4, 5, 3], dim=2) for t in (q, k, v)]
+    theirs = torch.cat(
+        [
+            F.scaled_dot_product_attention(*text, attn_mask=mask, scale=0.3, enable_gqa=True)
+            for *text, mask in zip(*texts, masks, strict=True)
+        ],
+        dim=2,
     ).transpose(1, 2)
     torch.testing.assert_close(ours, theirs, **FLOAT32)
     pull = normal(*ours.shape, seed=7)

@@ -52,7 +52,7 @@ def plain_penalty(module: BranchModule, config: SFTConfig) -> torch.Tensor:
 
 
 def plain_sft(module, rows, config):
-    ids, labels = sft_tensors(rows, PAD)
+    ids, labels, _ = sft_tensors(rows, PAD)
     nll = -plain_logps(module, ids, labels).sum() / (labels != IGNORE).sum()
     return nll + plain_penalty(module, config)
 
@@ -110,7 +110,7 @@ def test_step_against_plain_torch(name):
 def test_a_mean_of_row_means_would_be_noticed():
     rows, config = sft_rows(8), BRANCHES["sft"]
     module = move(make(config))
-    ids, labels = sft_tensors(rows, PAD)
+    ids, labels, _ = sft_tensors(rows, PAD)
     logps = plain_logps(module, ids, labels)
     (-logps.sum(1) / (labels[:, 1:] != IGNORE).sum(1)).mean().backward()
     assert distance(gradient_of_a_step(config), gradients(module)) > 0.1

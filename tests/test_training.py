@@ -47,12 +47,12 @@ def test_margins_are_exactly_zero_before_the_first_step(model):
 
 def test_reference_is_the_base_model_whatever_the_adapter_and_its_dropout():
     module = move(make(branch(DPO, lora=LoraConfig(rank=4, alpha=8, dropout=0.5))))
-    ids, labels, *_ = two_row_tensors(pairs(4), PAD)
+    ids, labels, _, lengths, *_ = two_row_tensors(pairs(4), PAD)
     with module.backbone.reference():
-        ours = module.backbone(ids, labels)
+        ours = module.backbone(ids, labels, lengths)
     logits = load_base(base_folder(MODEL), MODEL)(input_ids=ids).logits
     torch.testing.assert_close(ours, label_logps(logits, labels))
-    assert not torch.allclose(module.backbone(ids, labels), ours, atol=1e-2)
+    assert not torch.allclose(module.backbone(ids, labels, lengths), ours, atol=1e-2)
     assert not ours.requires_grad
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from paft.config import LoraConfig, ModelConfig
 from paft.delta import LowRank, read_adapter
-from paft.layers.attention import AUTO, shared_prompt_bias
+from paft.layers.attention import AUTO, LONGEST, Packed, causal_bias, shared_prompt_bias
 from paft.layers.lora import LoraLinear
 from paft.layers.norm import fuse_norms
-from paft.losses import label_logps
+from paft.losses import IGNORE, label_logps
 from paft.stage import canonical
 
 ADAPTER = "default"
@@ -56,27 +56,68 @@ class Policy(nn.Module):
         self,
         input_ids_BT: Tensor,
         labels_BT: Tensor,
+        lengths_B: Tensor,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
         """Float32 [B, T]: log-probability of each label given its past, 0 where there is none.
 
-        Rows are padded on the right, so causal attention alone keeps padding out of every real token. With
+        `lengths_B` says where a row's padding, on the right, begins; on a CPU it is not forwarded. With
         `segments_BT` and `positions_BT` a row holds several texts that share a prompt; see `paft.training.pairs`.
         """
-        backbone = getattr(self.base, self.base.base_model_prefix)
+        if input_ids_BT.device.type == "cpu" and self._packs(input_ids_BT.shape[1]):
+            return self._packed(input_ids_BT, labels_BT, lengths_B, segments_BT, positions_BT)
         mask = None if segments_BT is None else shared_prompt_bias(segments_BT, self.base.dtype)
-        hidden_BTH = backbone(
-            input_ids=input_ids_BT, attention_mask=mask, position_ids=positions_BT, use_cache=False
-        ).last_hidden_state
+        hidden_BTH = self._hidden(input_ids_BT, attention_mask=mask, position_ids=positions_BT)
         return label_logps(hidden_BTH, labels_BT, self.base.get_output_embeddings().weight)
+
+    def _packed(
+        self,
+        input_ids_BT: Tensor,
+        labels_BT: Tensor,
+        lengths_B: Tensor,
+        segments_BT: Tensor | None,
+        positions_BT: Tensor | None,
+    ) -> Tensor:
+        """The same with the rows' real tokens end to end in one row, where each sees its own text alone."""
+        places_T = torch.arange(input_ids_BT.shape[1])
+        real_BT = places_T < lengths_B[:, None]
+        places_BT = places_T.expand_as(real_BT) if positions_BT is None else positions_BT
+        lengths: list[int] = lengths_B.tolist()
+        if segments_BT is None:
+            biases = [causal_bias(length, self.base.dtype) for length in lengths]
+        else:
+            rows = (row[None, :length] for row, length in zip(segments_BT, lengths, strict=True))
+            biases = [shared_prompt_bias(row, self.base.dtype)[0, 0] for row in rows]
+        hidden_1NH = self._hidden(
+            input_ids_BT[real_BT][None],
+            position_ids=places_BT[real_BT][None],
+            attention_mask=torch.empty(1, 1, 0, 0),  # four dimensions: transformers makes none of its own
+            packed=Packed(lengths, biases),
+        )
+        wanted_BT = labels_BT.masked_fill(places_T == 0, IGNORE)  # what begins a text has no past
+        head_VH = self.base.get_output_embeddings().weight
+        logps_1N = label_logps(hidden_1NH, wanted_BT[real_BT][None], head_VH)
+        return logps_1N.new_zeros(labels_BT.shape).masked_scatter(real_BT, logps_1N)
+
+    def _hidden(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        backbone = getattr(self.base, self.base.base_model_prefix)
+        hidden: Tensor = backbone(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+        return hidden
 
     def can_share_prompts(self, longest: int) -> bool:
         """Whether rows of up to `longest` tokens may hold two answers to one prompt: the attention takes a mask of
         ours, and looks back over the whole row."""
-        window = getattr(self.base.config, "sliding_window", None)
         takes_mask = self.base.config._attn_implementation in (AUTO, "sdpa", "eager")
-        return takes_mask and (window is None or longest <= window)
+        return takes_mask and self._sees_whole_rows(longest)
+
+    def _packs(self, longest: int) -> bool:
+        ours = self.base.config._attn_implementation == AUTO
+        return ours and longest <= LONGEST and self._sees_whole_rows(longest)
+
+    def _sees_whole_rows(self, longest: int) -> bool:
+        window = getattr(self.base.config, "sliding_window", None)
+        return window is None or longest <= window
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -123,6 +123,7 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
-def sft_tensors(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(input_ids [B, T], labels [B, T])."""
-    return pad([r.input_ids for r in rows], pad_id), pad([r.labels for r in rows], IGNORE)
+def sft_tensors(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(input_ids [B, T], labels [B, T], tokens of each row [B])."""
+    ids = [r.input_ids for r in rows]
+    return pad(ids, pad_id), pad([r.labels for r in rows], IGNORE), torch.tensor([*map(len, ids)])

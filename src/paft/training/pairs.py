@@ -27,6 +27,8 @@ class PairTensors(NamedTuple):
     """int64 [R, T]: the answers; with `prompt_labels` also the prompt tokens that have a past, once a pair."""
     answers: Tensor
     """int64 [R, T]: CHOSEN or REJECTED where the label is an answer's, else PROMPT."""
+    lengths: Tensor
+    """int64 [R]: tokens of each row before its padding."""
     segments: Tensor | None = None
     """int64 [R, T]: PROMPT tokens are seen by all, others by their own segment; None: plain causal rows."""
     positions: Tensor | None = None
@@ -38,7 +40,7 @@ class PairTensors(NamedTuple):
 
     def logps(self, policy: Policy) -> Tensor:
         """Float32 [R, T]: log-probability of each label."""
-        logps: Tensor = policy(self.input_ids, self.labels, self.segments, self.positions)
+        logps: Tensor = policy(self.input_ids, self.labels, self.lengths, self.segments, self.positions)
         return logps
 
     def answer_sums(self, values_RT: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +88,12 @@ def shared_prompt_tensors(
         )
         positions.append([*range(start + len(chosen)), *range(start - 1, start + len(rejected))])
     return PairTensors(
-        pad(ids, pad_id), pad(labels, IGNORE), pad(answers, PROMPT), pad(segments, PADDING), pad(positions, 0)
+        pad(ids, pad_id),
+        pad(labels, IGNORE),
+        pad(answers, PROMPT),
+        torch.tensor([*map(len, ids)]),
+        pad(segments, PADDING),
+        pad(positions, 0),
     )
 
 
@@ -98,6 +105,7 @@ def two_row_tensors(pairs: Sequence[EncodedPair], pad_id: int, *, prompt_labels:
         pad([[*prompt, *answer] for prompt, answer, _ in rows], pad_id),
         pad([[*prompt_part(p, prompt_labels and kind == CHOSEN), *a] for p, a, kind in rows], IGNORE),
         pad([[PROMPT] * len(prompt) + [kind] * len(answer) for prompt, answer, kind in rows], PROMPT),
+        torch.tensor([len(prompt) + len(answer) for prompt, answer, _ in rows]),
     )
 
 

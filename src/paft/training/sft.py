@@ -20,8 +20,8 @@ class SFTModule(BranchModule):
     config: SFTConfig
 
     def micro_loss(self, rows: list[Encoded], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        input_ids, labels = sft_tensors(rows, self.pad_id)
-        nll = -self.backbone(input_ids.to(self.device), labels.to(self.device)).sum() / batch.num_targets
+        tensors = (t.to(self.device) for t in sft_tensors(rows, self.pad_id))
+        nll = -self.backbone(*tensors).sum() / batch.num_targets
         return nll, {"nll": nll}
 
     def penalty(self) -> Tensor | None:
