@@ -70,6 +70,18 @@ def test_another_seed_gives_another_order():
     assert row_order(50, seed=1, epoch=1) != row_order(50, seed=2, epoch=0)
 
 
+def test_micro_batches_count_padding_unless_packed():
+    rows = [Encoded([3] * n, [IGNORE] * n) for n in (9, 5, 4, 3, 2)]
+    sizes = [[len(row.input_ids) for row in part] for part in micro_batches(rows, 8, 10)]
+    assert sizes == [[9], [5, 4], [3, 2]]
+    sizes = [[len(row.input_ids) for row in part] for part in micro_batches(rows, 8, 10, packed=True)]
+    assert sizes == [[9], [5, 4], [3, 2]]
+    sizes = [[len(row.input_ids) for row in part] for part in micro_batches(rows, 8, 12, packed=True)]
+    assert sizes == [[9], [5, 4, 3], [2]]
+    assert [len(part) for part in micro_batches(rows, 2, 12, packed=True)] == [1, 2, 2]
+    assert [len(part) for part in micro_batches(rows, 8, 1)] == [1] * 5
+
+
 def test_micro_batches_hold_every_row_once_and_pad_less():
     rows = sft_rows(10)
     cut = micro_batches(rows, 4)

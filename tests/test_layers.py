@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from paft.layers.attention import LONGEST, Packed, attention, causal_bias, shared_prompt_bias
 from paft.layers.lora import LoraLinear
 from paft.layers.norm import fuse_norms
+from paft.layers.swiglu import fuse_mlps
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-5}
 """Sums of up to a few hundred float32 products in another order."""
@@ -179,3 +181,26 @@ def test_a_norm_that_trains_is_left_alone():
     fuse_norms(norm)
     norm(normal(2, 8, seed=1)).sum().backward()
     assert norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mlp_against_transformers(dtype):
+    theirs, ours = (LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=40)) for _ in "ab")
+    ours.load_state_dict(theirs.state_dict())
+    fuse_mlps(ours)
+    pull, outcome = normal(5, 32, seed=2, dtype=dtype), []
+    for mlp in (ours.to(dtype), theirs.to(dtype)):
+        x = normal(5, 32, seed=3, dtype=dtype).requires_grad_()
+        y = mlp(x)
+        y.backward(pull)
+        outcome.append((y.detach(), x.grad, *(p.grad for p in mlp.parameters())))
+    for mine, own in zip(*outcome, strict=True):
+        assert torch.equal(mine, own)  # the same operations, one of them twice
+
+
+def test_an_mlp_of_another_formula_is_left_alone():
+    mlp = LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=16, hidden_act="gelu"))
+    x = normal(2, 32, seed=1)
+    before = mlp(x)
+    fuse_mlps(mlp)
+    assert torch.equal(mlp(x), before)

@@ -14,8 +14,9 @@ import torch
 from resumable import configured, stage_of, train
 from safetensors.torch import load_file
 
+from paft.damage import digests
 from paft.model import base_folder
-from paft.training.trainer import last_checkpoint, resumed_step
+from paft.training.checkpoint import last_checkpoint
 
 HERE = Path(__file__).parent
 TIMES = ["seconds", "train/tokens_per_second", "train/share_of_peak", "train/peak_memory_gb"]
@@ -46,9 +47,9 @@ def runs(killed, tmp_path_factory) -> dict[str, tuple[Path, dict[str, Any]]]:
 
 def checkpoint_of(killed: tuple[str, Path]) -> Path:
     branch, folder = killed
-    path = last_checkpoint(folder / branch)
-    assert path is not None and resumed_step(folder / branch) == 4
-    return Path(path)
+    step, path = last_checkpoint(folder / branch)
+    assert path is not None and step == 4
+    return path
 
 
 def test_killed_run_left_a_checkpoint_and_nothing_finished(killed):
@@ -90,22 +91,65 @@ def test_resumed_history_is_that_of_an_uninterrupted_run(runs):
 
 
 def test_resumed_metrics_are_those_of_an_uninterrupted_run(runs):
-    resumed, straight = (metrics for _, metrics in runs.values())
+    resumed, straight = (dict(metrics) for _, metrics in runs.values())
     flops = [metrics.pop("throughput")["flops"] for metrics in (resumed, straight)]
     assert resumed == straight and flops[0] == flops[1] > 0
     assert straight["steps"] == 8 and straight["tokens"] > 0
 
 
-def test_finished_branch_keeps_no_checkpoint_and_no_pickle(runs):
+def test_finished_branch_keeps_its_work_apart_from_its_result(runs):
     for out, _ in runs.values():
-        files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
-        assert files == {
+        assert set(digests(out)) == {
             "adapter/adapter_config.json",
             "adapter/adapter_model.safetensors",
             "adapter/paft.json",
             "history.csv",
             "sparsity.json",
         }
+        assert {p.name for p in (out / "work").iterdir()} == {"history.jsonl", "step=8.ckpt"}
+
+
+def test_training_that_was_finished_but_not_published_is_not_repeated(runs, killed):
+    branch, folder = killed
+    out, metrics = runs["straight"]
+    before = load_file(out / "adapter" / "adapter_model.safetensors")
+    (out / "history.csv").unlink()
+
+    again = train(configured(folder), branch, out)
+
+    after = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert again["throughput"]["train_seconds"] == metrics["throughput"]["train_seconds"]
+    assert {k: again[k] for k in ("train/loss", "tokens", "steps")} == {
+        k: metrics[k] for k in ("train/loss", "tokens", "steps")
+    }
+    assert pd.read_csv(out / "history.csv")["train/loss"].notna().sum() == 8
+
+
+# --- checkpoints that are not what they should be -----------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte])
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(killed, tmp_path, damage, caplog):
+    good = checkpoint_of(killed)
+    (tmp_path / "work").mkdir()
+    for step in (2, 4, 6):
+        shutil.copy(good, tmp_path / "work" / f"step={step}.ckpt")
+    (tmp_path / "work" / "step=8.ckpt.tmp").write_bytes(b"half of one")
+    damage(tmp_path / "work" / "step=6.ckpt")
+
+    assert last_checkpoint(tmp_path) == (4, tmp_path / "work" / "step=4.ckpt")
+    assert "step=6.ckpt is damaged" in caplog.text
 
 
 def test_dropout_was_on(killed, runs):

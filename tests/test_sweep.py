@@ -87,7 +87,7 @@ def test_evaluate_folder_holds_results_and_branches_hold_peft_adapters(smoke_gri
     for folder in [*smoke_grid.store.glob("sft/*/"), *smoke_grid.store.glob("preference/*/")]:
         assert (folder / "adapter" / "adapter_model.safetensors").is_file()
         assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
-        assert not (folder / "checkpoints").exists()
+        assert not (folder / "work").exists()
 
 
 # --- paradigms and merges in the same store -----------------------------------------------------------

@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 
 from paft.config import LoraConfig, ModelConfig
 from paft.delta import LowRank, read_adapter
+from paft.jsonfile import read_object, write_json
 from paft.layers.attention import AUTO, LONGEST, Packed, causal_bias, shared_prompt_bias
 from paft.layers.lora import LoraLinear
 from paft.layers.norm import fuse_norms
+from paft.layers.swiglu import fuse_mlps
 from paft.losses import IGNORE, label_logps
 from paft.stage import canonical
 
@@ -45,6 +47,7 @@ class Policy(nn.Module):
         )
         peft_config._register_custom_module({nn.Linear: LoraLinear})
         fuse_norms(base)
+        fuse_mlps(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
         self.peft = get_peft_model(base, peft_config)
 
@@ -65,7 +68,7 @@ class Policy(nn.Module):
         `lengths_B` says where a row's padding, on the right, begins; on a CPU it is not forwarded. With
         `segments_BT` and `positions_BT` a row holds several texts that share a prompt; see `paft.training.pairs`.
         """
-        if input_ids_BT.device.type == "cpu" and self._packs(input_ids_BT.shape[1]):
+        if self.packs(input_ids_BT.shape[1]):
             return self._packed(input_ids_BT, labels_BT, lengths_B, segments_BT, positions_BT)
         mask = None if segments_BT is None else shared_prompt_bias(segments_BT, self.base.dtype)
         hidden_BTH = self._hidden(input_ids_BT, attention_mask=mask, position_ids=positions_BT)
@@ -111,8 +114,9 @@ class Policy(nn.Module):
         takes_mask = self.base.config._attn_implementation in (AUTO, "sdpa", "eager")
         return takes_mask and self._sees_whole_rows(longest)
 
-    def _packs(self, longest: int) -> bool:
-        ours = self.base.config._attn_implementation == AUTO
+    def packs(self, longest: int) -> bool:
+        """Whether rows of up to `longest` tokens go through the model end to end, without padding."""
+        ours = self.base.config._attn_implementation == AUTO and self.base.device.type == "cpu"
         return ours and longest <= LONGEST and self._sees_whole_rows(longest)
 
     def _sees_whole_rows(self, longest: int) -> bool:
@@ -163,6 +167,9 @@ class Policy(nn.Module):
             str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=state
         )
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        config = read_object(folder / "adapter_config.json")
+        config["target_modules"].sort()  # a set to peft, in another order in each process
+        write_json(folder / "adapter_config.json", config)
         (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))
 
 

@@ -16,6 +16,12 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(group="schema", name=name, node=schema)
+    OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
+
+
+def _gpus(accelerator: str, devices: int) -> int:
+    """`${gpus:...}` in a launcher's file: the GPUs of a node to ask for."""
+    return devices if accelerator == "gpu" else 0
 
 
 def to_config(cfg: DictConfig) -> RunConfig:

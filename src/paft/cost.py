@@ -194,10 +194,10 @@ def layer_activations(shape: ModelShape, batch: Batch, *, item_bytes: int, store
     """What a decoder layer keeps for its backward pass.
 
     Both norms' inputs and outputs, queries, keys, values and what attention makes of them, and inside the MLP the
-    gate, its activation, the up projection and their product.
+    gate, the up projection and the product that goes down.
     """
     heads, keys = shape.num_attention_heads, shape.num_key_value_heads
-    width = 4 * shape.hidden_size + (2 * heads + 2 * keys) * shape.head_dim + 4 * shape.intermediate_size
+    width = 4 * shape.hidden_size + (2 * heads + 2 * keys) * shape.head_dim + 3 * shape.intermediate_size
     return (width + (heads * batch.longest if stored_scores else 0)) * batch.tokens * item_bytes
 
 

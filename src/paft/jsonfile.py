@@ -1,9 +1,21 @@
-"""JSON that someone else wrote: its value, or a ValueError that says in words what is wrong with it."""
+"""JSON files: written whole or not at all; read as their value or a ValueError that says in words what is wrong."""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from paft.replacing import replacing
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` so that a reader sees the old file or the whole new one; a link is replaced, not followed.
+
+    Raises `ValueError` for NaN and infinity, which JSON does not have.
+    """
+    text = json.dumps(data, indent=1, allow_nan=False)
+    with replacing(path, durable=True) as file:
+        file.write(text.encode())
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def drop_merged(store: Store, cell: Stage) -> None:
     for stage in cell.inputs.values():
         if store.complete(stage):
             log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
-            store.drop(stage)
+        store.drop(stage)  # also what a run killed here has left
 
 
 def write_report(configs: list[RunConfig]) -> None:

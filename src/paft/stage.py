@@ -4,7 +4,7 @@ A stage is a pure function of (its own config, its input folders) into one folde
 the canonical JSON of {stage, version, config with type names, keys of the inputs}, so two runs that would do
 the same work name the same folder. `<store>/<stage>/<key>/stage.json` exists exactly when that folder is
 complete: work happens in `<key>.partial` under `<key>.lock`, stage.json is written last, and one rename
-publishes it.
+publishes it. Wherever a process dies, the next one goes on from what it left. No step compares times of day.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
@@ -23,8 +23,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from paft.jsonfile import read_object
+from paft.damage import PARTIAL, WORK, digests, find_damage
+from paft.diskfull import naming_full_disk
+from paft.jsonfile import read_object, write_json
 from paft.provenance import provenance
+from paft.replacing import UNFINISHED
 
 log = logging.getLogger("paft")
 
@@ -147,13 +150,19 @@ class Store:
             pass  # its holder is building it again
 
     def missing(self, target: Stage) -> list[Stage]:
-        """What must run before `target` is there, inputs first; inputs of finished stages do not matter."""
-        if self.sound(target):
-            return []
-        needed: dict[str, Stage] = {}
-        for stage in target.inputs.values():
-            needed |= {s.key: s for s in self.missing(stage)}
-        return [*needed.values(), target]
+        """What must run before `target` is there, inputs first.
+
+        Inputs of finished stages do not matter, unless one was begun: a branch that scores its own merged model
+        is published after the scores, and may have been killed between.
+        """
+        done = self.sound(target)
+        wanted = self._begun(target) if done else target.inputs.values()
+        needed = {s.key: s for stage in wanted for s in self.missing(stage)}
+        return [*needed.values()] if done else [*needed.values(), target]
+
+    def _begun(self, target: Stage) -> list[Stage]:
+        unfinished = (s for s in target.walk() if not self.complete(s))
+        return [s for s in unfinished if Path(f"{self.path(s)}{PARTIAL}").is_dir()]
 
     def ensure(self, target: Stage, run: Run, *, poll_seconds: float = 0.5) -> Path:
         """The folder of `target`, running whatever is missing.
@@ -180,92 +189,73 @@ class Store:
                 return False
             if self.complete(stage):  # finished by another process between the look and the lock
                 return True
-            started = time.time()
+            started = time.monotonic()
             inputs = {name: self.path(s) for name, s in stage.inputs.items()}
-            metrics = run(stage, inputs, partial)
-            self._publish(stage, partial, metrics, time.time() - started)
+            with naming_full_disk(str(stage), partial):
+                metrics = run(stage, inputs, partial)
+                seconds = time.monotonic() - started
+                self._record(stage, partial, metrics, seconds)
+            self._publish(stage, partial)
+            log.info("%-10s %s  run  %7.1f s  %s", stage.name, stage.key, seconds, self.path(stage))
             return True
 
     @contextmanager
     def claim(self, stage: Stage) -> Iterator[Path | None]:
         """The stage's `.partial` folder under its lock, or None while another process holds it.
 
-        What a killed run left in `.partial` is kept: training resumes from it.
+        What a killed run left in `.partial` is kept: training resumes from it, and a folder that was whole but for
+        its name is published.
         """
         path = self.path(stage)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(f"{path}{PARTIAL}")
+        with naming_full_disk(str(stage), partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with _lock(path):
-                partial = Path(f"{path}.partial")
                 if not self.complete(stage):
                     _clear_way(stage, path)
                     _own_folder(partial)
+                    if (partial / "stage.json").is_file() and not find_damage(partial):
+                        self._publish(stage, partial)
+                        log.info("%-10s %s  was whole but for its name", stage.name, stage.key)
                 yield partial
         except Timeout:
             yield None
 
-    def _publish(self, stage: Stage, partial: Path, metrics: dict[str, Any], seconds: float) -> None:
+    def _record(self, stage: Stage, partial: Path, metrics: dict[str, Any], seconds: float) -> None:
         record = {
             "stage": stage.name,
             "key": stage.key,
             "identity": stage.identity,
             "inputs": {name: {"stage": s.name, "key": s.key} for name, s in stage.inputs.items()},
             "metrics": metrics,
-            "outputs": {name: _digest(partial / name) for name in _files(partial)},
+            "outputs": digests(partial),
             "run": provenance() | {"seconds": round(seconds, 3)},
         }
         write_json(partial / "stage.json", record)
+
+    def _publish(self, stage: Stage, partial: Path) -> None:
+        """Give a whole folder its name. What a killed run would need goes only now that none will need it."""
+        shutil.rmtree(partial / WORK, ignore_errors=True)
+        for leftover in partial.rglob(f"*{UNFINISHED}"):
+            if leftover.is_file():
+                leftover.unlink()
         os.replace(partial, self.path(stage))
         self._verified.add(stage.key)
-        log.info("%-10s %s  run  %7.1f s  %s", stage.name, stage.key, seconds, self.path(stage))
 
     def drop(self, stage: Stage) -> None:
-        """Delete a finished stage: first its stage.json, so that it is never seen half deleted."""
+        """Delete a finished stage, and what is left of one whose deletion was cut short.
+
+        It loses its name first, so that it is never seen half deleted.
+        """
         path = self.path(stage)
         if path.is_symlink():
             path.unlink()
-        (path / "stage.json").unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process was quicker
+            os.replace(path, _free_name(path, "deleted"))
+        for going in path.parent.glob(f"{path.name}.deleted-*"):
+            shutil.rmtree(going, ignore_errors=True)
         self._verified.discard(stage.key)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` so that a reader sees the old file or the whole new one; a link is replaced, not followed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x") as file:
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a finished folder, in words, or None."""
-    try:
-        record = read_object(folder / "stage.json")
-    except (ValueError, OSError) as error:
-        return str(error)
-    if (record.get("stage"), record.get("key")) != (folder.parent.name, folder.name):
-        return f"stage.json is of {record.get('stage')!r:.40} {record.get('key')!r:.40}"
-    if not isinstance(record.get("outputs"), dict) or not isinstance(record.get("metrics"), dict):
-        return "stage.json does not list outputs and metrics"
-    for name, expected in record["outputs"].items():
-        if wrong := _wrong_output(folder, name, expected):
-            return wrong
-    return None
-
-
-def _wrong_output(folder: Path, name: str, expected: object) -> str | None:
-    if not name.isprintable() or Path(name).is_absolute() or ".." in Path(name).parts:
-        return f"stage.json lists {name!a:.100}, which is no file of its folder"
-    try:
-        # neither a pipe nor a device, which might never end
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        return None if _digest(folder / name) == expected else f"{name} does not have its recorded sha256"
-    except OSError as error:
-        return f"{name:.100} cannot be read: {error.strerror}"
 
 
 def _lock(path: Path) -> FileLock:
@@ -294,16 +284,6 @@ def _own_folder(partial: Path) -> None:
     for path in partial.rglob("*"):
         if path.is_symlink():
             path.unlink()
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _files(folder: Path) -> list[str]:
-    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in found if name != "stage.json")
 
 
 def _free_name(path: Path, suffix: str) -> Path:

@@ -21,7 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from paft.compose import explain, register_schemas, to_config
 from paft.config import RunConfig
 from paft.graph import build
+from paft.interrupt import Interrupted, stop_on_signals
 from paft.plan import show_plan
+from paft.slurm import requeued, require_nodes
 from paft.stage import Store
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -29,7 +31,11 @@ log = logging.getLogger("paft")
 
 
 def main() -> int:
-    """Exit code 0; 2 after a message for a wrong command or input; failures keep their traceback."""
+    """Exit code 0; 2 after a message for a wrong command or input; failures keep their traceback.
+
+    130 after Ctrl-C and 143 after SIGTERM: what was begun is kept, and the same command goes on with it.
+    """
+    stop_on_signals()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us whole, and we word them
     # OpenMP threads soon sleep while they wait: where processes share cores, spinning ones cost several times
     # the work itself, and with a short spin an idle machine is as fast as with a long one
@@ -39,6 +45,12 @@ def main() -> int:
     try:
         with unwrapped():
             _hydra_main()
+    except Interrupted as stop:
+        print(
+            f"stopped by {stop}: give the same command again to go on; nothing finished is lost",
+            file=sys.stderr,
+        )
+        return stop.exit_code
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if os.environ.get("PAFT_TRACEBACK") or not is_mistake(error):
             raise
@@ -94,7 +106,9 @@ def _hydra_main(cfg: DictConfig) -> None:
         return
     from paft.pipeline import run_cell, write_report  # torch and the rest load only when something runs
 
-    run_cell(config, cell)
+    require_nodes(config.trainer.num_nodes)
+    with requeued():
+        run_cell(config, cell)
     if HydraConfig.get().mode is hydra.types.RunMode.RUN:
         write_report([config])
 

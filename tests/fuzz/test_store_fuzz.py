@@ -32,6 +32,7 @@ from resumable import configured, train
 from toy_graph import CELL, DATA_SFT, SFT, noting
 
 from paft.config import HardwareConfig, ModelConfig
+from paft.damage import WORK
 from paft.plan.precedents import Precedents, flops_per_second, median, run_seconds, startup_seconds
 from paft.report.table import rows
 from paft.stage import Stage, Store, find_damage, write_json
@@ -219,7 +220,7 @@ def test_writing_json_replaces_a_link(name: str) -> None:
 def test_a_pickle_left_as_a_checkpoint_is_never_loaded() -> None:
     """`ground` sees that the pickle's folder is not made."""
     with ground() as here:
-        (out := here.inside / "sft" / "checkpoints").mkdir(parents=True)
+        (out := here.inside / "sft" / WORK).mkdir(parents=True)
         (out / "step=4.ckpt").write_bytes(here.pickle)
         with suppress(pickle.UnpicklingError):
             train(configured(here.inside), "sft", out.parent)

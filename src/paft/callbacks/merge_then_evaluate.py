@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from paft.damage import WORK
 from paft.run import Context
 from paft.stage import Stage
 
@@ -81,7 +82,7 @@ class MergeThenEvaluate(Callback):
         from paft.pipeline import run_stage
 
         assert self.context is not None
-        here = self.out / "merge_then_evaluate"
+        here = self.out / WORK / "merge_then_evaluate"
         shutil.rmtree(here, ignore_errors=True)
         for name in ("branch", "model", "scores"):
             (here / name).mkdir(parents=True)

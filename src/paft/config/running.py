@@ -44,9 +44,14 @@ class TrainerConfig:
     micro_batch_size: int = 8
     """Rows forwarded at once on one device, at most; the update does not depend on it."""
     micro_batch_tokens: int = 16384
-    """Their tokens with padding, at most; a longer row goes alone."""
+    """Their tokens, and padding where there is some, at most; a longer row goes alone."""
     checkpoint_every: int = 50
     """Optimizer steps between two checkpoints to resume from."""
+    skip_nonfinite_steps: int = 0
+    """Optimizer steps of a training that may be left out because their loss or gradient is NaN or infinite.
+
+    One more ends the run. Not part of a key: a run either ends there or has these steps, named in stage.json.
+    """
     log_every: int = 1
     validation_rows: int = 64
     """Held-out rows scored at the end of training, where the source has some."""
@@ -65,6 +70,8 @@ class TrainerConfig:
             "log_every",
         ):
             require(getattr(self, name) > 0, f"trainer.{name}", getattr(self, name), "positive")
+        for name in ("skip_nonfinite_steps", "validation_rows"):
+            require(getattr(self, name) >= 0, f"trainer.{name}", getattr(self, name), "0 or more")
 
 
 class StrategyName(str, Enum):
@@ -80,7 +87,20 @@ class StrategyConfig:
     shard_size: int | None = None
     """Devices that share one copy of the parameters (fsdp_hybrid only); null is the devices of a node."""
     cpu_offload: bool = False
-    """Keep sharded parameters in host memory between uses (fsdp only)."""
+    """Keep sharded parameters and their optimizer in host memory between uses (fsdp and fsdp_hybrid)."""
+
+    def __post_init__(self) -> None:
+        sharded = self.name in (StrategyName.fsdp, StrategyName.fsdp_hybrid)
+        if self.cpu_offload and not sharded:
+            raise ValueError(
+                f"strategy.cpu_offload=true needs strategy=fsdp or fsdp_hybrid, got {self.name.value}; "
+                "only sharded parameters are offloaded"
+            )
+        if self.shard_size is not None and self.name is not StrategyName.fsdp_hybrid:
+            raise ValueError(
+                f"strategy.shard_size={self.shard_size} needs strategy=fsdp_hybrid, got {self.name.value}; "
+                "fsdp shards over all devices"
+            )
 
 
 class WandbMode(str, Enum):

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from paft.jsonfile import read_object
 from paft.merge.checkpoint import FLOATS, SIZES, Array, Bits, Stored, decode, encode, fits, read_checkpoint
+from paft.replacing import replacing
 
 BESIDE = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
 """Suffixes of configuration and tokenizer files; weights in any other format would be the unmerged ones."""
@@ -174,19 +174,3 @@ def _write_at(file: BinaryIO, position: int, data: memoryview) -> None:
     while data:
         written = os.pwrite(file.fileno(), data, position)
         position, data = position + written, data[written:]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` once it is whole, and vanishes on an error.
-
-    A link that stands in either place is replaced, never followed.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Tokens, FLOPs, seconds and bytes of a stage before it runs, each marked where it rests on an assumption."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -109,7 +110,7 @@ class Estimator:
         memory = training_memory(
             shape,
             branch.lora,
-            largest_batch(rows, row, trainer),
+            largest_batch(rows, row, trainer, most=math.ceil(branch.global_batch_size / self.devices)),
             item_bytes=item_bytes(stage.config.model),
             shards=self.shards,
             recompute=recompute,
@@ -123,7 +124,7 @@ class Estimator:
         rows, only = count(stage.inputs["data"], self.store), stage.config.only
         row = pair_work(rows.prompt, rows.answer, rows.answer)
         num = rows.num if only is None else min(rows.num, only.max_steps * only.global_batch_size)
-        batch = largest_batch(rows, row, self.config.trainer)
+        batch = largest_batch(rows, row, self.config.trainer, most=num)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(stage.config.model))
         return self._estimate(stage, rows, num, (0.0, forward_flops(shape, row * num)), memory)
 
@@ -212,10 +213,10 @@ class Estimator:
         return 1e9 * self.hardware.runtime_gb
 
 
-def largest_batch(rows: Rows, row: Work, trainer: TrainerConfig) -> Batch:
-    """A micro-batch of rows as much longer than a mean one as the longest sequence is."""
+def largest_batch(rows: Rows, row: Work, trainer: TrainerConfig, *, most: int) -> Batch:
+    """A micro-batch of at most `most` rows, as much longer than a mean one as the longest sequence is."""
     longest = row.tokens * rows.longest / (rows.prompt + rows.answer)
-    num = max(min(trainer.micro_batch_size, trainer.micro_batch_tokens // longest), 1)
+    num = max(min(trainer.micro_batch_size, most, trainer.micro_batch_tokens // longest), 1)
     return Batch(num * longest, longest)
 
 

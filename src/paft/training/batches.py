@@ -3,6 +3,7 @@
 Everything is a function of (seed, step): a run that resumes at step k sees exactly the batches it would have.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -83,6 +84,12 @@ class StepLoader(Generic[Row]):
             )
         self.start = 0
 
+    def row_ids(self, step: int) -> list[int]:
+        """Rows of the data folder, counted from 0, in a step's global batch."""
+        epoch, position = divmod(step, len(self.rows) // self.size)
+        order = row_order(len(self.rows), seed=self.seed, epoch=epoch)
+        return order[position * self.size : (position + 1) * self.size]
+
     def _batch(self, step: int, whole: list[Row]) -> GlobalBatch[Row]:
         pairs = [row for row in whole if isinstance(row, EncodedPair)]
         return GlobalBatch(
@@ -101,19 +108,22 @@ class StepLoader(Generic[Row]):
         self.start = state["start"]
 
 
-def micro_batches(rows: Sequence[Row], size: int, max_tokens: int | None = None) -> list[list[Row]]:
+def micro_batches(
+    rows: Sequence[Row], size: int, max_tokens: float = math.inf, *, packed: bool = False
+) -> list[list[Row]]:
     """Rows of like length together, so that little is padding; their order inside a step changes nothing.
 
-    At most `size` rows and `max_tokens` tokens with their padding; a longer row goes alone.
+    At most `size` rows and `max_tokens` tokens, with their padding unless `packed`; a longer row goes alone.
     """
     cut: list[list[Row]] = []
-    room = 0
+    room = 0.0
     for row in sorted(rows, key=lambda row: row.row_tokens, reverse=True):
-        if room == 0:
+        tokens = row.row_tokens if packed or not cut else cut[-1][0].row_tokens
+        if not cut or len(cut[-1]) == size or room < tokens:
             cut.append([])
-            room = size if max_tokens is None else max(min(size, max_tokens // row.row_tokens), 1)
+            room, tokens = max_tokens, row.row_tokens
         cut[-1].append(row)
-        room -= 1
+        room -= tokens
     return cut
 
 

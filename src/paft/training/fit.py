@@ -1,30 +1,31 @@
 """The `sft` and `preference` stages: data folder in, adapter folder out."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pandas as pd
 
 from paft.adapter import base_fingerprint, text_fingerprint
 from paft.config import DPO, ORPO, SFTConfig, TrainerConfig
 from paft.data.prepare import read_preference, read_sft
 from paft.delta import adapter_statistics, read_adapter
 from paft.graph import BranchStage
+from paft.jsonfile import write_json
 from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
 from paft.run import Context
-from paft.stage import Stage, write_json
+from paft.stage import Stage
 from paft.tracking import finish_branch
 from paft.training.batches import StepLoader, num_steps
-from paft.training.history import HISTORY
+from paft.training.checkpoint import last_checkpoint
+from paft.training.history import History
 from paft.training.module import BranchModule
+from paft.training.nonfinite import NotFinite, explained
 from paft.training.preference import DPOModule, ORPOModule
 from paft.training.reference import scored
 from paft.training.sft import SFTModule
-from paft.training.throughput import Throughput
-from paft.training.trainer import bind, last_checkpoint, make_callbacks, make_trainer
+from paft.training.throughput import SHOWN, Throughput
+from paft.training.trainer import bind, make_callbacks, make_trainer
 
 MODULES: dict[type, type[BranchModule]] = {SFTConfig: SFTModule, DPO: DPOModule, ORPO: ORPOModule}
 READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "preference": read_preference}
@@ -33,7 +34,7 @@ READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "pr
 def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Train the stage's branch into `out`: `adapter/`, `sparsity.json`, `history.csv`.
 
-    Continues from `out/checkpoints` where a killed run left one. Returns the metrics for stage.json.
+    Continues from a checkpoint in `out/work` where a killed run left one. Returns the metrics for stage.json.
     """
     config: BranchStage = stage.config
     settings = context.config.trainer
@@ -61,6 +62,7 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
         gradient_checkpointing=settings.gradient_checkpointing,
         cpu_offload=context.config.strategy.cpu_offload,
+        skip_nonfinite_steps=settings.skip_nonfinite_steps,
     )
     fingerprints = {
         "base": base_fingerprint(config.model),
@@ -71,7 +73,11 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     for callback in callbacks:
         bind(callback, context, stage, out, fingerprints)
     throughput = Throughput(stage, base, context)
-    trainer = make_trainer(stage, out, context, callbacks, steps, throughput)
+    step, checkpoint = last_checkpoint(out)
+    history = History(out, step)
+    trainer = make_trainer(
+        stage, out, context, callbacks, steps=steps, throughput=throughput, history=history
+    )
     loader = StepLoader(
         rows,
         global_batch_size=branch.global_batch_size,
@@ -80,14 +86,15 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
-    trainer.fit(module, loader, ckpt_path=last_checkpoint(out), weights_only=True)
-    metrics: dict[str, Any] = {name: float(value) for name, value in trainer.logged_metrics.items()}
-    for rate in throughput.last:  # of the last step; the averages follow
-        del metrics[f"train/{rate}"]
-    metrics |= validate(trainer, module, stage.name, inputs["data"], settings)
+    try:
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except NotFinite as error:
+        raise explained(error, loader, inputs["data"], out, settings.skip_nonfinite_steps) from error
+    metrics: dict[str, Any] = validate(trainer, module, stage.name, inputs["data"], settings)
     module.backbone.save(out / "adapter", fingerprints)
     metrics |= {
         "steps": steps,
+        "skipped_steps": module.left_out.steps,
         "tokens": int(throughput.total["tokens"]),
         "rows": len(rows),
         "throughput": throughput.summary(),
@@ -95,7 +102,7 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
     metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
     if trainer.is_global_zero:
-        metrics |= finish(out)
+        metrics = last_averages(history) | metrics | finish(out, history)
         finish_branch(stage, out, metrics, context)
     return metrics
 
@@ -115,15 +122,16 @@ def validate(
     return dict(values)
 
 
-def finish(out: Path) -> dict[str, Any]:
-    """Measure the finished adapter, turn the step log into a CSV, and let go of the checkpoints."""
+def last_averages(history: History) -> dict[str, float]:
+    """What was logged of the last step, of a training that a killed run had finished too; its speed aside."""
+    return {k: v for k, v in history.last_step().items() if k.startswith("train/") and k[6:] not in SHOWN}
+
+
+def finish(out: Path, history: History) -> dict[str, Any]:
+    """Measure the finished adapter and turn the step log into a CSV."""
     sparsity = adapter_statistics(read_adapter(out / "adapter"))
     write_json(out / "sparsity.json", sparsity)
-    # several loggers' calls may speak of one step: one row a step, each cell the first value said of it
-    history = pd.read_json(out / HISTORY, lines=True).groupby("step", as_index=False).first()
-    history.to_csv(out / "history.csv", index=False)
-    (out / HISTORY).unlink()
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    history.table().to_csv(out / "history.csv", index=False)
     return {
         "sparsity": {
             "mean_over_layers": sparsity["mean_over_layers"],

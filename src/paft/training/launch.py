@@ -6,35 +6,39 @@ whole grid again. So several devices get a `torchrun` child that knows one stage
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from paft.config import RunConfig, decode
+from paft import slurm
+from paft.config import RunConfig, TrainerConfig, decode
 from paft.graph import build
+from paft.interrupt import SIGNALS, Interrupted, Postponed, stop_on_signals
 from paft.run import Context
 from paft.stage import Stage, Store, canonical, write_json
+from paft.training.agent import die_with_parent
+from paft.training.allocator import keep_freed_memory
 
 JOB, METRICS = "job.json", "metrics.json"
 
 
 def on_devices(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Run the stage into `out` on `trainer.devices`; returns its metrics, those of rank 0 on several devices.
+    """Run the stage into `out` on `trainer.devices` of each node; returns its metrics, those of rank 0 of several.
 
-    Raises `RuntimeError` with the exit code if a rank of a multi-device run fails; its traceback is on stderr.
+    Raises `RuntimeError` with the exit code if a rank of a multi-device run fails, its traceback being on stderr;
+    `ValueError` if there are not as many nodes as `trainer.num_nodes`; `Interrupted` if a signal stopped it.
     """
     settings = context.config.trainer
-    if settings.num_nodes > 1:
-        raise ValueError(
-            f"trainer.num_nodes={settings.num_nodes}: several nodes are not launched from here yet; set it to 1"
-        )
-    if settings.devices > 1:
+    slurm.require_nodes(settings.num_nodes)
+    if settings.devices * settings.num_nodes > 1:
         return _in_child(stage, inputs, out, context)
     return _work(stage, inputs, out, context)
 
 
 def _work(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    keep_freed_memory()
     if stage.name == "reference":
         from paft.training.reference import score
 
@@ -51,26 +55,57 @@ def _in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: Context
         "inputs": {name: str(folder) for name, folder in inputs.items()},
     }
     write_json(out / JOB, job)
-    ranks = f"--nproc-per-node={context.config.trainer.devices}"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        ranks,
-        "-m",
-        __name__,
-        str(out / JOB),
-    ]
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"{stage} on {context.config.trainer.devices} devices failed: exit {done.returncode}"
-        )
+    (out / METRICS).unlink(missing_ok=True)
+    exit_code, stopped_by = _run([*_launcher(stage, context.config.trainer), "-m", __name__, str(out / JOB)])
+    if exit_code and not stopped_by:
+        world = context.config.trainer.devices * context.config.trainer.num_nodes
+        raise RuntimeError(f"{stage} on {world} devices failed: exit {exit_code}; the traceback is above")
+    if not (out / METRICS).is_file():  # the ranks saved and left
+        raise Interrupted(stopped_by or signal.SIGTERM)
     metrics: dict[str, Any] = json.loads((out / METRICS).read_text())
     for name in (JOB, METRICS):
         (out / name).unlink()
     return metrics
+
+
+def _launcher(stage: Stage, settings: TrainerConfig) -> list[str]:
+    """The words that start the rest of a command in every rank."""
+    sizes = [f"--nnodes={settings.num_nodes}", f"--nproc-per-node={settings.devices}"]
+    agent = [sys.executable, "-m", "paft.training.agent", *sizes]
+    if settings.num_nodes == 1:
+        return [*agent, "--standalone"]
+    # a port of its own for each stage of each job
+    place = f"{slurm.first_node()}:{20000 + (int(stage.key, 16) + int(slurm.job_id() or 0)) % 10000}"
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-id={stage.key}"]
+    return [*slurm.on_each_node(settings.num_nodes), *agent, *meeting]
+
+
+def _run(command: list[str]) -> tuple[int, int]:
+    """Exit code of the command, and the signal this process was sent meanwhile, which the command was told of."""
+    signals = Postponed()
+    signals.begin()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child can take them
+    try:
+        child = subprocess.Popen(command)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            return _wait(child, signals), signals.received
+        finally:
+            child.kill()  # a second Ctrl-C; no more than a formality otherwise
+            child.wait()
+    finally:
+        signals.end()
+
+
+def _wait(child: subprocess.Popen[bytes], signals: Postponed) -> int:
+    told = False
+    while True:
+        try:
+            return child.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            if signals.received and not told:
+                child.send_signal(signals.received)
+                told = True
 
 
 def main(job_path: Path) -> None:
@@ -81,10 +116,15 @@ def main(job_path: Path) -> None:
     cell = build(config)
     (stage,) = (s for s in cell.walk() if s.key == job["key"])
     inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
-    metrics = _work(stage, inputs, job_path.parent, Context(config, Store(config.store), cell))
+    try:
+        metrics = _work(stage, inputs, job_path.parent, Context(config, Store(config.store), cell))
+    except Interrupted:
+        return  # without metrics, which says so
     if os.environ.get("RANK", "0") == "0":
         write_json(job_path.parent / METRICS, metrics)
 
 
 if __name__ == "__main__":
+    die_with_parent()
+    stop_on_signals(take_over=True)
     main(Path(sys.argv[1]))

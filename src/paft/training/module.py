@@ -5,7 +5,7 @@ batch's totals, so the update depends neither on the micro-batch size nor on the
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from paft.adapter import Policy, add_deltas
 from paft.config import BranchConfig, ModelConfig, Schedule
 from paft.model import load_base
 from paft.training.batches import GlobalBatch, micro_batches
+from paft.training.nonfinite import LeftOut
 
 
 def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[int], float]:
@@ -56,12 +57,13 @@ class BranchModule(L.LightningModule):
         *,
         num_steps: int,
         micro_batch_size: int = 8,
-        micro_batch_tokens: int | None = None,
+        micro_batch_tokens: float = math.inf,
         seed: int = 0,
         pad_id: int = 0,
         deltas: tuple[Path, ...] = (),
         gradient_checkpointing: bool = False,
         cpu_offload: bool = False,
+        skip_nonfinite_steps: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = (
@@ -74,6 +76,7 @@ class BranchModule(L.LightningModule):
         self.pad_id, self.deltas = pad_id, deltas
         self.gradient_checkpointing = gradient_checkpointing
         self.cpu_offload = cpu_offload
+        self.left_out = LeftOut(skip_nonfinite_steps)
         self.policy: Policy | None = None
         self.num_shards = 1
         """Devices that share one copy of the parameters."""
@@ -102,7 +105,7 @@ class BranchModule(L.LightningModule):
             self.policy = Policy(base, self.config.lora)
         if self.gradient_checkpointing:
             base.enable_input_require_grads()
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.activation_checkpointing_enable({"use_reentrant": False})
         self.policy.train()  # LoRA dropout; the base comes in eval mode
         if self.device_mesh is not None:
             self.num_shards = shard(self.policy, self.device_mesh, cpu_offload=self.cpu_offload)
@@ -131,6 +134,8 @@ class BranchModule(L.LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         logs = self._accumulate(batch)
         logs["grad_norm"] = self._clip()
+        if self.left_out.must_leave_out(batch.step, logs):
+            optimizer.zero_grad()  # type: ignore[union-attr]  # a step without gradients changes nothing but is counted
         optimizer.step()  # type: ignore[union-attr]
         logs["lr"] = torch.tensor(optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -152,7 +157,6 @@ class BranchModule(L.LightningModule):
             self.manual_backward(penalty)
             sums["l1"] = self._total(penalty.detach()) * self.num_shards / world
             sums["loss"] = sums["loss"] + sums["l1"]
-        refuse_not_finite(sums["loss"], batch)
         return sums
 
     def _passes(self, batch: GlobalBatch[Any]) -> list[tuple[list[Any], float]]:
@@ -160,7 +164,8 @@ class BranchModule(L.LightningModule):
 
         Sharded layers are gathered by all ranks together, so all must make as many passes.
         """
-        parts = micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens)
+        packed = self.backbone.packs(max(row.row_tokens for row in batch.rows))
+        parts = micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens, packed=packed)
         idle = self._most(len(parts)) - len(parts)
         return [(part, 1.0) for part in parts] + [(parts[-1][:1], 0.0)] * idle
 
@@ -201,25 +206,39 @@ class BranchModule(L.LightningModule):
     # --- checkpoints: adapter and optimizer, never the base ----------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trainable = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        """Trainable parameters and optimizer by name: what is written on some devices is read on any other number."""
+        checkpoint["left_out"] = self.left_out.steps
+        names = self._trainable_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in set(names)}
+        if self.device_mesh is None:  # else the strategy has named them
+            states = checkpoint.get("optimizer_states", [])
+            checkpoint["optimizer_states"] = [renamed(s, dict(enumerate(names))) for s in states]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.left_out.steps = checkpoint["left_out"]
+        if self.device_mesh is None:
+            numbers = {name: i for i, name in enumerate(self._trainable_names())}
+            checkpoint["optimizer_states"] = [renamed(s, numbers) for s in checkpoint["optimizer_states"]]
+
+    def _trainable_names(self) -> list[str]:
+        """In the optimizer's order."""
+        return [name for name, p in self.named_parameters() if p.requires_grad]
 
 
-def refuse_not_finite(loss: Tensor, batch: GlobalBatch[Any]) -> None:
-    """A loss of NaN or infinity ends the run before it reaches the weights."""
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"loss is {loss.item()} at step {batch.step}; the last checkpoint is good. "
-            "Lower lr, raise warmup_ratio, or look at the rows of this step"
-        )
+def renamed(state: dict[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state_dict whose parameters go by other names."""
+    groups = [group | {"params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[p]: value for p, value in state["state"].items()}, "param_groups": groups}
 
 
 def shard(policy: Policy, mesh: DeviceMesh, *, cpu_offload: bool = False) -> int:
     """FSDP2: every decoder layer is a unit, and what is left one more; returns the size of a shard group.
 
-    A mesh whose second dimension is larger than 1 shards along it and replicates along the first. A unit holds
-    the frozen base in its own type and the float32 factors side by side: both are sharded evenly.
+    A mesh whose second dimension is larger than 1 shards along it and replicates along the first.
     """
+    # The frozen bfloat16 base and the float32 factors of a layer share a unit: they are gathered as bytes, each in
+    # its own type, and only factors have gradients to scatter. Units of their own would hold and send as many
+    # bytes, in twice as many calls (tests/distributed/test_sharded_memory.py)
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     hybrid = mesh["tensor_parallel"].size() > 1

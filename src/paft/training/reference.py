@@ -22,6 +22,7 @@ from paft.data.chat import EncodedPair
 from paft.data.prepare import read_preference
 from paft.graph import FirstSteps, ReferenceStage
 from paft.layers.norm import fuse_norms
+from paft.layers.swiglu import fuse_mlps
 from paft.model import base_folder, load_base, load_tokenizer
 from paft.run import Context
 from paft.stage import Stage
@@ -45,6 +46,7 @@ class FrozenPolicy(Policy):
     def __init__(self, base: PreTrainedModel) -> None:
         nn.Module.__init__(self)
         fuse_norms(base)
+        fuse_mlps(base)
         self.frozen = base
 
     @property
@@ -97,7 +99,9 @@ def score_pairs(
     place = {id(pair): i for i, pair in pairs.items()}
     device = next(policy.parameters()).device
     found: list[tuple[int, float, float]] = []
-    for rows in micro_batches(list(pairs.values()), settings.micro_batch_size, settings.micro_batch_tokens):
+    rows_of = list(pairs.values())
+    packed = policy.packs(max(row.row_tokens for row in rows_of))
+    for rows in micro_batches(rows_of, settings.micro_batch_size, settings.micro_batch_tokens, packed=packed):
         answers = answer_logps(policy, pair_tensors(policy, rows, pad_id).to(device))
         found += zip((place[id(r)] for r in rows), *(a.tolist() for a in answers), strict=True)
     return pd.DataFrame(found, columns=["row", "chosen_logps", "rejected_logps"])

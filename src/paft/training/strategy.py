@@ -3,6 +3,12 @@
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+)
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from paft.config import RunConfig, StrategyName
@@ -14,31 +20,52 @@ class ShardedStrategy(ModelParallelStrategy):
     Lightning's own are either a folder that only torch's pickle-reading loader opens, or hold the frozen base.
     """
 
-    def __init__(self, *, num_replicas: int, shard_size: int) -> None:
+    def __init__(self, *, num_replicas: int, shard_size: int, backend: str | None = None) -> None:
         # "auto" sizes would give every device of a node the same rows. Lightning calls the second dimension
         # tensor parallel; here it is the one that hybrid sharding shards along
         sizes = (num_replicas, shard_size) if num_replicas > 1 else (shard_size, 1)
-        super().__init__(*sizes, save_distributed_checkpoint=False)
+        super().__init__(*sizes, save_distributed_checkpoint=False, process_group_backend=backend)
+
+    @override
+    def model_to_device(self) -> None:
+        """`fully_shard` has put every parameter where it belongs, with CPU offload that is the host's memory."""
+        assert self.lightning_module is not None
+        self.lightning_module._device = self.root_device  # where the rows go
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        """On rank 0 the trainable parameters, whole; on the others nothing."""
         assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(self.model, options=options)
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The same of the optimizer, under the parameters' names.
+
+        Lightning numbers them instead, and counts the frozen ones too, which no other strategy does.
+        """
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_optimizer_state_dict(self.model, optimizer, options=options)
 
 
 def make_strategy(config: RunConfig) -> Strategy | str:
-    """`fsdp` shards over all devices; `fsdp_hybrid` inside a node (or `shard_size` devices), and replicates across."""
+    """`fsdp` shards over all devices; `fsdp_hybrid` inside a node (or `shard_size` devices), and replicates across.
+
+    One device has nothing to share, whatever the strategy.
+    """
     world = config.trainer.devices * config.trainer.num_nodes
-    match config.strategy.name:
-        case StrategyName.single:
-            return "auto"
-        case StrategyName.ddp:
-            return DDPStrategy()
-        case StrategyName.fsdp:
-            return ShardedStrategy(num_replicas=1, shard_size=world)
-        case StrategyName.fsdp_hybrid:
-            size = config.strategy.shard_size or config.trainer.devices
-            return ShardedStrategy(num_replicas=world // size, shard_size=size)
+    name = config.strategy.name
+    if name is StrategyName.single or world == 1:
+        return "auto"
+    if name is StrategyName.ddp:
+        return DDPStrategy()
+    size = config.strategy.shard_size or config.trainer.devices
+    # norms of offloaded gradients are summed on the host, which nccl cannot do
+    offloaded = config.strategy.cpu_offload and config.trainer.accelerator == "gpu"
+    return ShardedStrategy(
+        num_replicas=world // size if name is StrategyName.fsdp_hybrid else 1,
+        shard_size=size if name is StrategyName.fsdp_hybrid else world,
+        backend="cpu:gloo,cuda:nccl" if offloaded else None,
+    )

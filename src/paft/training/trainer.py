@@ -1,7 +1,6 @@
 """The Lightning trainer of a branch: devices, strategy, loggers, callbacks, checkpoints."""
 
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,12 +8,15 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from paft.config import TrainerConfig
 from paft.run import Context
 from paft.stage import Stage
 from paft.tracking import branch_logger
+from paft.training.checkpoint import Checkpoints, WholeFiles
 from paft.training.history import History
 from paft.training.strategy import make_strategy
 from paft.training.throughput import Throughput
@@ -33,11 +35,20 @@ def bind(callback: Callback, context: Context, stage: Stage, out: Path, fingerpr
 
 
 class ProgressBar(TQDMProgressBar):
-    """Loss, tokens per second, share of the peak and peak memory of the last step."""
+    """Steps of the whole run, from where it was resumed; loss, speed, share of the peak and memory of the last one."""
 
-    def __init__(self, throughput: Throughput) -> None:
+    def __init__(self, branch: str, throughput: Throughput) -> None:
         super().__init__(leave=True)
-        self.throughput = throughput
+        self.branch, self.throughput = branch, throughput
+
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        bar = self.train_progress_bar
+        bar.total, bar.initial, bar.n = self.trainer.max_steps, self.trainer.global_step, self.trainer.global_step
+        bar.set_description(self.branch)
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Nothing: all steps are one epoch to Lightning, and it does not begin one where it resumes."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
@@ -51,20 +62,25 @@ def make_callbacks(context: Context) -> list[Callback]:
 
 
 def make_trainer(
-    stage: Stage, out: Path, context: Context, callbacks: list[Callback], steps: int, throughput: Throughput
+    stage: Stage,
+    out: Path,
+    context: Context,
+    callbacks: list[Callback],
+    *,
+    steps: int,
+    throughput: Throughput,
+    history: History,
 ) -> L.Trainer:
-    """A trainer that makes exactly `steps` optimizer steps and checkpoints into `out/checkpoints`.
+    """A trainer that makes exactly `steps` optimizer steps and keeps what a killed run needs in `out/work`.
 
-    `throughput` comes before `callbacks`, whose time is not its own.
+    `throughput` comes before `callbacks`, whose time is not its own, and checkpoints after them.
     """
     config = context.config.trainer
     silence_expected_warnings()
-    checkpoint = ModelCheckpoint(
-        out / "checkpoints", filename="{step}", every_n_train_steps=config.checkpoint_every, save_top_k=1
-    )
-    bar: list[Callback] = [ProgressBar(throughput)] if config.progress_bar else []
+    checkpoint = Checkpoints(out, config.checkpoint_every, history)
+    bar: list[Callback] = [ProgressBar(stage.name, throughput)] if config.progress_bar else []
     tracker = branch_logger(stage, context)
-    loggers: list[Logger] = [History(out, resumed_step(out)), *([tracker] if tracker else [])]
+    loggers: list[Logger] = [history, *([tracker] if tracker else [])]
     # determinism needs the same kernels, not every new tensor filled before it is written: a quarter of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return L.Trainer(
@@ -77,6 +93,8 @@ def make_trainer(
         logger=loggers,
         log_every_n_steps=config.log_every,
         callbacks=[throughput, *bar, *callbacks, checkpoint],
+        plugins=[WholeFiles(), *_alone(config)],
+        enable_checkpointing=False,  # not Lightning's
         enable_progress_bar=config.progress_bar,
         enable_model_summary=False,
         deterministic=config.accelerator == "cpu",
@@ -87,29 +105,20 @@ def make_trainer(
     )
 
 
-def checkpoints(out: Path) -> dict[int, Path]:
-    """Step -> checkpoint file in `out/checkpoints`."""
-    found = ((re.fullmatch(r"step=(\d+)\.ckpt", p.name), p) for p in (out / "checkpoints").glob("*.ckpt"))
-    return {int(match[1]): path for match, path in found if match}
-
-
-def last_checkpoint(out: Path) -> str | None:
-    steps = checkpoints(out)
-    return str(steps[max(steps)]) if steps else None
-
-
-def resumed_step(out: Path) -> int:
-    return max(checkpoints(out), default=0)
+def _alone(config: TrainerConfig) -> list[LightningEnvironment]:
+    """One device is one process, whatever job of a cluster this is: Lightning would ask SLURM for its rank."""
+    return [LightningEnvironment()] if config.devices * config.num_nodes == 1 else []
 
 
 def silence_expected_warnings() -> None:
     """Lightning and transformers speak of choices that are deliberate here: our own loader, no workers, no epochs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*", ".*litlogger.*"):
+    for text in (".*does not have many workers.*", ".*litlogger.*", ".*`srun` command is available.*"):
         warnings.filterwarnings("ignore", text)
     warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
     warnings.filterwarnings("ignore", ".*You defined a `validation_step`.*")
-    warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization.*")
-    warnings.filterwarnings("ignore", "The dirpath has changed.*")  # .partial was moved or copied
+    warnings.filterwarnings(
+        "ignore", ".*recommended to use .*sync_dist=True.*"
+    )  # they are sums over ranks already
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers.*")

@@ -1,0 +1,107 @@
+"""`python train.py` as a user starts it, in a process group of its own that can be watched, signalled and killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from conftest import ROOT
+
+from paft.damage import find_damage
+
+CRASH = Path(__file__).parent / "crash"
+LIMIT = 180.0
+"""Seconds any wait may take on a busy machine."""
+
+
+@dataclass
+class Run:
+    """A started command; what it says goes to a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self) -> int:
+        """Its exit code, negative for the signal it died of; a run that does not end is killed and fails the test."""
+        try:
+            return self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"still running after {LIMIT} s:\n{self.said[-3000:]}") from None
+
+    def succeed(self) -> "Run":
+        assert self.wait() == 0, self.said[-5000:]
+        return self
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Return as soon as `condition` holds; fails if the run ends before it."""
+        end = time.monotonic() + LIMIT
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"it never happened:\n{self.said[-3000:]}")
+            time.sleep(0.002)
+
+    def send(self, signum: int) -> None:
+        self.process.send_signal(signum)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group, as when a machine's memory is full or a scheduler's patience ends."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start(*overrides: str, logs: Path, crash: str = "", under: tuple[str, ...] = (), **env: str) -> Run:
+    """`python train.py experiment=smoke logs=<logs> <overrides>`, with another command before it if wanted."""
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"said-{time.monotonic_ns()}.txt"
+    paths = [str(CRASH), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PAFT_TEST_CRASH": crash} | env
+    command = [*under, sys.executable, str(ROOT / "train.py"), "experiment=smoke", f"logs={logs}", *overrides]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=logs, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return Run(process, log)
+
+
+def finished(store: Path) -> dict[Path, int]:
+    """Every folder that is visible as finished -> when its stage.json was written. Fails if one is not whole."""
+    folders = [p for p in store.glob("*/*") if p.is_dir() and "." not in p.name]
+    for folder in folders:
+        assert find_damage(folder) is None, f"{folder} is visible and {find_damage(folder)}"
+    return {folder: (folder / "stage.json").stat().st_mtime_ns for folder in folders}
+
+
+RESULTS = {
+    "data": ("train.parquet", "validation.parquet"),
+    "sft": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "sparsity.json"),
+    "preference": ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "sparsity.json"),
+    "reference": ("reference.parquet",),
+    "merge": ("model.safetensors", "merge.json"),
+    "evaluate": ("results.json", "samples.jsonl", "merge.json"),
+}
+"""The files of each stage that hold nothing but results: no times, no paths."""
+
+
+def assert_same_results(store: Path, expected: Path, *, stages: set[str] = set(RESULTS)) -> None:
+    """Every stage of `store` has, byte for byte, the results of the same key in `expected`, and all kinds are there."""
+    folders = [p for p in store.glob("*/*") if p.is_dir()]
+    assert {p.parent.name for p in folders} == stages
+    for folder in folders:
+        assert "." not in folder.name, f"{folder} was left behind"
+        twin = expected / folder.parent.name / folder.name
+        names = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
+        assert names == {p.relative_to(twin) for p in twin.rglob("*") if p.is_file()}, folder
+        for name in RESULTS[folder.parent.name]:
+            assert (folder / name).read_bytes() == (twin / name).read_bytes(), folder / name

@@ -1,0 +1,48 @@
+"""A run that is killed again and again ends with the bytes of the run that was never killed."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from processes import Run, assert_same_results, finished, start
+
+pytestmark = pytest.mark.slow
+
+CELL = ("lambda=1e-4", "merge=ties", "trainer.checkpoint_every=2")
+"""A cell of the grid in `smoke_grid`, whose checkpoints are further apart."""
+
+PHASES = {
+    "tokenised rows not yet recorded": "os.rename */data/*/stage.json half",
+    "a checkpoint half written": "os.rename */work/step=4.ckpt half",
+    "two checkpoints, as the older was about to go": "os.remove */work/step=4.ckpt",
+    "a merged model half written": "os.rename */merge/*/model.safetensors half",
+    "scores written, samples not": "open */evaluate/*/samples.jsonl",
+    "whole but for its name": "os.rename */evaluate/????????????????",
+    "scores published, the branch they are of not": "os.rename */*/????????????????.partial/stage.json half",
+}
+
+
+def killed(run: Run) -> Run:
+    assert run.wait() == -signal.SIGKILL, f"it was to be killed on its way:\n{run.said[-3000:]}"
+    return run
+
+
+def kept(before: dict[Path, int], store: Path) -> dict[Path, int]:
+    """What is finished now; all that was so before still is, and was not built again."""
+    now = finished(store)
+    assert before.items() <= now.items()
+    return now
+
+
+def test_killed_in_every_phase_one_after_the_other(smoke_grid, tmp_path):
+    store, done = tmp_path / "stages", dict[Path, int]()
+    for phase, crash in PHASES.items():
+        killed(start(*CELL, logs=tmp_path, crash=crash))
+        done = kept(done, store)
+        print(f"killed: {phase}; finished: {sorted(p.parent.name for p in done)}")
+
+    last = start(*CELL, logs=tmp_path).succeed()
+
+    kept(done, store)
+    assert_same_results(store, smoke_grid.store)
+    assert "damaged" not in last.said
