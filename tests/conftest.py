@@ -38,6 +38,15 @@ GRID = ("experiment=smoke", "-m", "lambda=1e-4,1e-3", "merge=ties,dare", "logger
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The whole of a cross product is for make test-all; a choice from it runs in every test."""
+    if settings.get_current_profile_name() == "full":
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 def train(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """`python train.py <overrides>` in its own process, from `cwd`."""
     command = [sys.executable, str(ROOT / "train.py"), *overrides]

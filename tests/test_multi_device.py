@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import distance
 
 from paft.config import RunConfig, decode
 from paft.graph import build
@@ -12,6 +13,8 @@ from paft.pipeline import run_stage
 from paft.run import Context
 from paft.stage import Stage, Store, canonical
 
+SAME = 2e-5
+"""As in tests/distributed/test_strategies.py."""
 SMOKE = ("experiment=smoke", "callbacks=none", "sft.max_steps=3", "preference.max_steps=3")
 
 
@@ -29,31 +32,12 @@ def trained(compose, logs: Path, branch: str, *overrides: str) -> dict[str, torc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("branch", "strategy", "preference"),
-    [
-        ("sft", "fsdp", "dpo"),
-        ("sft", "ddp", "dpo"),
-        ("preference", "fsdp", "dpo"),
-        ("preference", "ddp", "orpo"),
-    ],
-)
-def test_two_processes_against_one(compose, tmp_path, branch, strategy, preference):
-    objective = f"preference={preference}"
-    one = trained(compose, tmp_path / "one", branch, objective, "lambda=1e-3")
-    two = trained(
-        compose,
-        tmp_path / "two",
-        branch,
-        objective,
-        "lambda=1e-3",
-        "trainer.devices=2",
-        f"strategy={strategy}",
-    )
-    assert one.keys() == two.keys()
-    for name, expected in one.items():
-        # the ranks' sums are added in another order, which Adam's division by small moments enlarges
-        torch.testing.assert_close(two[name], expected, atol=5e-5, rtol=1e-3)
+def test_two_processes_against_one(compose, tmp_path):
+    """What the ranks do is tested in tests/distributed; this is the command that starts them, references included."""
+    one = trained(compose, tmp_path / "one", "preference")
+    two = trained(compose, tmp_path / "two", "preference", "trainer.devices=2", "strategy=fsdp")
+
+    assert distance(two, one) < SAME
 
 
 def test_several_nodes_are_refused_with_the_way_out(compose, tmp_path):

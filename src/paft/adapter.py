@@ -24,6 +24,7 @@ from paft.layers.lora import LoraLinear
 from paft.layers.norm import fuse_norms
 from paft.layers.swiglu import fuse_mlps
 from paft.losses import IGNORE, label_logps
+from paft.quantize import is_quantized
 from paft.stage import canonical
 
 ADAPTER = "default"
@@ -45,7 +46,8 @@ class Policy(nn.Module):
             target_modules=lora.target_modules,
             task_type="CAUSAL_LM",
         )
-        peft_config._register_custom_module({nn.Linear: LoraLinear})
+        if not is_quantized(base):  # else peft's own layer for four bits
+            peft_config._register_custom_module({nn.Linear: LoraLinear})
         fuse_norms(base)
         fuse_mlps(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
@@ -226,4 +228,4 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 def base_fingerprint(model: ModelConfig) -> str:
     """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
-    return f"{model.name}-{text_fingerprint(json.dumps(canonical(model), sort_keys=True))}"
+    return f"{model.name}-{text_fingerprint(json.dumps(canonical(model.as_released()), sort_keys=True))}"

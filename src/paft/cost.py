@@ -17,6 +17,7 @@ from paft.config import (
     LoraConfig,
     ModelConfig,
     ModelShape,
+    Quantization,
     SFTConfig,
 )
 from paft.jsonfile import read_object
@@ -26,6 +27,8 @@ HEAD_BLOCK = 512
 """Positions whose vocabulary-sized logits exist at once: `losses.BLOCK_N`."""
 MERGE_COPIES = 8
 """Float32 tensors of the largest size that exist at once in a merge."""
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight: four bits, its block's maximum in a byte, and the scale of 256 such maxima in float32."""
 MIXTURE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 """In the config.json of models whose layers hold several experts: not the layers counted here."""
 
@@ -154,6 +157,23 @@ def item_bytes(model: ModelConfig) -> int:
     return 4 if model.dtype is DType.float32 else 2
 
 
+def weight_bytes(model: ModelConfig) -> float:
+    """Of one weight of a linear layer while an adapter trains on it."""
+    return NF4_BYTES if model.quantization is Quantization.nf4 else item_bytes(model)
+
+
+def base_memory(shape: ModelShape, *, item_bytes: int, weight_bytes: float | None = None) -> float:
+    """Of all weights, those of the linear layers in `weight_bytes` each; embeddings, norms and head keep their type."""
+    linear = linear_parameters(shape)
+    return linear * (weight_bytes or item_bytes) + (parameters(shape) - linear) * item_bytes
+
+
+def unpacked_memory(shape: ModelShape, *, item_bytes: int, weight_bytes: float | None = None) -> float:
+    """Of the one layer whose packed weights are multiplied, in the type they are multiplied in."""
+    packed = weight_bytes is not None and weight_bytes < item_bytes
+    return max(n * m for n, m in linear_sizes(shape).values()) * item_bytes if packed else 0.0
+
+
 @dataclass(frozen=True)
 class Batch:
     """The largest micro-batch: its padded tokens, and the tokens of its longest sequence."""
@@ -168,22 +188,24 @@ def training_memory(
     batch: Batch,
     *,
     item_bytes: int,
+    weight_bytes: float | None = None,
     shards: int = 1,
     recompute: bool = False,
     stored_scores: bool = False,
 ) -> Mapping[str, float]:
     """Bytes by what holds them, at the end of a forward pass.
 
-    `shards` devices share the base and the factors. `stored_scores` is for an attention that keeps its weights.
+    `weight_bytes` is of a linear layer's weight if it is not `item_bytes`. `shards` devices share the base and the factors. `stored_scores` is for an attention that keeps its weights.
     """
     layers = shape.num_hidden_layers
-    base = parameters(shape) * item_bytes / shards
+    base = base_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes) / shards
     if shards > 1:  # whole while they are used: this decoder layer and the next, embeddings and head
-        base += (2 * linear_parameters(shape) / layers + 2 * head_parameters(shape)) * item_bytes
+        base += 2 * linear_parameters(shape) / layers * (weight_bytes or item_bytes)
+        base += 2 * head_parameters(shape) * item_bytes
     one = layer_activations(shape, batch, item_bytes=item_bytes, stored_scores=stored_scores)
     stream = shape.hidden_size * batch.tokens * item_bytes
     return {
-        "base": base,
+        "base": base + unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes),
         "adapter": 16.0 * lora_parameters(shape, lora) / shards,  # float32 value, gradient, two Adam moments
         "activations": layers * stream + one if recompute else layers * one,
         "head": head_memory(shape, batch, item_bytes=item_bytes),
@@ -208,10 +230,14 @@ def head_memory(shape: ModelShape, batch: Batch, *, item_bytes: int) -> float:
     )
 
 
-def forward_memory(shape: ModelShape, batch: Batch, *, item_bytes: int) -> float:
+def forward_memory(
+    shape: ModelShape, batch: Batch, *, item_bytes: int, weight_bytes: float | None = None
+) -> float:
     """Bytes of a forward pass without gradients: the base, the widest point of one layer, a block of logits."""
+    base = base_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes)
+    base += unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes)
     widest = (2 * shape.hidden_size + 3 * shape.intermediate_size) * batch.tokens * item_bytes
-    return parameters(shape) * item_bytes + widest + head_memory(shape, batch, item_bytes=item_bytes)
+    return base + widest + head_memory(shape, batch, item_bytes=item_bytes)
 
 
 def merge_memory(shape: ModelShape) -> float:

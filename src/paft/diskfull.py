@@ -10,15 +10,19 @@ from pathlib import Path
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class DiskFull(ValueError):
+    """A disk or a quota is full; the message names the folder and what to do."""
+
+
 @contextmanager
 def naming_full_disk(what: str, folder: Path) -> Iterator[None]:
-    """Inside, an error that comes of a full disk becomes a `ValueError` naming `folder` and what to do."""
+    """Inside, an error that comes of a full disk becomes a `DiskFull` naming `folder`; the innermost such folder."""
     try:
         yield
     except Exception as error:
-        if not is_full(error):
+        if isinstance(error, DiskFull) or not is_full(error):
             raise
-        raise ValueError(
+        raise DiskFull(
             f"no space left for {what} in {folder} ({_room(folder)}). Nothing finished is lost: make room there, or "
             "name a folder on another disk with store=..., then give the same command again to go on"
         ) from error

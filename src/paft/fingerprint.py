@@ -15,6 +15,13 @@ def file_sha256(path: Path) -> str:
 
 @cache
 def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return content_sha256(path)
+
+
+def content_sha256(path: Path) -> str:
+    """The same, read now whatever was known of the file; empty for a path that is no file any more."""
+    if not path.is_file():
+        return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

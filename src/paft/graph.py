@@ -31,7 +31,7 @@ from paft.config import (
     Template,
 )
 from paft.data.demo import DEMO_VERSION
-from paft.fingerprint import file_sha256, folder_sha256
+from paft.fingerprint import content_sha256, file_sha256, folder_sha256
 from paft.stage import Stage
 
 VERSIONS = {"data": 1, "reference": 1, "sft": 2, "preference": 2, "merge": 1, "evaluate": 1}
@@ -109,12 +109,12 @@ def build(config: RunConfig) -> Stage:
     Raises `ValueError` for a missing data or model file, which is read here for its sha256.
     """
     model = _with_fingerprint(config.model)
-    template = config.data.template
-    evaluate = EvaluateStage(model, template, config.evaluate)
+    released, template = model.as_released(), config.data.template
+    evaluate = EvaluateStage(released, template, config.evaluate)
     adapters, method = _adapters(config, model)
     if not adapters:
         return _stage("evaluate", evaluate)
-    merge = _stage("merge", MergeStage(model, method, template), **adapters)
+    merge = _stage("merge", MergeStage(released, method, template), **adapters)
     return _stage("evaluate", evaluate, model=merge)
 
 
@@ -136,7 +136,7 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
 
 def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
     branch: BranchConfig = getattr(config, name)
-    inputs = {"data": _data(name, config.data, model), **inputs}
+    inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
     if isinstance(branch, DPO) and branch.reference is ReferenceFrom.stage:
         inputs["reference"] = _stage(
             "reference", ReferenceStage(model, _first_steps(branch, config.seed)), **inputs
@@ -164,6 +164,22 @@ def _files(source: Source) -> dict[str, str]:
         return {}
     paths = {"train": source.path, "validation": source.validation_path}
     return {split: file_sha256(Path(path)) for split, path in paths.items() if path}
+
+
+def refuse_changed(config: DataStage) -> None:
+    """Raise `ValueError` naming a local file that is not the one the stage's key was made from."""
+    if not isinstance(config.source, FileSource):
+        return
+    paths = {"train": config.source.path, "validation": config.source.validation_path}
+    for split, planned in config.files.items():
+        path = Path(paths[split] or "")
+        now = content_sha256(path)
+        if now != planned:
+            raise ValueError(
+                f"{path} changed after this run was planned: its sha256 was {planned[:12]}, "
+                f"now {f'it is {now[:12]}' if now else 'the file is gone'}. No stage was made from it; "
+                "put the old file back, or give the same command again to run with the new one"
+            )
 
 
 def _with_fingerprint(model: ModelConfig) -> ModelConfig:

@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 log = logging.getLogger("paft")
 
@@ -25,8 +25,19 @@ class Interrupted(BaseException):
         return 128 + self.signum
 
 
-def _stop_now(signum: int, frame: FrameType | None) -> None:
+_stopping = threading.Event()
+"""Set when this process is on its way out: signals that schedulers repeat would only disturb it."""
+
+
+def stop(signum: int) -> NoReturn:
+    """Raise `Interrupted`; from now on only Ctrl-C is heard."""
+    _stopping.set()
     raise Interrupted(signum)
+
+
+def _stop_now(signum: int, frame: FrameType | None) -> None:
+    if signum == signal.SIGINT or not _stopping.is_set():
+        stop(signum)
 
 
 def stop_on_signals(*, take_over: bool = False) -> None:
@@ -63,7 +74,7 @@ class Postponed:
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         if self.received and signum == signal.SIGINT:
-            raise Interrupted(signum)
+            stop(signum)
         if not self.received:
             log.info("%s: saving after this step; Ctrl-C stops at once", signal.Signals(signum).name)
         self.received = self.received or signum

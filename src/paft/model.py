@@ -67,7 +67,7 @@ def _from_hub(config: HubModel, offline: bool) -> Path:
 
 def _made_once(config: WheelModel | TinyModel) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paft" / "models"
-    text = json.dumps([CONVERSION, canonical(config)], sort_keys=True)
+    text = json.dumps([CONVERSION, canonical(config.as_released())], sort_keys=True)
     label = re.sub(r"[^\w.-]", "_", config.name)  # a name is any text, a path into another folder too
     folder = cache / f"{label:.100}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     cache.mkdir(parents=True, exist_ok=True)

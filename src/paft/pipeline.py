@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from paft.config import RunConfig
-from paft.graph import Apply, DataStage, EvaluateStage, MergeStage
+from paft.config import Quantization, RunConfig
+from paft.graph import Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
 from paft.run import Context
 from paft.stage import Stage, Store
 
@@ -17,7 +17,11 @@ def run_cell(config: RunConfig, cell: Stage) -> Path:
     """The finished evaluate folder of `cell`; stages already in the store are not run again."""
     store = Store(config.store)
     context = Context(config, store, cell)
-    missing = {s.key for s in store.missing(cell)}
+    missing = {s.key: s for s in store.missing(cell)}
+    if any(stage.config.model.quantization is Quantization.nf4 for stage in missing.values()):
+        from paft.quantize import refuse_without_package
+
+        refuse_without_package()
     for stage in cell.walk():
         if stage.key not in missing and store.complete(stage):
             log.info("%-10s %s  hit               %s", stage.name, stage.key, store.path(stage))
@@ -55,7 +59,10 @@ def prepare_data(config: DataStage, out: Path, context: Context) -> dict[str, An
     base = base_folder(config.model, offline=context.config.offline)
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     prepare = prepare_sft if config.branch == "sft" else prepare_preference
-    return prepare(config.source, tokenizer, out)
+    refuse_changed(config)
+    counts = prepare(config.source, tokenizer, out)
+    refuse_changed(config)  # while it was read
+    return counts
 
 
 def score_reference(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:

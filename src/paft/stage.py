@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +38,13 @@ Run = Callable[["Stage", dict[str, Path], Path], dict[str, Any]]
 def canonical(value: Any, *, whole: bool = False) -> Any:
     """`value` as plain JSON data with type names.
 
-    Fields that cannot change a result (`identity=False`) are left out, unless `whole`.
+    Fields that cannot change a result (`identity=False`), and those with a default that older keys do not know of
+    (`identity="unless default"`), are left out, unless `whole`.
     """
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        kept = [f.name for f in fields(value) if whole or f.metadata.get("identity", True)]
+        kept = [f.name for f in fields(value) if whole or _identifies(f, getattr(value, f.name))]
         return {"type": type(value).__name__} | {k: canonical(getattr(value, k), whole=whole) for k in kept}
     if isinstance(value, Mapping):
         return {str(k): canonical(v, whole=whole) for k, v in value.items()}
@@ -52,6 +53,11 @@ def canonical(value: Any, *, whole: bool = False) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a stage config holds only dataclasses, lists, dicts and primitives, got {value!r}")
+
+
+def _identifies(of: Field[Any], value: Any) -> bool:
+    rule = of.metadata.get("identity", True)
+    return value != of.default if rule == "unless default" else bool(rule)
 
 
 @dataclass(frozen=True)

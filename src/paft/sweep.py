@@ -118,6 +118,8 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
+        self.keys: list[str] = []
+        """Of the cells as planned; jobs take them along, whatever launches them and wherever."""
 
     @wrapped()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -127,10 +129,25 @@ class Sweep(Callback):
         combinations = expand(config)
         self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in combinations]
         cells = [(c, build(c)) for c in self.configs]
+        self.keys = [cell.key for _, cell in cells]
         if self.configs and self.configs[0].plan:
             show_plan(cells)
             raise SystemExit(0)  # nothing to launch
         log.info("%d cells", len(cells))
+
+    @wrapped()
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a cell that is no longer the planned one: a grid compares what was made from the same files."""
+        if not self.keys:
+            return
+        number = config.hydra.job.num
+        values = {k: v for k, v in config.items_ex(resolve=False) if k != "hydra"}
+        if build(to_config(OmegaConf.create(values))).key != self.keys[number]:
+            raise ValueError(
+                f"a data or model file changed after the grid was planned: cell {number} would not be comparable with "
+                "the others. Finished stages stay; put the old file back, or give the same command again to run the "
+                "grid with the new one"
+            )
 
     @wrapped()
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

@@ -9,6 +9,7 @@ import logging
 import netrc
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paft")
 T = TypeVar("T")
+
+INIT_SECONDS = 10
+"""How long a run waits for W&B's server before it goes on offline, unless WANDB_INIT_TIMEOUT says otherwise."""
+FINISH_SECONDS = 120
+"""How long it waits for the rest of an upload at its end; by itself W&B waits for as long as the network is away."""
 
 
 def survive(what: str, action: Callable[[], T]) -> T | None:
@@ -63,7 +69,13 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
 
     folder = Path(context.config.logs)
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", 30))
+    ways = wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+    )
 
     def open_as(how: str) -> "Run":
         return wandb.init(
@@ -79,17 +91,19 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
             resume="allow",
             mode=how,  # type: ignore[arg-type]
             reinit="finish_previous",
-            settings=wandb.Settings(silent=True, init_timeout=seconds, console="off"),
+            settings=ways,
         )
 
     wanted = mode(settings)
     run = survive(f"opening {run_id} {wanted}", lambda: open_as(wanted))
-    if run is None and wanted == "online":
-        os.environ["WANDB_MODE"] = (
-            "offline"  # for the rest of the process: each further try would wait as long
-        )
-        survive("letting go of the failed attempt", wandb.teardown)  # which still holds the run's id
+    if run is None:
+        # for the rest of the process: each further try would wait as long
+        os.environ["WANDB_MODE"] = "offline"
+        with suppress(Exception):
+            wandb.teardown()  # a failed attempt holds the run's id, and W&B's own process may have died
         run = survive(f"opening {run_id} offline", lambda: open_as("offline"))
+        if run is not None:
+            log.warning("W&B: offline from here on; upload with: wandb sync %s/wandb/offline-run-*", folder)
     return run
 
 
@@ -105,7 +119,7 @@ def branch_logger(stage: Stage, context: Context) -> "Logger | None":
     """The Lightning logger of a branch's run; None on every rank but the first."""
     if os.environ.get("RANK", "0") != "0":
         return None
-    from lightning.pytorch.loggers import WandbLogger
+    from paft.training.tracked import TrackedRun
 
     config = {"stage": stage.name, "key": stage.key, **canonical(stage.config)}
     penalty = lambda_of(stage)
@@ -115,7 +129,7 @@ def branch_logger(stage: Stage, context: Context) -> "Logger | None":
         else f"{stage.name} lambda={penalty:g} {stage.key[:6]}"
     )
     run = start(branch_id(stage), name, stage.name, config, context)
-    return None if run is None else WandbLogger(experiment=run)
+    return None if run is None else TrackedRun(run)
 
 
 def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Context) -> None:

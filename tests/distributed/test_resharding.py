@@ -6,19 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import adapter_of, train
-from test_strategies import HYBRID, SAME, SHORT
+from test_strategies import RUNS, SAME, SHORT
 from tiny import distance
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from paft.training.checkpoint import last_checkpoint
 
-HOW: dict[str, tuple[int, tuple[str, ...]]] = {
-    "one": (1, ()),
-    "ddp 2": (2, ("strategy=ddp",)),
-    "fsdp 2": (2, ("strategy=fsdp",)),
-    "fsdp 4": (4, ("strategy=fsdp",)),
-    "hybrid 2x2": (4, HYBRID),
-}
+HOW: dict[str, tuple[int, tuple[str, ...]]] = {"one": (1, ())} | RUNS
+STOPPED = ("one", "ddp 2", "fsdp 2", "fsdp 4", "hybrid 2x2")
 LONGER = (*SHORT, "sft.max_steps=6", "sft.schedule=cosine", "lambda=1e-3")
 
 
@@ -35,10 +30,11 @@ def straight(logs) -> Path:
 @pytest.fixture(scope="module")
 def stopped(logs) -> dict[str, Path]:
     """Runs that failed after five of six steps; the checkpoint of each is of the fourth."""
-    for how, (world, strategy) in HOW.items():
+    for how in STOPPED:
+        world, strategy = HOW[how]
         with pytest.raises(ProcessRaisedException, match="Stopped: after step 5"):
             train(logs, logs / how, "sft", *LONGER, *strategy, world=world, probe=", stop_after: 5")
-    return {how: logs / how for how in HOW}
+    return {how: logs / how for how in STOPPED}
 
 
 @pytest.mark.parametrize(

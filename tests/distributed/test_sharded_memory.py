@@ -14,7 +14,13 @@ from paft.adapter import Policy
 from paft.model import base_folder, load_base
 from paft.training.module import decoder_layers
 
-HOW = ("model.dtype=bfloat16", "model.num_layers=3", "sft.lora.rank=6", "sft.lora.dropout=0", "sft.max_steps=2")
+HOW = (
+    "model.dtype=bfloat16",
+    "model.num_layers=3",
+    "sft.lora.rank=6",
+    "sft.lora.dropout=0",
+    "sft.max_steps=2",
+)
 # one forward pass a step, as torch's tracker of sharded memory follows no more
 HOW += ("trainer.micro_batch_tokens=100000", "data.sft.max_length=256", "data.sft.max_prompt_length=192")
 FLOAT32 = 4
@@ -45,8 +51,11 @@ def factors(sizes: dict[str, int]) -> int:
 
 @pytest.fixture(
     scope="module",
-    params=[(2, 2, "strategy=fsdp"), (4, 4, "strategy=fsdp"), (4, 2, "strategy=fsdp_hybrid")],
-    ids=["fsdp 2", "fsdp 4", "hybrid 2x2"],
+    params=[
+        pytest.param((2, 2, "strategy=fsdp"), id="fsdp 2", marks=pytest.mark.exhaustive),
+        pytest.param((4, 4, "strategy=fsdp"), id="fsdp 4"),
+        pytest.param((4, 2, "strategy=fsdp_hybrid"), id="hybrid 2x2"),
+    ],
 )
 def run(request, logs) -> tuple[Path, int, list[dict[str, Any]]]:
     """(folder, ranks that share one copy of the parameters, what each rank saw)."""

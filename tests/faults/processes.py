@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from conftest import ROOT
 
 from paft.damage import find_damage
@@ -94,14 +95,29 @@ RESULTS = {
 """The files of each stage that hold nothing but results: no times, no paths."""
 
 
-def assert_same_results(store: Path, expected: Path, *, stages: set[str] = set(RESULTS)) -> None:
+def assert_same_results(store: Path, expected: Path) -> None:
     """Every stage of `store` has, byte for byte, the results of the same key in `expected`, and all kinds are there."""
     folders = [p for p in store.glob("*/*") if p.is_dir()]
-    assert {p.parent.name for p in folders} == stages
+    assert {p.parent.name for p in folders} == set(RESULTS)
     for folder in folders:
-        assert "." not in folder.name, f"{folder} was left behind"
-        twin = expected / folder.parent.name / folder.name
-        names = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
-        assert names == {p.relative_to(twin) for p in twin.rglob("*") if p.is_file()}, folder
-        for name in RESULTS[folder.parent.name]:
-            assert (folder / name).read_bytes() == (twin / name).read_bytes(), folder / name
+        _assert_same(folder, expected)
+
+
+def assert_same_training(store: Path, expected: Path, branch: str) -> None:
+    """The same of the one stage of this name in `store`."""
+    (folder,) = (p for p in (store / branch).glob("*") if p.is_dir())
+    _assert_same(folder, expected)
+
+
+def _assert_same(folder: Path, expected: Path) -> None:
+    assert "." not in folder.name, f"{folder} was left behind"
+    twin = expected / folder.parent.name / folder.name
+    names, wanted = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in (folder, twin))
+    assert names == wanted, folder
+    for name in RESULTS[folder.parent.name]:
+        assert (folder / name).read_bytes() == (twin / name).read_bytes(), folder / name
+
+
+def children(run: Run) -> list[psutil.Process]:
+    """All that it has started and that still runs, whatever their process groups."""
+    return psutil.Process(run.process.pid).children(recursive=True)

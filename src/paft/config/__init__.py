@@ -2,7 +2,8 @@
 
 Hydra composes `conf/` into these types, so an unknown key or a value of the wrong type is refused while
 the command line is read. Ranges are checked in `__post_init__`, which OmegaConf calls once all overrides
-are in. A field marked `identity=False` cannot change a result and is left out of every stage key.
+are in. A field marked `identity=False` cannot change a result and is left out of every stage key; one marked
+"unless default" enters it only where it is set, so that older keys stay valid.
 """
 
 from dataclasses import fields, is_dataclass
@@ -45,7 +46,16 @@ from paft.config.merge import (
     Ties,
     WeightedMerge,
 )
-from paft.config.model import DType, HubModel, LocalModel, ModelConfig, ModelShape, TinyModel, WheelModel
+from paft.config.model import (
+    DType,
+    HubModel,
+    LocalModel,
+    ModelConfig,
+    ModelShape,
+    Quantization,
+    TinyModel,
+    WheelModel,
+)
 from paft.config.root import Paradigm, RunConfig
 from paft.config.running import (
     Csv,
@@ -110,6 +120,7 @@ __all__ = [
     "Normalize",
     "Paradigm",
     "PreferenceConfig",
+    "Quantization",
     "ReferenceFrom",
     "Rescale",
     "RowFormat",

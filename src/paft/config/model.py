@@ -1,7 +1,8 @@
 """What is fine-tuned."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Self
 
 from omegaconf import MISSING
 
@@ -11,6 +12,13 @@ from paft.config.checks import require, require_pinned
 class DType(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
+
+
+class Quantization(str, Enum):
+    """`nf4`: 4-bit NormalFloat with double quantization (QLoRA), through bitsandbytes."""
+
+    none = "none"
+    nf4 = "nf4"
 
 
 @dataclass
@@ -41,10 +49,16 @@ class ModelConfig:
     """Storage type of the frozen base and of merged models; LoRA factors are always float32."""
     attention: str = "auto"
     """transformers' `attn_implementation`; `auto` is sdpa with a faster backward pass on CPUs."""
+    quantization: Quantization = field(default=Quantization.none, metadata={"identity": "unless default"})
+    """Of the frozen base while an adapter trains on it; adapters are merged into the base as it was released."""
     trust_remote_code: bool = False
     """Run Python code shipped in the model repository. Off unless you turn it on."""
     shape: ModelShape | None = field(default=None, metadata={"identity": False})
     """For a plan, where the base's own config.json is not on this disk."""
+
+    def as_released(self) -> Self:
+        """The model that deltas are merged into and that is evaluated, however it was stored in training."""
+        return replace(self, quantization=Quantization.none)
 
 
 @dataclass

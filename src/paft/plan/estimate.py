@@ -24,6 +24,7 @@ from paft.cost import (
     parameters,
     shape_of,
     training_memory,
+    weight_bytes,
 )
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
@@ -112,6 +113,7 @@ class Estimator:
             branch.lora,
             largest_batch(rows, row, trainer, most=math.ceil(branch.global_batch_size / self.devices)),
             item_bytes=item_bytes(stage.config.model),
+            weight_bytes=weight_bytes(stage.config.model),
             shards=self.shards,
             recompute=recompute,
             stored_scores=self.hardware.accelerator == "cpu" and stage.config.model.attention == "auto",
@@ -125,7 +127,8 @@ class Estimator:
         row = pair_work(rows.prompt, rows.answer, rows.answer)
         num = rows.num if only is None else min(rows.num, only.max_steps * only.global_batch_size)
         batch = largest_batch(rows, row, self.config.trainer, most=num)
-        memory = forward_memory(shape, batch, item_bytes=item_bytes(stage.config.model))
+        model = stage.config.model
+        memory = forward_memory(shape, batch, item_bytes=item_bytes(model), weight_bytes=weight_bytes(model))
         return self._estimate(stage, rows, num, (0.0, forward_flops(shape, row * num)), memory)
 
     def _estimate(
@@ -205,7 +208,7 @@ class Estimator:
             case StrategyName.fsdp:
                 return self.devices
             case StrategyName.fsdp_hybrid:
-                return self.config.trainer.devices
+                return self.config.strategy.shard_size or self.config.trainer.devices
         return 1
 
     @property

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from paft.damage import WORK
-from paft.interrupt import Interrupted, Postponed
+from paft.interrupt import Postponed, stop
 from paft.replacing import replacing
 from paft.training.history import History
 
@@ -45,8 +45,8 @@ class Checkpoints(Callback):
     same step. Last among the callbacks: it saves what the others hold.
     """
 
-    def __init__(self, out: Path, every: int, history: History) -> None:
-        self.out, self.every, self.history = out, every, history
+    def __init__(self, out: Path, history: History, *, every: int, log_every: int) -> None:
+        self.out, self.history, self.every, self.log_every = out, history, every, log_every
         self.signals = Postponed()  # now, as Lightning puts its own handlers in place before training starts
         self.stopped_by = 0
 
@@ -63,7 +63,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0:
+        if step % self.log_every == 0:
             # Lightning logs a step only after its callbacks: a kill in between would lose it
             self.history.log_step(trainer.callback_metrics, step - 1)
         path = self.out / WORK / f"step={step}.ckpt"
@@ -88,7 +88,7 @@ class Checkpoints(Callback):
 
     def _stop_if_asked(self) -> None:
         if self.stopped_by:
-            raise Interrupted(self.stopped_by)
+            stop(self.stopped_by)
 
 
 def _of_all_ranks(signum: int, trainer: L.Trainer) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from paft import slurm
 from paft.config import RunConfig, TrainerConfig, decode
 from paft.graph import build
-from paft.interrupt import SIGNALS, Interrupted, Postponed, stop_on_signals
+from paft.interrupt import SIGNALS, Interrupted, Postponed, stop, stop_on_signals
 from paft.run import Context
 from paft.stage import Stage, Store, canonical, write_json
 from paft.training.agent import die_with_parent
@@ -61,7 +61,7 @@ def _in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: Context
         world = context.config.trainer.devices * context.config.trainer.num_nodes
         raise RuntimeError(f"{stage} on {world} devices failed: exit {exit_code}; the traceback is above")
     if not (out / METRICS).is_file():  # the ranks saved and left
-        raise Interrupted(stopped_by or signal.SIGTERM)
+        stop(stopped_by or signal.SIGTERM)
     metrics: dict[str, Any] = json.loads((out / METRICS).read_text())
     for name in (JOB, METRICS):
         (out / name).unlink()

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from paft.adapter import Policy, add_deltas
-from paft.config import BranchConfig, ModelConfig, Schedule
+from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
 from paft.model import load_base
+from paft.quantize import quantize
 from paft.training.batches import GlobalBatch, micro_batches
 from paft.training.nonfinite import LeftOut
 
@@ -98,17 +99,26 @@ class BranchModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        base = load_base(self.base_folder, self.model_config)
-        add_deltas(base, list(self.deltas))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.policy = Policy(base, self.config.lora)
+        self.policy = self._make_policy()
         if self.gradient_checkpointing:
-            base.enable_input_require_grads()
-            base.activation_checkpointing_enable({"use_reentrant": False})
+            self.policy.base.enable_input_require_grads()
+            self.policy.base.activation_checkpointing_enable({"use_reentrant": False})
         self.policy.train()  # LoRA dropout; the base comes in eval mode
         if self.device_mesh is not None:
             self.num_shards = shard(self.policy, self.device_mesh, cpu_offload=self.cpu_offload)
+
+    def _make_policy(self) -> Policy:
+        # Some of Lightning's strategies make their device the default one. A factor's first values depend on the
+        # device that draws them, and must not depend on the strategy
+        cpu = torch.device("cpu")
+        with cpu:
+            base = load_base(self.base_folder, self.model_config)
+            add_deltas(base, list(self.deltas))
+        if self.model_config.quantization is Quantization.nf4:
+            quantize(base, self.trainer.strategy.root_device if self._trainer is not None else cpu)
+        with cpu, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return Policy(base, self.config.lora)
 
     @property
     def backbone(self) -> Policy:

@@ -38,7 +38,7 @@ class LeftOut:
         ]
         if not wrong:
             return False
-        if len(self.steps) == self.allowed:
+        if len(self.steps) >= self.allowed:
             raise NotFinite(wrong[0], step)
         self.steps.append(step)
         log.warning(

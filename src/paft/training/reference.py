@@ -17,13 +17,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from paft.adapter import Policy, add_deltas
-from paft.config import TrainerConfig
+from paft.config import Quantization, TrainerConfig
 from paft.data.chat import EncodedPair
 from paft.data.prepare import read_preference
 from paft.graph import FirstSteps, ReferenceStage
 from paft.layers.norm import fuse_norms
 from paft.layers.swiglu import fuse_mlps
 from paft.model import base_folder, load_base, load_tokenizer
+from paft.quantize import quantize
 from paft.run import Context
 from paft.stage import Stage
 from paft.training.batches import micro_batches, row_order
@@ -60,8 +61,9 @@ def score(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) ->
     settings = context.config.trainer
     rows = read_preference(inputs["data"], "train")
     wanted = rows_read(len(rows), config.only)
-    rank = int(os.environ["RANK"]) if settings.devices > 1 else 0
-    parts = [wanted[i : i + PART_ROWS] for i in range(0, len(wanted), PART_ROWS)][rank :: settings.devices]
+    world = settings.devices * settings.num_nodes
+    rank = int(os.environ["RANK"]) if world > 1 else 0
+    parts = [wanted[i : i + PART_ROWS] for i in range(0, len(wanted), PART_ROWS)][rank::world]
     policy, pad_id = load_reference(config, inputs, context, rank)
     hidden = rank > 0 or not settings.progress_bar
     with tqdm(desc="reference", total=sum(map(len, parts)), unit=" pairs", disable=hidden) as bar:
@@ -85,9 +87,11 @@ def load_reference(
     tokenizer = load_tokenizer(
         folder, context.config.data.template, trust_remote_code=config.model.trust_remote_code
     )
-    device = (
-        torch.device("cuda", rank) if context.config.trainer.accelerator == "gpu" else torch.device("cpu")
-    )
+    settings = context.config.trainer
+    gpu = settings.accelerator == "gpu"
+    device = torch.device("cuda", rank % settings.devices) if gpu else torch.device("cpu")
+    if config.model.quantization is Quantization.nf4:
+        quantize(base, device)
     return FrozenPolicy(base).to(device), tokenizer.pad_token_id
 
 

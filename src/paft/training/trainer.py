@@ -44,7 +44,11 @@ class ProgressBar(TQDMProgressBar):
     def on_train_start(self, *args: Any) -> None:
         super().on_train_start(*args)
         bar = self.train_progress_bar
-        bar.total, bar.initial, bar.n = self.trainer.max_steps, self.trainer.global_step, self.trainer.global_step
+        bar.total, bar.initial, bar.n = (
+            self.trainer.max_steps,
+            self.trainer.global_step,
+            self.trainer.global_step,
+        )
         bar.set_description(self.branch)
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -77,7 +81,7 @@ def make_trainer(
     """
     config = context.config.trainer
     silence_expected_warnings()
-    checkpoint = Checkpoints(out, config.checkpoint_every, history)
+    checkpoint = Checkpoints(out, history, every=config.checkpoint_every, log_every=config.log_every)
     bar: list[Callback] = [ProgressBar(stage.name, throughput)] if config.progress_bar else []
     tracker = branch_logger(stage, context)
     loggers: list[Logger] = [history, *([tracker] if tracker else [])]

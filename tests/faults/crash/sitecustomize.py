@@ -33,7 +33,11 @@ def at_change(number: int, folder: str) -> None:
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         nonlocal left
-        if event in CHANGES and str(args[0]).startswith(folder) and not (event == "open" and args[1] in ("r", "rb")):
+        if (
+            event in CHANGES
+            and str(args[0]).startswith(folder)
+            and not (event == "open" and args[1] in ("r", "rb"))
+        ):
             left -= 1
             if left == 0:
                 die()

@@ -1,0 +1,55 @@
+"""What a grid has to hold wherever its cells ran: each stage once, a folder a cell, a report."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# ORPO: both branches need nothing but their data, so jobs that start together train both at once
+TINY = (
+    "experiment=smoke",
+    "preference=orpo",
+    "sft.max_steps=6",
+    "sft.lora.dropout=0.1",
+    "preference.max_steps=6",
+    "callbacks=none",
+    "trainer.progress_bar=false",
+)
+GRID = (*TINY, "-m", "lambda=1e-4,1e-3", "merge=ties,dare")
+STAGES = {"data": 2, "sft": 2, "preference": 1, "merge": 4, "evaluate": 4}
+
+
+def train(logs: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python train.py <words>` into `logs`, with this folder's modules at hand."""
+    command = [sys.executable, str(ROOT / "train.py"), *words, f"logs={logs}"]
+    environ = os.environ | {"PYTHONPATH": str(HERE)} | env
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240)
+
+
+def assert_each_stage_once(logs: Path) -> None:
+    finished = Counter(p.parts[-3] for p in (logs / "stages").glob("*/*/stage.json"))
+    assert finished == STAGES
+    assert not [p for p in (logs / "stages").glob("*/*") if p.suffix not in ("", ".lock")]
+    (folder,) = (logs / "hydra").iterdir()
+    assert {p.name for p in folder.iterdir() if p.name.isdigit()} == {"0", "1", "2", "3"}
+    assert (logs / "report" / "results.csv").read_text().count("\n") == 1 + 4
+
+
+def record(logs: Path, stage: str) -> list[dict]:
+    """stage.json of every finished stage of that name."""
+    return [json.loads(p.read_text()) for p in sorted((logs / "stages" / stage).glob("*/stage.json"))]
+
+
+def sft_adapter(logs: Path, penalty: float) -> dict[str, Tensor]:
+    """Of the SFT branch with that lambda."""
+    (key,) = (
+        r["key"] for r in record(logs, "sft") if r["identity"]["config"]["branch"]["l1"]["weight"] == penalty
+    )
+    return load_file(logs / "stages" / "sft" / key / "adapter" / "adapter_model.safetensors")
