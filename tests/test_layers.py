@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from paft.layers.attention import LONGEST, Packed, attention, causal_bias, shared_prompt_bias
+from paft.layers.attention import LONGEST, attention, causal_bias, pack, shared_prompt_bias
 from paft.layers.lora import LoraLinear
 from paft.layers.norm import fuse_norms
 from paft.layers.swiglu import fuse_mlps
@@ -107,22 +107,24 @@ def test_attention_against_scaled_dot_product(masked):
         torch.testing.assert_close(mine, own, **FLOAT32)
 
 
-def test_packed_attention_against_scaled_dot_product_of_each_text():
-    q, k, v = (t.detach()[:1].requires_grad_() for t in heads(12))
-    segments = torch.tensor([[0, 1, 1, 2, 2]])
-    masks = [causal_bias(4, q.dtype), shared_prompt_bias(segments, q.dtype)[0, 0], causal_bias(3, q.dtype)]
-    ours, _ = attention(nn.Module(), q, k, v, None, scaling=0.3, packed=Packed([4, 5, 3], masks))
-    texts = [t.split([4, 5, 3], dim=2) for t in (q, k, v)]
-    theirs = torch.cat(
-        [
-            F.scaled_dot_product_attention(*text, attn_mask=mask, scale=0.3, enable_gqa=True)
-            for *text, mask in zip(*texts, masks, strict=True)
-        ],
-        dim=2,
-    ).transpose(1, 2)
-    torch.testing.assert_close(ours, theirs, **FLOAT32)
+@pytest.mark.parametrize("shared", [False, True])
+def test_packed_attention_against_scaled_dot_product_of_each_text(shared):
+    lengths = [8, 7, 4, 8]  # the first two go together, the others alone
+    q, k, v = (t.detach()[:1].requires_grad_() for t in heads(sum(lengths)))
+    segments = torch.tensor(
+        [[0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 1, 1, 1, 2, 2, 3], [1, 1, 2, 2] + [3] * 4, [1] * 8]
+    )
+    groups = pack(lengths, segments if shared else None, q.dtype)
+    assert [group.tokens for group in groups] == [15, 4, 8]
+    ours, _ = attention(nn.Module(), q, k, v, None, scaling=0.3, packed=groups)
+    texts, theirs = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True), []
+    for text, row, length in zip(texts, segments, lengths, strict=True):
+        bias = shared_prompt_bias(row[None, :length], q.dtype) if shared else causal_bias(length, q.dtype)
+        theirs.append(F.scaled_dot_product_attention(*text, attn_mask=bias, scale=0.3, enable_gqa=True))
+    expected = torch.cat(theirs, dim=2).transpose(1, 2)
+    torch.testing.assert_close(ours, expected, **FLOAT32)
     pull = normal(*ours.shape, seed=7)
-    for mine, own in zip(*(torch.autograd.grad(o, (q, k, v), pull) for o in (ours, theirs)), strict=True):
+    for mine, own in zip(*(torch.autograd.grad(o, (q, k, v), pull) for o in (ours, expected)), strict=True):
         torch.testing.assert_close(mine, own, **FLOAT32)
 
 

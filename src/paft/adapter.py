@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from paft.config import LoraConfig, ModelConfig
 from paft.delta import LowRank, read_adapter
 from paft.jsonfile import read_object, write_json
-from paft.layers.attention import AUTO, LONGEST, Packed, causal_bias, shared_prompt_bias
+from paft.layers.attention import AUTO, LONGEST, pack, shared_prompt_bias
 from paft.layers.lora import LoraLinear
 from paft.layers.norm import fuse_norms
 from paft.layers.swiglu import fuse_mlps
@@ -88,17 +88,11 @@ class Policy(nn.Module):
         places_T = torch.arange(input_ids_BT.shape[1])
         real_BT = places_T < lengths_B[:, None]
         places_BT = places_T.expand_as(real_BT) if positions_BT is None else positions_BT
-        lengths: list[int] = lengths_B.tolist()
-        if segments_BT is None:
-            biases = [causal_bias(length, self.base.dtype) for length in lengths]
-        else:
-            rows = (row[None, :length] for row, length in zip(segments_BT, lengths, strict=True))
-            biases = [shared_prompt_bias(row, self.base.dtype)[0, 0] for row in rows]
         hidden_1NH = self._hidden(
             input_ids_BT[real_BT][None],
             position_ids=places_BT[real_BT][None],
             attention_mask=torch.empty(1, 1, 0, 0),  # four dimensions: transformers makes none of its own
-            packed=Packed(lengths, biases),
+            packed=pack(lengths_B.tolist(), segments_BT, self.base.dtype),
         )
         wanted_BT = labels_BT.masked_fill(places_T == 0, IGNORE)  # what begins a text has no past
         head_VH = self.base.get_output_embeddings().weight

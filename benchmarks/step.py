@@ -1,0 +1,117 @@
+"""Where the time of a training step of SmolLM2-135M goes, and how near each part is to the machine's peak.
+
+    python benchmarks/step.py [--rows 8] [--tokens 170]
+
+One micro-batch of equal rows, half of their tokens labels, as in GSM8K. Times are of torch's profiler, which makes
+the small operations look longer than they are; parts are what one autograd node covers, forward and backward.
+"""
+
+import argparse
+from collections.abc import Callable
+
+from measure import Report, Row, matrix_peak, publish, run_child
+
+PARTS = {
+    "linear layers with LoRA": "_LoraProduct",
+    "attention": "_Attention",
+    "output head and softmax": "_HeadLogps",
+    "RMSNorm": "_RMSNorm",
+    "gated product of the MLP": "_SwiGLU",
+}
+
+
+def profile_step(rows: int, tokens: int) -> dict[str, float]:
+    """Seconds of the whole step unprofiled, and of each part; FLOPs of the linear layers and of the whole."""
+    import torch
+    from hydra import compose, initialize_config_dir
+    from torch.profiler import ProfilerActivity, profile
+
+    from paft.adapter import Policy
+    from paft.compose import register_schemas, to_config
+    from paft.cost import read_shape, training_flops
+    from paft.model import base_folder, load_base
+    from paft.sweep import CONF
+    from paft.training.allocator import keep_freed_memory
+    from paft.work import Work, sequence_work
+
+    keep_freed_memory()
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = to_config(compose("train"))
+    folder = base_folder(config.model)
+    policy = Policy(load_base(folder, config.model), config.sft.lora).train()
+    ids = torch.randint(0, 49_000, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    labels = ids.where(torch.arange(tokens) >= tokens // 2, -100)
+
+    def step() -> None:
+        policy.zero_grad()
+        (-policy(ids, labels, torch.full((rows,), tokens)).sum() / labels.numel()).backward()
+
+    step()
+    whole = min(seconds(step) for _ in range(5))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    events = {e.key: e.cpu_time_total / 1e6 for e in profiler.key_averages()}
+    shape = read_shape(folder / "config.json")
+    assert shape is not None
+    work = sequence_work(tokens, (tokens + 1) // 2) * rows
+    linear = training_flops(shape, Work(work.tokens), config.sft.lora)
+    found = {name: events[node] + events[f"{node}Backward"] for name, node in PARTS.items()}
+    profiled = sum(e.self_cpu_time_total for e in profiler.key_averages()) / 1e6
+    flops = training_flops(shape, work, config.sft.lora)
+    return found | {"whole": whole, "profiled": profiled, "linear flops": linear, "flops": flops}
+
+
+def seconds(action: Callable[[], None]) -> float:
+    import time
+
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def main(rows: int, tokens: int) -> None:
+    found = run_child(__file__, "--child", f"--rows={rows}", f"--tokens={tokens}").result
+    peak, profiled = matrix_peak(), found["profiled"]
+    table = [
+        Row(
+            f"step of {rows} x {tokens} tokens",
+            f"{found['whole']:.2f} s",
+            f"bf16 products, {peak / 1e9:.0f} GFLOP/s",
+            f"{found['flops'] / peak:.2f} s",
+            found["flops"] / peak / found["whole"],
+        )
+    ]
+    for name in PARTS:
+        note = ""
+        if name == "linear layers with LoRA":
+            note = f"{found['linear flops'] / found[name] / peak:.0%} of the peak while they run"
+        table.append(
+            Row(
+                name,
+                f"{found[name]:.2f} s",
+                "profiled step",
+                f"{profiled:.2f} s",
+                found[name] / profiled,
+                note=note,
+            )
+        )
+    rest = profiled - sum(found[name] for name in PARTS)
+    table.append(Row("all else", f"{rest:.2f} s", "profiled step", f"{profiled:.2f} s", rest / profiled))
+    publish(Report("step", table, found))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=170)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.child:
+        import json
+
+        print("\n" + json.dumps(profile_step(chosen.rows, chosen.tokens)))
+    else:
+        main(chosen.rows, chosen.tokens)
