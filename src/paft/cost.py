@@ -195,7 +195,8 @@ def training_memory(
 ) -> Mapping[str, float]:
     """Bytes by what holds them, at the end of a forward pass.
 
-    `weight_bytes` is of a linear layer's weight if it is not `item_bytes`. `shards` devices share the base and the factors. `stored_scores` is for an attention that keeps its weights.
+    `weight_bytes` is of a linear layer's weight if that is not `item_bytes`. `shards` devices share the base and the
+    factors. `stored_scores` is for an attention that keeps its weights.
     """
     layers = shape.num_hidden_layers
     base = base_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes) / shards

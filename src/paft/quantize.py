@@ -25,13 +25,13 @@ def refuse_without_package() -> None:
 
 @torch.no_grad()
 def quantize(base: PreTrainedModel, device: torch.device) -> None:
-    """Put every linear layer but the output head in four bits, in place and on `device`; `is_quantized` from then on."""
+    """Put every linear layer but the output head in four bits, in place and on `device`."""
     refuse_without_package()
     head = base.get_output_embeddings()
     layers = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.Linear) and m is not head]
     for name, layer in layers:
         base.set_submodule(name, _in_four_bits(layer, device))
-    base.is_loaded_in_4bit = True  # peft asks
+    base.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks
 
 
 def is_quantized(base: PreTrainedModel) -> bool:

@@ -40,6 +40,17 @@ def survive(what: str, action: Callable[[], T]) -> T | None:
         return None
 
 
+def let_go() -> None:
+    """Forget W&B's runs and its own process, which may have died: what is left would fail at later imports.
+
+    A failed attempt to open a run also holds the run's id until then.
+    """
+    import wandb
+
+    with suppress(Exception, SystemExit):  # the latter for a process that died
+        wandb.teardown()
+
+
 def mode(config: Wandb) -> str:
     """`online` or `offline`: `auto` asks whether a key is configured, and WANDB_MODE has the last word."""
     forced = os.environ.get("WANDB_MODE")
@@ -99,8 +110,7 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
     if run is None:
         # for the rest of the process: each further try would wait as long
         os.environ["WANDB_MODE"] = "offline"
-        with suppress(Exception):
-            wandb.teardown()  # a failed attempt holds the run's id, and W&B's own process may have died
+        let_go()
         run = survive(f"opening {run_id} offline", lambda: open_as("offline"))
         if run is not None:
             log.warning("W&B: offline from here on; upload with: wandb sync %s/wandb/offline-run-*", folder)
@@ -138,10 +148,10 @@ def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Con
         return
     import wandb
 
-    def act() -> None:
+    def act() -> bool:
         run = wandb.run
         if run is None:
-            return
+            return True
         run.summary.update(metrics)
         adapter = wandb.Artifact(
             branch_id(stage), type="adapter", metadata={"key": stage.key, "stage": stage.name}
@@ -149,8 +159,10 @@ def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Con
         adapter.add_dir(str(out / "adapter"))
         run.log_artifact(adapter)
         run.finish()
+        return True
 
-    survive("finishing the run of " + str(stage), act)
+    if not survive(f"finishing the run of {stage}", act):
+        let_go()
 
 
 def log_cell(cell: Stage, context: Context) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -17,13 +18,11 @@ TINY = (
     "experiment=smoke",
     "preference=orpo",
     "sft.max_steps=6",
-    "sft.lora.dropout=0.1",
     "preference.max_steps=6",
     "callbacks=none",
     "trainer.progress_bar=false",
 )
 GRID = (*TINY, "-m", "lambda=1e-4,1e-3", "merge=ties,dare")
-STAGES = {"data": 2, "sft": 2, "preference": 1, "merge": 4, "evaluate": 4}
 
 
 def train(logs: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -33,18 +32,33 @@ def train(logs: Path, *words: str, **env: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240)
 
 
-def assert_each_stage_once(logs: Path) -> None:
+def assert_each_stage_once(logs: Path, *, lambdas: int = 2) -> None:
+    """After a grid of so many lambdas and two merges."""
+    stages = {"data": 2, "sft": lambdas, "preference": 1, "merge": 2 * lambdas, "evaluate": 2 * lambdas}
     finished = Counter(p.parts[-3] for p in (logs / "stages").glob("*/*/stage.json"))
-    assert finished == STAGES
+    assert finished == stages
     assert not [p for p in (logs / "stages").glob("*/*") if p.suffix not in ("", ".lock")]
-    (folder,) = (logs / "hydra").iterdir()
-    assert {p.name for p in folder.iterdir() if p.name.isdigit()} == {"0", "1", "2", "3"}
-    assert (logs / "report" / "results.csv").read_text().count("\n") == 1 + 4
+    folder = max((logs / "hydra").iterdir())
+    assert sum(p.name.isdigit() and p.is_dir() for p in folder.iterdir()) == 2 * lambdas
+    assert (logs / "report" / "results.csv").read_text().count("\n") == 1 + 2 * lambdas
 
 
 def record(logs: Path, stage: str) -> list[dict]:
     """stage.json of every finished stage of that name."""
     return [json.loads(p.read_text()) for p in sorted((logs / "stages" / stage).glob("*/stage.json"))]
+
+
+def assert_branches_overlap(logs: Path) -> None:
+    """The preference branch and an SFT branch were trained at the same time, thus by different processes."""
+    (preference,) = (span(r) for r in record(logs, "preference"))
+    spans = [span(r) for r in record(logs, "sft")]
+    assert any(begin < preference[1] and preference[0] < end for begin, end in spans)
+
+
+def span(stage: dict) -> tuple[float, float]:
+    """When the stage began and ended, seconds since 1970."""
+    end = datetime.fromisoformat(stage["run"]["finished"]).timestamp()
+    return end - stage["run"]["seconds"], end
 
 
 def sft_adapter(logs: Path, penalty: float) -> dict[str, Tensor]:

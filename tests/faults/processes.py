@@ -62,13 +62,30 @@ class Run:
         self.process.wait()
 
 
-def start(*overrides: str, logs: Path, crash: str = "", under: tuple[str, ...] = (), **env: str) -> Run:
-    """`python train.py experiment=smoke logs=<logs> <overrides>`, with another command before it if wanted."""
+SMOKE = ("experiment=smoke",)
+
+
+def own_files(sft: Path, model: str = "tiny") -> tuple[str, ...]:
+    """The smoke experiment's training on rows of a file."""
+    paths = (f"data.sft.path={sft}", f"data.preference.path={sft}")
+    sizes = ("sft.lr=1e-2", "sft.max_steps=8", "sft.global_batch_size=8")
+    return (f"model={model}", "data=jsonl", *paths, "evaluate=smoke", "logger=csv", *sizes)
+
+
+def start(
+    *overrides: str,
+    logs: Path,
+    what: tuple[str, ...] = SMOKE,
+    crash: str = "",
+    under: tuple[str, ...] = (),
+    **env: str,
+) -> Run:
+    """`python train.py <what> logs=<logs> <overrides>`, with the words of another command before it if wanted."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"said-{time.monotonic_ns()}.txt"
     paths = [str(CRASH), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PAFT_TEST_CRASH": crash} | env
-    command = [*under, sys.executable, str(ROOT / "train.py"), "experiment=smoke", f"logs={logs}", *overrides]
+    command = [*under, sys.executable, str(ROOT / "train.py"), *what, f"logs={logs}", *overrides]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=logs, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

@@ -1,6 +1,10 @@
 """A run that is killed again and again ends with the bytes of the run that was never killed."""
 
+import random
+import shutil
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,3 +50,37 @@ def test_killed_in_every_phase_one_after_the_other(smoke_grid, tmp_path):
     kept(done, store)
     assert_same_results(store, smoke_grid.store)
     assert "damaged" not in last.said
+
+
+GRID = ("-m", "lambda=1e-4,1e-3", "merge=ties,dare", "trainer.checkpoint_every=2")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seed", range(4))
+def test_grid_killed_at_six_random_moments(smoke_grid, tmp_path, seed):
+    """At the n-th change of a file, which repeats exactly, and after some seconds, in whatever is then done."""
+    moments = random.Random(seed)
+    store, done, kills = tmp_path / "stages", dict[Path, int](), 0
+    while kills < 6:
+        change, seconds = moments.randrange(1, 60), moments.uniform(3, 12)
+        by_change = moments.random() < 0.5
+        run = start(*GRID, logs=tmp_path, crash=f"{change} {store}" if by_change else "")
+        if not by_change:
+            with suppress(subprocess.TimeoutExpired):
+                run.process.wait(seconds)
+            run.kill()
+        ended = run.wait()
+        assert ended in (0, -signal.SIGKILL), run.said[-3000:]
+        kills += ended != 0
+        print(f"kill {kills}: " + (f"change {change}" if by_change else f"{seconds:.1f} s"))
+        done = kept(done, store)
+        if ended == 0:  # it was quicker: once more from the start
+            assert_same_results(store, smoke_grid.store)
+            shutil.rmtree(store)
+            done = {}
+
+    start(*GRID, logs=tmp_path).succeed()
+
+    kept(done, store)
+    assert_same_results(store, smoke_grid.store)
+    assert len(finished(store)) == len(finished(smoke_grid.store))

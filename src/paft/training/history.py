@@ -48,7 +48,9 @@ class History(Logger):
 
     def last_step(self) -> dict[str, float]:
         """The averages of the last optimizer step that was logged and not left out; none if there is no such step."""
-        steps = (r for r in reversed(self.rows()) if "train/loss" in r and all(map(math.isfinite, r.values())))
+        steps = (
+            r for r in reversed(self.rows()) if "train/loss" in r and all(map(math.isfinite, r.values()))
+        )
         return next(steps, {})
 
     @property

@@ -8,6 +8,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from paft.tracking import let_go
+
 if TYPE_CHECKING:
     from wandb import Run
 
@@ -36,3 +38,4 @@ class TrackedRun(WandbLogger):
                 type(error).__name__,
                 error,
             )
+            let_go()

@@ -1,0 +1,137 @@
+"""What happens to a store from outside: damage, clocks that are wrong, owners of locks that die, other networks."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from processes import Run, assert_same_results, finished, start
+
+pytestmark = pytest.mark.slow
+
+CELL = ("lambda=1e-4", "merge=ties")
+YEAR_2100, YEAR_1990 = 4_102_444_800, 631_152_000
+
+
+def copy_of(store: Path, key_of: Path, to: Path) -> Path:
+    """The stages of one cell, copied: those whose folders are in `key_of`."""
+    for folder in finished(key_of):
+        shutil.copytree(store / folder.parent.name / folder.name, to / folder.parent.name / folder.name)
+    return to
+
+
+@pytest.fixture(scope="module")
+def cell(smoke_grid, tmp_path_factory) -> Path:
+    """The store of a cell of the grid, made from it by one run that finds everything but its evaluation."""
+    logs = tmp_path_factory.mktemp("cell")
+    shutil.copytree(smoke_grid.store, logs / "stages")
+    run = start(*CELL, logs=logs).succeed()
+    hits = re.findall(r"^(\w+) +(\w{16})  hit", run.said, re.MULTILINE)
+    assert len(hits) == 7
+    for folder in (logs / "stages").glob("*/*"):
+        if (folder.parent.name, folder.name) not in hits:
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    return logs / "stages"
+
+
+def ran(*runs: Run) -> list[str]:
+    """The stages that were run, by name."""
+    return sorted(
+        name for run in runs for name in re.findall(r"^(\w+) +\w{16}  run ", run.said, re.MULTILINE)
+    )
+
+
+def only(store: Path, stage: str) -> Path:
+    (folder,) = (p for p in (store / stage).glob("*") if p.is_dir() and "." not in p.name)
+    return folder
+
+
+def test_damaged_and_half_deleted_stages_are_named_and_built_again(cell, smoke_grid, tmp_path):
+    store = Path(shutil.copytree(cell, tmp_path / "stages"))
+    adapter = only(store, "sft") / "adapter" / "adapter_model.safetensors"
+    with adapter.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\x55" * 8)
+    (only(store, "merge") / "model.safetensors").unlink()
+    (only(store, "evaluate") / "stage.json").unlink()
+    shutil.rmtree(only(store, "preference"))
+
+    run = start(*CELL, logs=tmp_path).succeed()
+
+    assert "adapter/adapter_model.safetensors does not have its recorded sha256" in run.said
+    assert "model.safetensors is missing" in run.said
+    assert "has no stage.json: moved to" in run.said
+    assert ran(run) == ["evaluate", "merge", "preference", "sft"]
+    aside = list(store.glob("*/*.damaged-1"))
+    assert {p.parent.name for p in aside} == {"sft", "merge", "evaluate"}
+    for folder in aside:
+        shutil.rmtree(folder)
+    assert_same_results(store, smoke_grid.store)
+
+
+def test_wrong_clocks_change_nothing(cell, smoke_grid, tmp_path):
+    """Some files of a store were written by a machine that lives in 2100, others by one that lives in 1990."""
+    store = Path(shutil.copytree(cell, tmp_path / "stages"))
+    shutil.rmtree(only(store, "merge"))
+    shutil.rmtree(only(store, "evaluate"))
+    key = only(store, "sft").name
+    shutil.rmtree(only(store, "sft"))
+    killed = start(*CELL, "trainer.checkpoint_every=2", logs=tmp_path, crash="os.rename */work/step=6.ckpt")
+    assert killed.wait() == -signal.SIGKILL, killed.said[-3000:]
+    paths = sorted(store.rglob("*"), reverse=True)
+    assert store / "sft" / f"{key}.partial" / "work" / "step=4.ckpt" in paths
+    for number, path in enumerate(paths):
+        os.utime(path, times=(date := (YEAR_2100, YEAR_1990)[number % 2], date))
+
+    run = start(
+        *CELL, logs=tmp_path, under=("faketime", "1995-05-05") if shutil.which("faketime") else ()
+    ).succeed()
+
+    assert ran(run) == ["evaluate", "merge", "sft"]
+    assert " 5/8 [" in run.said and " 3/8 [" not in run.said  # from the checkpoint, whatever its date
+    assert_same_results(store, smoke_grid.store)
+
+
+def in_own_network() -> tuple[str, ...]:
+    words = ("unshare", "--net")
+    if (
+        os.geteuid()
+        or not shutil.which("unshare")
+        or subprocess.run([*words, "true"], capture_output=True).returncode
+    ):
+        pytest.skip("needs root and the right to make network namespaces")
+    return words
+
+
+def test_two_runs_in_two_networks_share_the_work_and_one_outlives_the_other(cell, smoke_grid, tmp_path):
+    """Neither can reach the other but through the folder: locks are the kernel's, and go when their owner dies."""
+    under = in_own_network()
+    (tmp_path / "stages").mkdir()
+    for name in ("data", "reference"):
+        shutil.copytree(cell / name, tmp_path / "stages" / name)
+    for stage in ("sft", "preference", "merge", "evaluate"):  # left over from a machine that is gone
+        lock = tmp_path / "stages" / stage / f"{only(cell, stage).name}.lock"
+        lock.parent.mkdir()
+        lock.write_text("4242\nanother-host\n")
+    first, second = (start(*CELL, logs=tmp_path, under=under) for _ in range(2))
+    networks = {os.readlink(f"/proc/{run.process.pid}/ns/net") for run in (first, second)}
+    branches = [tmp_path / "stages" / name for name in ("sft", "preference")]
+    first.until(lambda: all(list(branch.glob("*.partial/work/history.jsonl")) for branch in branches))
+    holder, other = (first, second) if "waiting" not in first.said else (second, first)
+    holder.send(signal.SIGSTOP)
+    other.until(lambda: "waiting for" in other.said)
+
+    holder.kill()
+    other.succeed()
+
+    assert len(networks) == 2
+    assert len(ran(first, second)) == 4 and set(ran(first, second)) == {
+        "sft",
+        "preference",
+        "merge",
+        "evaluate",
+    }
+    assert_same_results(tmp_path / "stages", smoke_grid.store)
