@@ -75,6 +75,16 @@ def test_deleted_merged_model_leaves_its_evaluation_a_hit(store, notes):
     assert len(ran(notes)) == 6
 
 
+def test_deletion_that_was_cut_short_is_seen_as_done_and_finished_by_the_next(store, notes):
+    store.ensure(CELL, noting(notes))
+    going = Path(f"{store.path(MERGE)}.deleted-1")
+    store.path(MERGE).rename(going)  # killed here
+
+    assert Store(store.root).missing(CELL) == []
+    store.drop(MERGE)
+    assert not going.exists()
+
+
 def test_stage_json_is_the_whole_record(store, notes):
     store.ensure(CELL, noting(notes))
 

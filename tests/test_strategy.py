@@ -17,9 +17,9 @@ from paft.training.strategy import ShardedStrategy, make_strategy
         ),
         (
             ("strategy=fsdp_hybrid", "trainer.devices=4", "strategy.shard_size=3"),
-            "shard_size must be a divisor of the 4 devices, got 3",
+            "shard_size must be a divisor of the 4 devices and at least 2.*got 3",
         ),
-        (("strategy=fsdp_hybrid", "trainer.devices=4", "strategy.shard_size=0"), "divisor of the 4 .* got 0"),
+        (("strategy=fsdp_hybrid", "trainer.devices=4", "strategy.shard_size=1"), "divisor of the 4 .* got 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(compose, overrides, message):

@@ -6,6 +6,7 @@ A grid is checked whole before its first cell starts, planned as one graph, and 
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,8 @@ def main() -> int:
     # OpenMP threads soon sleep while they wait: where processes share cores, spinning ones cost several times
     # the work itself, and with a short spin an idle machine is as fast as with a long one
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # conf/hydra/launcher/ray.yaml has the plugin's name on purpose
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema")
     register_schemas()
     sys.argv[1:] = flag_first(sys.argv[1:])
     try:

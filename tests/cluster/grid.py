@@ -27,9 +27,14 @@ GRID = (*TINY, "-m", "lambda=1e-4,1e-3", "merge=ties,dare")
 
 def train(logs: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`python train.py <words>` into `logs`, with this folder's modules at hand."""
-    command = [sys.executable, str(ROOT / "train.py"), *words, f"logs={logs}"]
     environ = os.environ | {"PYTHONPATH": str(HERE)} | env
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command_of(logs, *words), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240
+    )
+
+
+def command_of(logs: Path, *words: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *words, f"logs={logs}"]
 
 
 def assert_each_stage_once(logs: Path, *, lambdas: int = 2) -> None:

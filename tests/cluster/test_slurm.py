@@ -1,12 +1,23 @@
 """A grid, requeued jobs and a stage on two nodes, under a real SLURM."""
 
+import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from grid import GRID, TINY, assert_branches_overlap, assert_each_stage_once, record, sft_adapter, train
+from grid import (
+    GRID,
+    HERE,
+    TINY,
+    assert_branches_overlap,
+    assert_each_stage_once,
+    command_of,
+    record,
+    sft_adapter,
+    train,
+)
 from slurm import Slurm, started, unavailable
 
 WHY_NOT = unavailable()
@@ -95,15 +106,38 @@ def test_signalled_job_saves_goes_back_to_the_queue_and_ends_with_the_same_bits(
     assert any(t.abs().max() > 0 for name, t in straight.items() if "lora_B" in name)
 
 
+@pytest.mark.exhaustive
+def test_cancelled_job_of_a_plain_batch_script_saves_and_does_not_come_back(slurm, grid, tmp_path):
+    shutil.copytree(grid / "stages" / "data", tmp_path / "logs" / "stages" / "data")
+    command = [
+        *command_of(tmp_path / "logs", *TINY, "paradigm=sft"),
+        HOLD.format(folder=tmp_path, steps="1,2"),
+    ]
+    script = ["#!/bin/sh", f"export PYTHONPATH={HERE}", f"srun {shlex.join(command)}"]
+    (tmp_path / "job.sh").write_text("\n".join(script) + "\n")
+    slurm.run(
+        "sbatch", "--requeue", "--open-mode=append", f"--output={tmp_path}/out", str(tmp_path / "job.sh")
+    )
+
+    assert stopped(slurm, tmp_path, 1, "scancel", "--signal=USR1") == ["step=2.ckpt"]
+    slurm.wait("step 2", (tmp_path / "step-2").exists)
+    (number,) = slurm.run("squeue", "-h", "-o", "%i").split()
+    slurm.run("scancel", number)
+    slurm.wait("an empty queue", lambda: not slurm.run("squeue", "-h"))
+
+    assert slurm.job(number)["JobState"] == "CANCELLED"
+    (work,) = (tmp_path / "logs" / "stages" / "sft").glob("*.partial/work")
+    assert [p.name for p in work.glob("*.ckpt")] == ["step=3.ckpt"]
+
+
 # --- two nodes ----------------------------------------------------------------------------------------
 
-USR2 = pytest.param({1: ["scancel", "--signal=USR2"]}, marks=pytest.mark.exhaustive)
+SIGNALS = pytest.param(
+    {1: ["scancel", "--signal=USR2"], 2: ["scontrol", "requeue"]}, marks=pytest.mark.exhaustive
+)
 
 
-RQ = pytest.param({1: ["scontrol", "requeue"]}, marks=pytest.mark.exhaustive)
-
-
-@pytest.mark.parametrize("commands", [{}, USR2, RQ], ids=["straight", "USR2", "RQ"])
+@pytest.mark.parametrize("commands", [{}, SIGNALS], ids=["straight", "signals"])
 def test_stage_on_two_nodes_gives_the_adapter_of_one(slurm, grid, tmp_path, commands):
     saved = disturb(slurm, tmp_path, grid, commands, "trainer.num_nodes=2", "strategy=fsdp")
 

@@ -73,26 +73,32 @@ class Probe(Callback):
         if self.memory:
             peak = self.tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
             self.seen["peak"] = {str(kind).partition(".")[2]: size for kind, size in peak.items()}
-            with Gathered() as checkpoint:
+            with Collectives() as checkpoint:
                 trainer.save_checkpoint(self.out / "probe.ckpt")
-            with Gathered() as adapter:
+            with Collectives() as adapter:
                 module.backbone.save(self.out / "probe", {})
-            self.seen["gathered"] = {"checkpoint": checkpoint.bytes, "adapter": adapter.bytes}
+            self.seen["gathered"] = {"checkpoint": checkpoint.gathered, "adapter": adapter.gathered}
         write_json(self.out / f"rank{trainer.global_rank}.json", self.seen)
 
 
-class Gathered(TorchDispatchMode):
-    """Counts the bytes that gathering collectives bring to this rank."""
+class Collectives(TorchDispatchMode):
+    """Writes down what is sent between ranks: the kind of call and the bytes of its whole tensor."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.calls: list[tuple[str, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if "gather" in str(func) and "c10d" in str(func):
-            self.bytes += max(t.nbytes for t in tree_leaves((args, out)) if isinstance(t, Tensor))
+        if "c10d" in str(func):
+            sizes = [t.nbytes for t in tree_leaves((args, out)) if isinstance(t, Tensor)]
+            kinds = [kind for kind in ("gather", "scatter") if kind in str(func)]
+            self.calls += [(kind, max(sizes)) for kind in kinds]
         return out
+
+    @property
+    def gathered(self) -> int:
+        return sum(size for kind, size in self.calls if kind == "gather")
 
 
 def held_bytes(tensor: Tensor) -> int:

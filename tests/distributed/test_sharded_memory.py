@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import seen_by, train
+from probe import Collectives
+from ranks import seen_by, spawn, train
 from resumable import configured
 from safetensors.torch import load_file
+from tiny import BFLOAT16, BRANCHES, make, rows_for, whole_batch
+from torch.distributed.device_mesh import init_device_mesh
 
 from paft.adapter import Policy
+from paft.jsonfile import write_json
 from paft.model import base_folder, load_base
-from paft.training.module import decoder_layers
+from paft.training.strategy import decoder_layers, shard
 
 HOW = (
     "model.dtype=bfloat16",
@@ -111,3 +115,33 @@ def test_saving_gathers_the_factors_and_no_base_weight(run, policy):
     for tensors in (saved, state):
         assert all("lora_" in name for name in tensors)
         assert sum(t.numel() for t in tensors.values()) == trained
+
+
+def passes(folder: Path) -> None:
+    """What one rank's forward and backward pass send."""
+    module = make(BRANCHES["sft"], model=BFLOAT16)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    shard(module.backbone, mesh)
+    rows = rows_for(module.config, 4)
+    with Collectives() as forward:
+        loss, _ = module.micro_loss(list(rows), whole_batch(rows))
+    with Collectives() as backward:
+        loss.backward()
+    found = {"forward": forward.calls, "backward": backward.calls}
+    write_json(folder / f"rank{torch.distributed.get_rank()}.json", found)
+
+
+def test_a_layer_is_gathered_in_one_call_and_only_factors_are_reduced(tmp_path):
+    policy = make(BRANCHES["sft"], model=BFLOAT16).backbone
+    layers = list(decoder_layers(policy))
+    one = shares(layers[0], 2)
+    layer, trained = 2 * sum(one.values()), 2 * factors(one)
+    rest = 2 * sum(shares(policy, 2).values()) - len(layers) * layer
+
+    spawn(passes, tmp_path, world=2)
+
+    for rank in seen_by(tmp_path, 2):
+        assert rank["forward"] == [["gather", rest]] + len(layers) * [["gather", layer]]
+        assert sorted(rank["backward"]) == sorted(
+            len(layers) * [["gather", layer]] + len(layers) * [["scatter", trained]]
+        )

@@ -10,7 +10,7 @@ from tiny import BRANCHES, distance, gradients, make, move
 from torch.distributed.device_mesh import init_device_mesh
 
 from paft.adapter import whole
-from paft.training.module import shard
+from paft.training.strategy import shard
 
 SAME = 1e-6
 """Relative distance of float32 sums in another order; measured below 1e-7."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from processes import Run, assert_same_results, finished, start
+from processes import Run, assert_same_results, finished, scatter_dates, start
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,6 @@ CELL = ("lambda=1e-4", "merge=ties", "trainer.checkpoint_every=2")
 PHASES = {
     "tokenised rows not yet recorded": "os.rename */data/*/stage.json half",
     "a checkpoint half written": "os.rename */work/step=4.ckpt half",
-    "two checkpoints, as the older was about to go": "os.remove */work/step=4.ckpt",
     "a merged model half written": "os.rename */merge/*/model.safetensors half",
     "scores written, samples not": "open */evaluate/*/samples.jsonl",
     "whole but for its name": "os.rename */evaluate/????????????????",
@@ -42,7 +41,9 @@ def test_killed_in_every_phase_one_after_the_other(smoke_grid, tmp_path):
     store, done = tmp_path / "stages", dict[Path, int]()
     for phase, crash in PHASES.items():
         killed(start(*CELL, logs=tmp_path, crash=crash))
-        done = kept(done, store)
+        kept(done, store)
+        scatter_dates(store)  # the next machine's clock is another
+        done = finished(store)
         print(f"killed: {phase}; finished: {sorted(p.parent.name for p in done)}")
 
     last = start(*CELL, logs=tmp_path).succeed()

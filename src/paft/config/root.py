@@ -62,12 +62,8 @@ class RunConfig:
                 "set strategy=ddp, fsdp or fsdp_hybrid, or trainer.devices=1"
             )
         if (size := self.strategy.shard_size) is not None:
-            require(
-                size > 0 and devices % size == 0,
-                "strategy.shard_size",
-                size,
-                f"a divisor of the {devices} devices",
-            )
+            allowed = f"a divisor of the {devices} devices and at least 2 (strategy=ddp for whole copies)"
+            require(size > 1 and devices % size == 0, "strategy.shard_size", size, allowed)
         if self.strategy.cpu_offload and devices == 1:
             raise ValueError("strategy.cpu_offload=true needs trainer.devices of at least 2, got 1 device")
         for at in ("sft", "preference"):

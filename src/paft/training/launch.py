@@ -32,6 +32,8 @@ def on_devices(stage: Stage, inputs: dict[str, Path], out: Path, context: Contex
     """
     settings = context.config.trainer
     slurm.require_nodes(settings.num_nodes)
+    for name in (JOB, METRICS):  # of a run that was killed, on other devices perhaps
+        (out / name).unlink(missing_ok=True)
     if settings.devices * settings.num_nodes > 1:
         return _in_child(stage, inputs, out, context)
     return _work(stage, inputs, out, context)
@@ -55,7 +57,6 @@ def _in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: Context
         "inputs": {name: str(folder) for name, folder in inputs.items()},
     }
     write_json(out / JOB, job)
-    (out / METRICS).unlink(missing_ok=True)
     exit_code, stopped_by = _run([*_launcher(stage, context.config.trainer), "-m", __name__, str(out / JOB)])
     if exit_code and not stopped_by:
         world = context.config.trainer.devices * context.config.trainer.num_nodes

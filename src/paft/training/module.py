@@ -5,14 +5,13 @@ batch's totals, so the update depends neither on the micro-batch size nor on the
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from paft.adapter import Policy, add_deltas
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
@@ -20,6 +19,7 @@ from paft.model import load_base
 from paft.quantize import quantize
 from paft.training.batches import GlobalBatch, micro_batches
 from paft.training.nonfinite import LeftOut
+from paft.training.strategy import shard
 
 
 def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[int], float]:
@@ -239,27 +239,3 @@ def renamed(state: dict[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
     """An optimizer's state_dict whose parameters go by other names."""
     groups = [group | {"params": [names[p] for p in group["params"]]} for group in state["param_groups"]]
     return {"state": {names[p]: value for p, value in state["state"].items()}, "param_groups": groups}
-
-
-def shard(policy: Policy, mesh: DeviceMesh, *, cpu_offload: bool = False) -> int:
-    """FSDP2: every decoder layer is a unit, and what is left one more; returns the size of a shard group.
-
-    A mesh whose second dimension is larger than 1 shards along it and replicates along the first.
-    """
-    # The frozen bfloat16 base and the float32 factors of a layer share a unit: they are gathered as bytes, each in
-    # its own type, and only factors have gradients to scatter. Units of their own would hold and send as many
-    # bytes, in twice as many calls (tests/distributed/test_sharded_memory.py)
-    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
-
-    hybrid = mesh["tensor_parallel"].size() > 1
-    over = mesh if hybrid else mesh["data_parallel"]
-    pinned = torch.cuda.is_available()
-    offload = CPUOffloadPolicy(pin_memory=pinned) if cpu_offload else OffloadPolicy()
-    for unit in (*decoder_layers(policy), policy):
-        fully_shard(unit, mesh=over, offload_policy=offload)
-    return over.size(-1)
-
-
-def decoder_layers(policy: Policy) -> Iterator[torch.nn.Module]:
-    names = set(policy.base._no_split_modules or ())
-    yield from (m for m in policy.modules() if type(m).__name__ in names)

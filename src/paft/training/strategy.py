@@ -1,16 +1,21 @@
-"""Lightning's strategy for the `strategy` group: one device, copies that share gradients, or shards."""
+"""The `strategy` group: one device, copies that share gradients, or shards, as Lightning is told and FSDP2 does it."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from paft.adapter import Policy
 from paft.config import RunConfig, StrategyName
 
 
@@ -69,3 +74,25 @@ def make_strategy(config: RunConfig) -> Strategy | str:
         shard_size=size if name is StrategyName.fsdp_hybrid else world,
         backend="cpu:gloo,cuda:nccl" if offloaded else None,
     )
+
+
+def shard(policy: Policy, mesh: DeviceMesh, *, cpu_offload: bool = False) -> int:
+    """FSDP2: every decoder layer is a unit, and what is left one more; returns the size of a shard group.
+
+    A mesh whose second dimension is larger than 1 shards along it and replicates along the first.
+    """
+    # The frozen bfloat16 base and the float32 factors of a layer share a unit: they are gathered as bytes, each in
+    # its own type, and only factors have gradients to scatter. Units of their own would hold and send as many
+    # bytes, in twice as many calls (tests/distributed/test_sharded_memory.py)
+    hybrid = mesh["tensor_parallel"].size() > 1
+    over = mesh if hybrid else mesh["data_parallel"]
+    pinned = torch.cuda.is_available()
+    offload = CPUOffloadPolicy(pin_memory=pinned) if cpu_offload else OffloadPolicy()
+    for unit in (*decoder_layers(policy), policy):
+        fully_shard(unit, mesh=over, offload_policy=offload)
+    return over.size(-1)
+
+
+def decoder_layers(policy: Policy) -> Iterator[torch.nn.Module]:
+    names = set(policy.base._no_split_modules or ())
+    yield from (m for m in policy.modules() if type(m).__name__ in names)
