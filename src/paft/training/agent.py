@@ -36,7 +36,7 @@ def _tell_ranks() -> None:
 
 def die_with_parent() -> None:
     """Have the system kill this process when its parent dies: nobody would hold the stage's lock any more."""
-    from torch.multiprocessing import _prctl_pr_set_pdeathsig
+    from torch.multiprocessing.spawn import _prctl_pr_set_pdeathsig
 
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
 
