@@ -1,6 +1,6 @@
 """Training of SmolLM2-135M against TRL's trainers: speed, share of the arithmetic limit, peak memory.
 
-    python benchmarks/training.py [sft] [dpo] [orpo] [--sft-rows FILE] [--preference-rows FILE] [--rounds N]
+    python benchmarks/training.py [sft] [dpo] [orpo] [--only equal] [--sft-rows FILE] [--preference-rows FILE]
 
 Without files the rows are the embedded ones; the comparison is meant for GSM8K and HH (harmless), in any format
 that `data=jsonl` reads. Each part takes about five minutes a round on two cores and writes `benchmarks/<part>.json`.
@@ -53,9 +53,9 @@ Job = dict[str, Any]
 Runs = list[Child]
 
 
-def settings(part: Part) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Name of a comparison -> overrides of PAFT, arguments of TRL."""
-    return {
+def settings(part: Part, only: str | None = None) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Name of a comparison -> overrides of PAFT, arguments of TRL; of all, or of one."""
+    every = {
         "equal": (ONE_MICRO_BATCH, ()),
         "best": ((), part.best),
         "checkpointed": (
@@ -63,9 +63,10 @@ def settings(part: Part) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
             ("gradient_checkpointing=true",),
         ),
     }
+    return {only: every[only]} if only else every
 
 
-def compare(part: Part, rows: Path | None, rounds: int) -> Report:
+def compare(part: Part, rows: Path | None, rounds: int, only: str | None = None) -> Report:
     """Run both sides and tabulate them; raises `ValueError` if their losses are not those of one training."""
     report, peers = Report(part.name), installed("trl")
     report.details["differences"] = {"float32": prove(part, rows)} if peers else {}
@@ -73,7 +74,7 @@ def compare(part: Part, rows: Path | None, rounds: int) -> Report:
         folder = Path(temporary)
         paft("prepare", part, folder, rows)
         job: Job = json.loads((folder / "job.json").read_text())
-        named = settings(part).items()
+        named = settings(part, only).items()
         contenders = {
             f"paft {name}": partial(paft, "train", part, folder, rows, *ours) for name, (ours, _) in named
         }
@@ -83,8 +84,10 @@ def compare(part: Part, rows: Path | None, rounds: int) -> Report:
         runs = in_turn(contenders, rounds)
     if part is SFT:
         peak = matrix_peak()
-        report.rows += [limit_row(job, name, runs[f"paft {name}"], peak) for name in ("equal", "best")]
-    for name in settings(part) if peers else ():
+        report.rows += [
+            limit_row(job, name, runs[f"paft {name}"], peak) for name, _ in named if name != "checkpointed"
+        ]
+    for name, _ in named if peers else ():
         ours, theirs = runs[f"paft {name}"], runs[f"trl {name}"]
         found = report.details["differences"][name] = differences(ours[0], theirs[0])
         refuse_other_losses(part, {key: values[:1] for key, values in found.items()}, BFLOAT16)
@@ -172,11 +175,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all")
     add_options(parser, "sft", "preference", rounds=1)
+    parser.add_argument("--only", choices=["equal", "best", "checkpointed"], help="one of the comparisons")
     chosen = parser.parse_args()
     for part in PARTS.values():
         if part.name in chosen.parts or "all" in chosen.parts:
             rows = chosen.sft_rows if part is SFT else chosen.preference_rows
-            publish(compare(part, rows, chosen.rounds))
+            publish(compare(part, rows, chosen.rounds, chosen.only))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from paft.beside import free_name, lock, move_aside, own_folder
 from paft.damage import PARTIAL, WORK, digests, find_damage
 from paft.diskfull import naming_full_disk
 from paft.jsonfile import read_object, write_json
@@ -146,12 +147,11 @@ class Store:
         """Under the lock, as another process may have done so, and even rebuilt it, since this one looked."""
         path = self.path(stage)
         try:
-            with _lock(path):
+            with lock(path):
                 damage = self.complete(stage) and find_damage(path)
                 if damage:
-                    aside = _free_name(path, "damaged")
+                    aside = move_aside(path)
                     log.warning("%s is damaged (%s): moved to %s, building it again", stage, damage, aside)
-                    os.replace(path, aside)
         except Timeout:
             pass  # its holder is building it again
 
@@ -217,10 +217,11 @@ class Store:
         with naming_full_disk(str(stage), partial):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _lock(path):
+            with lock(path):
                 if not self.complete(stage):
-                    _clear_way(stage, path)
-                    _own_folder(partial)
+                    if aside := move_aside(path):
+                        log.warning("%s has no stage.json: moved to %s, building it again", stage, aside)
+                    own_folder(partial)
                     if (partial / "stage.json").is_file() and not find_damage(partial):
                         self._publish(stage, partial)
                         log.info("%-10s %s  was whole but for its name", stage.name, stage.key)
@@ -258,40 +259,7 @@ class Store:
         if path.is_symlink():
             path.unlink()
         with suppress(FileNotFoundError):  # another process was quicker
-            os.replace(path, _free_name(path, "deleted"))
+            os.replace(path, free_name(path, "deleted"))
         for going in path.parent.glob(f"{path.name}.deleted-*"):
             shutil.rmtree(going, ignore_errors=True)
         self._verified.discard(stage.key)
-
-
-def _lock(path: Path) -> FileLock:
-    """The lock of a stage folder; entering it raises `Timeout` while another process is inside."""
-    file = Path(f"{path}.lock")
-    if file.is_symlink() or (file.exists() and not file.is_file()):
-        raise ValueError(
-            f"{file} must be an empty file made by PAFT, it is a link, a folder or a pipe; remove it"
-        )
-    return FileLock(file, blocking=False)
-
-
-def _clear_way(stage: Stage, path: Path) -> None:
-    """Move aside what stands in a finished stage's place and is none."""
-    if path.exists() or path.is_symlink():
-        aside = _free_name(path, "damaged")
-        log.warning("%s has no stage.json: moved to %s, building it again", stage, aside)
-        os.replace(path, aside)
-
-
-def _own_folder(partial: Path) -> None:
-    """Make sure of a folder to work in, without links: a stage makes none, and would write through them."""
-    if partial.is_symlink() or not partial.is_dir():
-        partial.unlink(missing_ok=True)
-    partial.mkdir(exist_ok=True)
-    for path in partial.rglob("*"):
-        if path.is_symlink():
-            path.unlink()
-
-
-def _free_name(path: Path, suffix: str) -> Path:
-    candidates = (path.with_name(f"{path.name}.{suffix}-{n}") for n in range(1, 10_000))
-    return next(p for p in candidates if not p.exists())

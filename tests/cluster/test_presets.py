@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from paft.compose import register_schemas
 from paft.slurm import require_nodes
 
+# its file has the plugin's name on purpose
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/ray' is validated:UserWarning")
 CONF = Path(__file__).parents[2] / "conf"
 
 

@@ -28,5 +28,6 @@ class SFTModule(BranchModule):
         l1 = self.config.l1
         if l1.weight == 0:
             return None
-        factors = self.backbone.own_factors(whole_A=l1.of is L1Of.delta)
+        own = self.backbone.own_factors(whole_A=l1.of is L1Of.delta)
+        factors = [(A.to(self.device), B.to(self.device), scaling) for A, B, scaling in own]  # offloaded ones too
         return l1.weight * l1_penalty(factors, of=l1.of.value)
