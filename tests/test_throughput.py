@@ -13,6 +13,7 @@ from paft.config import HardwareConfig
 from paft.cost import branch_flops, read_shape
 from paft.data.prepare import read_preference, read_sft
 from paft.model import base_folder
+from paft.training.history import History
 from paft.training.throughput import Throughput, measured_peak, peak_flops
 from paft.training.trainer import ProgressBar, make_trainer
 from paft.work import rows_work
@@ -90,7 +91,8 @@ def test_every_step_is_logged(trained):
 def test_throughput_comes_before_callbacks_whose_time_is_not_its_own(throughput, tmp_path):
     stage, context = stage_of(configured(tmp_path, "trainer.progress_bar=true"), "sft")
 
-    trainer = make_trainer(stage, tmp_path, context, [], 1, throughput)
+    history = History(tmp_path, 0)
+    trainer = make_trainer(stage, tmp_path, context, [], steps=1, throughput=throughput, history=history)
 
     assert trainer.callbacks[0] is throughput
     assert any(isinstance(c, ProgressBar) and c.throughput is throughput for c in trainer.callbacks)

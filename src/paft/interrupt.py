@@ -51,6 +51,12 @@ def stop_on_signals(*, take_over: bool = False) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by who started this process, until now
 
 
+def ignore_signals() -> None:
+    """To the very end of this process, where Python's handlers are gone and a repeated signal would still kill it."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class Postponed:
     """From `begin` to `end`, the first signal is only remembered; a second Ctrl-C stops at once.
 

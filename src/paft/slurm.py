@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from paft.interrupt import SIGNALS, Interrupted, stop_on_signals
+from paft.interrupt import Interrupted, ignore_signals, stop_on_signals
 
 log = logging.getLogger("paft")
 
@@ -27,8 +27,7 @@ def requeued() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)  # SLURM sends more of them while it ends the job
+        ignore_signals()  # SLURM sends more of them while it ends the job
         if stop.signum != signal.SIGINT:
             _requeue(stop)
         raise SystemExit(stop.exit_code) from stop

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from paft.compose import explain, register_schemas, to_config
 from paft.config import RunConfig
 from paft.graph import build
-from paft.interrupt import Interrupted, stop_on_signals
+from paft.interrupt import Interrupted, ignore_signals, stop_on_signals
 from paft.plan import show_plan
 from paft.slurm import requeued, require_nodes
 from paft.stage import Store
@@ -49,6 +49,7 @@ def main() -> int:
         with unwrapped():
             _hydra_main()
     except Interrupted as stop:
+        ignore_signals()
         print(
             f"stopped by {stop}: give the same command again to go on; nothing finished is lost",
             file=sys.stderr,

@@ -53,7 +53,7 @@ def test_run_names_step_rows_and_checkpoint_then_leaves_the_step_out(broken, tmp
     (partial,) = tmp_path.glob("stages/sft/*.partial")
     (data,) = tmp_path.glob("stages/data/????????????????")
     named = sorted(row_order(64, seed=42, epoch=0)[8 * STEP : 8 * (STEP + 1)])
-    error = first.said[first.said.index("loss is nan") :]
+    error = first.said[first.said.index(f"loss is nan at step {STEP}, on rows") :]
     rows = json.loads(error[error.index("[") : error.index("]") + 1])
     assert error.startswith(f"loss is nan at step {STEP}, on rows {rows} of {data}; ")
     assert f"the last good checkpoint is {partial}/work/step={STEP}.ckpt, after {STEP} steps" in error

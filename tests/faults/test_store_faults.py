@@ -64,6 +64,7 @@ def test_damaged_and_half_deleted_stages_are_named_and_built_again(cell, smoke_g
     assert_same_results(store, smoke_grid.store)
 
 
+@pytest.mark.exhaustive  # the runs killed in every phase live among such dates too
 def test_wrong_clocks_change_nothing(cell, smoke_grid, tmp_path):
     """A store some of whose files come from a machine that lives in 2100, others from one that lives in 1990."""
     store = Path(shutil.copytree(cell, tmp_path / "stages"))

@@ -15,7 +15,7 @@ from typing import Any
 from paft import slurm
 from paft.config import RunConfig, TrainerConfig, decode
 from paft.graph import build
-from paft.interrupt import SIGNALS, Interrupted, Postponed, stop, stop_on_signals
+from paft.interrupt import SIGNALS, Interrupted, Postponed, ignore_signals, stop, stop_on_signals
 from paft.run import Context
 from paft.stage import Stage, Store, canonical, write_json
 from paft.training.agent import die_with_parent
@@ -120,6 +120,7 @@ def main(job_path: Path) -> None:
     try:
         metrics = _work(stage, inputs, job_path.parent, Context(config, Store(config.store), cell))
     except Interrupted:
+        ignore_signals()
         return  # without metrics, which says so
     if os.environ.get("RANK", "0") == "0":
         write_json(job_path.parent / METRICS, metrics)
