@@ -39,8 +39,8 @@ def contender(shared: bool, folder: Path, words: list[str]) -> None:
             logs = folder / ("all" if shared else str(i))
             cell = [f"lambda={weight}", f"merge={merge}", f"preference={preference}", f"logs={logs}"]
             config = to_config(compose("train", overrides=["experiment=smoke", *STEPS, *cell, *words]))
-            done = run_cell(config, build(config))
-            averages.append(json.loads((done / "results.json").read_text())["average"])
+            folder_of_cell = run_cell(config, build(config))
+            averages.append(json.loads((folder_of_cell / "results.json").read_text())["average"])
     seconds = time.perf_counter() - started
     done = {name: len(list(folder.glob(f"*/stages/{name}/*/stage.json"))) for name in ("*", *TRAINED)}
     print(

@@ -28,7 +28,8 @@ from paft.config import (
     TrainerConfig,
 )
 from paft.graph import build
-from paft.stage import Stage, Store, write_json
+from paft.jsonfile import write_json
+from paft.stage import Stage, Store
 
 EVALUATE = EvaluateConfig(
     name="demo",

@@ -18,11 +18,9 @@ from transformers import PreTrainedModel
 
 from paft.config import LoraConfig, ModelConfig
 from paft.delta import LowRank, read_adapter
-from paft.jsonfile import read_object, write_json
 from paft.layers.attention import AUTO, LONGEST, pack, shared_prompt_bias
+from paft.layers.fuse import fuse
 from paft.layers.lora import LoraLinear
-from paft.layers.norm import fuse_norms
-from paft.layers.swiglu import fuse_mlps
 from paft.losses import IGNORE, label_logps
 from paft.quantize import is_quantized
 from paft.stage import canonical
@@ -48,10 +46,10 @@ class Policy(nn.Module):
         )
         if not is_quantized(base):  # else peft's own layer for four bits
             peft_config._register_custom_module({nn.Linear: LoraLinear})
-        fuse_norms(base)
-        fuse_mlps(base)
+        fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
         self.peft = get_peft_model(base, peft_config)
+        peft_config.target_modules = sorted(lora.target_modules)  # peft made a set of it, which has no order
 
     @property
     def base(self) -> PreTrainedModel:
@@ -163,9 +161,6 @@ class Policy(nn.Module):
             str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=state
         )
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        config = read_object(folder / "adapter_config.json")
-        config["target_modules"].sort()  # a set to peft, in another order in each process
-        write_json(folder / "adapter_config.json", config)
         (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from paft.config import Quantization, RunConfig
 from paft.graph import Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
+from paft.jsonfile import write_json
 from paft.run import Context
 from paft.stage import Stage, Store
 
@@ -76,7 +77,6 @@ def score_reference(stage: Stage, inputs: dict[str, Path], out: Path, context: C
 def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     from paft.merge.apply import apply_adapters, merge_adapters
     from paft.model import base_folder
-    from paft.stage import write_json
 
     base = base_folder(config.model, offline=context.config.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}

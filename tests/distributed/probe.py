@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from paft.jsonfile import write_json
 from paft.run import Context
-from paft.stage import Stage, write_json
+from paft.stage import Stage
 from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
 

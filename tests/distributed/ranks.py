@@ -21,8 +21,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from paft.config import RunConfig
 from paft.jsonfile import read_object
-from paft.stage import canonical, write_json
-from paft.training.launch import JOB, main
+from paft.training.launch import main, write_job
 
 
 def spawn(work: Callable[..., None], *args: Any, world: int, nodes: int = 1, seconds: float = 240) -> None:
@@ -78,7 +77,7 @@ def train(
         "+callbacks.probe={_target_: probe.Probe" + probe + "}",
         *overrides,
     )
-    spawn(main, write_job(config, branch, out), world=world, nodes=nodes)
+    spawn(main, job_of(config, branch, out), world=world, nodes=nodes)
     return out
 
 
@@ -91,9 +90,7 @@ def seen_by(out: Path, world: int) -> list[dict[str, Any]]:
     return [read_object(out / f"rank{rank}.json") for rank in range(world)]
 
 
-def write_job(config: RunConfig, branch: str, out: Path) -> Path:
+def job_of(config: RunConfig, branch: str, out: Path) -> Path:
     stage, context = stage_of(config, branch)
-    inputs = {name: str(context.store.path(s)) for name, s in stage.inputs.items()}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / JOB, {"key": stage.key, "config": canonical(config, whole=True), "inputs": inputs})
-    return out / JOB
+    return write_job(stage, {name: context.store.path(s) for name, s in stage.inputs.items()}, out, config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import adapter_of, free_port, seen_by, train, write_job
+from ranks import adapter_of, free_port, job_of, seen_by, train
 from resumable import configured
 from tiny import distance
 
@@ -115,7 +115,7 @@ def test_two_nodes_of_two_under_torchrun(logs, one, tmp_path):
     how = (*OBJECTIVES["sft+l1"][1:], *SHORT, "strategy=fsdp_hybrid")
     probe = "+callbacks.probe={_target_: probe.Probe}"
     config = configured(logs, *how, "trainer.devices=2", "trainer.num_nodes=2", probe)
-    job = write_job(config, "sft", tmp_path / "out")
+    job = job_of(config, "sft", tmp_path / "out")
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
     command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])

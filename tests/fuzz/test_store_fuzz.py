@@ -32,10 +32,11 @@ from resumable import configured, train
 from toy_graph import CELL, DATA_SFT, SFT, noting
 
 from paft.config import HardwareConfig, ModelConfig
-from paft.damage import WORK
+from paft.damage import WORK, find_damage
+from paft.jsonfile import write_json
 from paft.plan.precedents import Precedents, flops_per_second, median, run_seconds, startup_seconds
 from paft.report.table import rows
-from paft.stage import Stage, Store, find_damage, write_json
+from paft.stage import Stage, Store
 
 pytestmark = pytest.mark.fuzz
 

@@ -48,6 +48,16 @@ class RunConfig:
     offline: bool = False
     """Never touch the network: hub files must be in the local cache already."""
 
+    @property
+    def num_shards(self) -> int:
+        """Devices that hold one copy of the parameters among them."""
+        match self.strategy.name:
+            case StrategyName.fsdp:
+                return self.trainer.world_size
+            case StrategyName.fsdp_hybrid:
+                return self.strategy.shard_size or self.trainer.devices
+        return 1
+
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         if self.hardware.accelerator != self.trainer.accelerator:
@@ -55,7 +65,7 @@ class RunConfig:
                 f"trainer.accelerator={self.trainer.accelerator} but hardware={self.hardware.name} is a "
                 f"{self.hardware.accelerator}; choose both, as trainer=gpu hardware=a100_80gb"
             )
-        devices = self.trainer.devices * self.trainer.num_nodes
+        devices = self.trainer.world_size
         if devices > 1 and self.strategy.name is StrategyName.single:
             raise ValueError(
                 f"trainer uses {devices} devices but strategy=single uses one; "

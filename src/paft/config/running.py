@@ -58,6 +58,11 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     progress_bar: bool = True
 
+    @property
+    def world_size(self) -> int:
+        """Devices of a training, on all its nodes."""
+        return self.devices * self.num_nodes
+
     def __post_init__(self) -> None:
         allowed = ("cpu", "gpu")
         require(self.accelerator in allowed, "trainer.accelerator", self.accelerator, f"one of {allowed}")

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from paft.config import EvaluateConfig, ModelConfig, Template
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
+from paft.jsonfile import write_json
 from paft.model import load_base, load_tokenizer
-from paft.stage import write_json
 
 TASKS = Path(__file__).parent / "tasks"
 

@@ -10,7 +10,6 @@ from paft.config import (
     HardwareConfig,
     ModelShape,
     RunConfig,
-    StrategyName,
     TrainerConfig,
     decode,
 )
@@ -114,7 +113,7 @@ class Estimator:
             largest_batch(rows, row, trainer, most=math.ceil(branch.global_batch_size / self.devices)),
             item_bytes=item_bytes(stage.config.model),
             weight_bytes=weight_bytes(stage.config.model),
-            shards=self.shards,
+            shards=self.config.num_shards,
             recompute=recompute,
             stored_scores=self.hardware.accelerator == "cpu" and stage.config.model.attention == "auto",
         )
@@ -199,17 +198,7 @@ class Estimator:
 
     @property
     def devices(self) -> int:
-        return self.config.trainer.devices * self.config.trainer.num_nodes
-
-    @property
-    def shards(self) -> int:
-        """Devices that hold one copy of the model among them."""
-        match self.config.strategy.name:
-            case StrategyName.fsdp:
-                return self.devices
-            case StrategyName.fsdp_hybrid:
-                return self.config.strategy.shard_size or self.config.trainer.devices
-        return 1
+        return self.config.trainer.world_size
 
     @property
     def runtime(self) -> float:

@@ -6,6 +6,7 @@ Everything is a function of (seed, step): a run that resumes at step k sees exac
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -41,11 +42,11 @@ def num_steps(num_rows: int, *, global_batch_size: int, epochs: int, max_steps: 
     return max_steps or epochs * (num_rows // global_batch_size)
 
 
-def row_order(num_rows: int, *, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)
+def row_order(num_rows: int, *, seed: int, epoch: int) -> tuple[int, ...]:
     """The rows in this epoch's random order, the same on every machine."""
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
-    return order
+    return tuple(torch.randperm(num_rows, generator=generator).tolist())
 
 
 class StepLoader(Generic[Row]):
@@ -72,23 +73,16 @@ class StepLoader(Generic[Row]):
         return self.steps
 
     def __iter__(self) -> Iterator[GlobalBatch[Row]]:
-        per_epoch = len(self.rows) // self.size
-        order: list[int] = []
         for step in range(self.start, self.steps):
-            epoch, position = divmod(step, per_epoch)
-            if not order or position == 0:
-                order = row_order(len(self.rows), seed=self.seed, epoch=epoch)
             self.start = step + 1
-            yield self._batch(
-                step, [self.rows[i] for i in order[position * self.size : (position + 1) * self.size]]
-            )
+            yield self._batch(step, [self.rows[i] for i in self.row_ids(step)])
         self.start = 0
 
     def row_ids(self, step: int) -> list[int]:
         """Rows of the data folder, counted from 0, in a step's global batch."""
         epoch, position = divmod(step, len(self.rows) // self.size)
         order = row_order(len(self.rows), seed=self.seed, epoch=epoch)
-        return order[position * self.size : (position + 1) * self.size]
+        return list(order[position * self.size : (position + 1) * self.size])
 
     def _batch(self, step: int, whole: list[Row]) -> GlobalBatch[Row]:
         pairs = [row for row in whole if isinstance(row, EncodedPair)]

@@ -22,6 +22,7 @@ from paft.damage import WORK
 from paft.interrupt import Postponed, stop
 from paft.replacing import replacing
 from paft.training.history import History
+from paft.training.strategy import largest_of_ranks
 
 log = logging.getLogger("paft")
 
@@ -57,7 +58,8 @@ class Checkpoints(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        self.stopped_by = _of_all_ranks(self.signals.received, trainer)
+        # a signal may reach the ranks in different steps, and some not at all
+        self.stopped_by = largest_of_ranks(self.signals.received, trainer)
         if self.stopped_by or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer)
 
@@ -89,15 +91,6 @@ class Checkpoints(Callback):
     def _stop_if_asked(self) -> None:
         if self.stopped_by:
             stop(self.stopped_by)
-
-
-def _of_all_ranks(signum: int, trainer: L.Trainer) -> int:
-    """A signal may reach the ranks in different steps, and some not at all."""
-    if trainer.world_size == 1:
-        return signum
-    largest = torch.tensor(signum, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    return int(largest)
 
 
 def checkpoints(out: Path) -> dict[int, Path]:

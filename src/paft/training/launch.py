@@ -16,8 +16,9 @@ from paft import slurm
 from paft.config import RunConfig, TrainerConfig, decode
 from paft.graph import build
 from paft.interrupt import SIGNALS, Interrupted, Postponed, ignore_signals, stop, stop_on_signals
+from paft.jsonfile import write_json
 from paft.run import Context
-from paft.stage import Stage, Store, canonical, write_json
+from paft.stage import Stage, Store, canonical
 from paft.training.agent import die_with_parent
 from paft.training.allocator import keep_freed_memory
 
@@ -34,7 +35,7 @@ def on_devices(stage: Stage, inputs: dict[str, Path], out: Path, context: Contex
     slurm.require_nodes(settings.num_nodes)
     for name in (JOB, METRICS):  # of a run that was killed, on other devices perhaps
         (out / name).unlink(missing_ok=True)
-    if settings.devices * settings.num_nodes > 1:
+    if settings.world_size > 1:
         return _in_child(stage, inputs, out, context)
     return _work(stage, inputs, out, context)
 
@@ -51,22 +52,25 @@ def _work(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) ->
 
 
 def _in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    job = {
-        "key": stage.key,
-        "config": canonical(context.config, whole=True),
-        "inputs": {name: str(folder) for name, folder in inputs.items()},
-    }
-    write_json(out / JOB, job)
-    exit_code, stopped_by = _run([*_launcher(stage, context.config.trainer), "-m", __name__, str(out / JOB)])
+    job, settings = write_job(stage, inputs, out, context.config), context.config.trainer
+    exit_code, stopped_by = _run([*_launcher(stage, settings), "-m", __name__, str(job)])
     if exit_code and not stopped_by:
-        world = context.config.trainer.devices * context.config.trainer.num_nodes
-        raise RuntimeError(f"{stage} on {world} devices failed: exit {exit_code}; the traceback is above")
+        where = f"on {settings.world_size} devices"
+        raise RuntimeError(f"{stage} {where} failed: exit {exit_code}; the traceback is above")
     if not (out / METRICS).is_file():  # the ranks saved and left
         stop(stopped_by or signal.SIGTERM)
     metrics: dict[str, Any] = json.loads((out / METRICS).read_text())
     for name in (JOB, METRICS):
         (out / name).unlink()
     return metrics
+
+
+def write_job(stage: Stage, inputs: dict[str, Path], out: Path, config: RunConfig) -> Path:
+    """What `main` reads in every rank to run the stage into `out`."""
+    folders = {name: str(folder) for name, folder in inputs.items()}
+    job = {"key": stage.key, "config": canonical(config, whole=True), "inputs": folders}
+    write_json(out / JOB, job)
+    return out / JOB
 
 
 def _launcher(stage: Stage, settings: TrainerConfig) -> list[str]:

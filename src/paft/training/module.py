@@ -19,7 +19,7 @@ from paft.model import load_base
 from paft.quantize import quantize
 from paft.training.batches import GlobalBatch, micro_batches
 from paft.training.nonfinite import LeftOut
-from paft.training.strategy import shard
+from paft.training.strategy import largest_of_ranks, shard
 
 
 def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[int], float]:
@@ -176,16 +176,8 @@ class BranchModule(L.LightningModule):
         """
         packed = self.backbone.packs(max(row.row_tokens for row in batch.rows))
         parts = micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens, packed=packed)
-        idle = self._most(len(parts)) - len(parts)
+        idle = largest_of_ranks(len(parts), self.trainer) - len(parts)
         return [(part, 1.0) for part in parts] + [(parts[-1][:1], 0.0)] * idle
-
-    def _most(self, count: int) -> int:
-        """The largest of the ranks' counts."""
-        if self.trainer.world_size == 1:
-            return count
-        most = torch.tensor(count, device=self.device)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return int(most)
 
     def _total(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

@@ -21,8 +21,7 @@ from paft.config import Quantization, TrainerConfig
 from paft.data.chat import EncodedPair
 from paft.data.prepare import read_preference
 from paft.graph import FirstSteps, ReferenceStage
-from paft.layers.norm import fuse_norms
-from paft.layers.swiglu import fuse_mlps
+from paft.layers.fuse import fuse
 from paft.model import base_folder, load_base, load_tokenizer
 from paft.quantize import quantize
 from paft.run import Context
@@ -46,8 +45,7 @@ class FrozenPolicy(Policy):
 
     def __init__(self, base: PreTrainedModel) -> None:
         nn.Module.__init__(self)
-        fuse_norms(base)
-        fuse_mlps(base)
+        fuse(base)
         self.frozen = base
 
     @property
@@ -61,9 +59,8 @@ def score(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) ->
     settings = context.config.trainer
     rows = read_preference(inputs["data"], "train")
     wanted = rows_read(len(rows), config.only)
-    world = settings.devices * settings.num_nodes
-    rank = int(os.environ["RANK"]) if world > 1 else 0
-    parts = [wanted[i : i + PART_ROWS] for i in range(0, len(wanted), PART_ROWS)][rank::world]
+    rank = int(os.environ["RANK"]) if settings.world_size > 1 else 0
+    parts = [wanted[i : i + PART_ROWS] for i in range(0, len(wanted), PART_ROWS)][rank :: settings.world_size]
     policy, pad_id = load_reference(config, inputs, context, rank)
     hidden = rank > 0 or not settings.progress_bar
     with tqdm(desc="reference", total=sum(map(len, parts)), unit=" pairs", disable=hidden) as bar:

@@ -29,7 +29,6 @@ class SFTModule(BranchModule):
         if l1.weight == 0:
             return None
         own = self.backbone.own_factors(whole_A=l1.of is L1Of.delta)
-        factors = [
-            (A.to(self.device), B.to(self.device), scaling) for A, B, scaling in own
-        ]  # offloaded ones too
+        # offloaded factors too
+        factors = [(A.to(self.device), B.to(self.device), scaling) for A, B, scaling in own]
         return l1.weight * l1_penalty(factors, of=l1.of.value)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.state_dict import (
@@ -60,18 +61,16 @@ def make_strategy(config: RunConfig) -> Strategy | str:
 
     One device has nothing to share, whatever the strategy.
     """
-    world = config.trainer.devices * config.trainer.num_nodes
-    name = config.strategy.name
+    world, name = config.trainer.world_size, config.strategy.name
     if name is StrategyName.single or world == 1:
         return "auto"
     if name is StrategyName.ddp:
         return DDPStrategy()
-    size = config.strategy.shard_size or config.trainer.devices
     # norms of offloaded gradients are summed on the host, which nccl cannot do
     offloaded = config.strategy.cpu_offload and config.trainer.accelerator == "gpu"
     return ShardedStrategy(
-        num_replicas=world // size if name is StrategyName.fsdp_hybrid else 1,
-        shard_size=size if name is StrategyName.fsdp_hybrid else world,
+        num_replicas=world // config.num_shards,
+        shard_size=config.num_shards,
         backend="cpu:gloo,cuda:nccl" if offloaded else None,
     )
 
@@ -96,3 +95,12 @@ def shard(policy: Policy, mesh: DeviceMesh, *, cpu_offload: bool = False) -> int
 def decoder_layers(policy: Policy) -> Iterator[torch.nn.Module]:
     names = set(policy.base._no_split_modules or ())
     yield from (m for m in policy.modules() if type(m).__name__ in names)
+
+
+def largest_of_ranks(number: int, trainer: L.Trainer) -> int:
+    """The largest of the ranks' numbers, known to all of them."""
+    if trainer.world_size == 1:
+        return number
+    largest = torch.tensor(number, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)

@@ -123,7 +123,7 @@ class Throughput(Callback):
     def summary(self) -> dict[str, Any]:
         """For stage.json: averages over all steps, what they were made of, and where; FLOPs are of one device."""
         trainer = self.config.trainer
-        where = {"hardware": self.config.hardware.name, "devices": trainer.devices * trainer.num_nodes}
+        where = {"hardware": self.config.hardware.name, "devices": trainer.world_size}
         spent = {f"train_{name}" if name == "seconds" else name: value for name, value in self.total.items()}
         return self._rates(self.total) | spent | {"peak_tflops": self.peak / 1e12} | where
 

@@ -111,7 +111,7 @@ def make_trainer(
 
 def _alone(config: TrainerConfig) -> list[LightningEnvironment]:
     """One device is one process, whatever job of a cluster this is: Lightning would ask SLURM for its rank."""
-    return [LightningEnvironment()] if config.devices * config.num_nodes == 1 else []
+    return [LightningEnvironment()] if config.world_size == 1 else []
 
 
 def silence_expected_warnings() -> None:
