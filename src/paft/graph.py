@@ -27,6 +27,7 @@ from paft.config import (
     Paradigm,
     ReferenceFrom,
     RunConfig,
+    SFTConfig,
     Source,
     Template,
 )
@@ -119,7 +120,7 @@ def build(config: RunConfig) -> Stage:
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    apply = Apply(keep=config.merge.keep)
+    apply = Apply(keep=config.merge.keep, dtype=config.merge.dtype)
     if config.paradigm is Paradigm.base:
         return {}, apply
     sft = _branch("sft", config, model)
@@ -136,6 +137,8 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
 
 def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
     branch: BranchConfig = getattr(config, name)
+    if isinstance(branch, SFTConfig):
+        branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
     if isinstance(branch, DPO) and branch.reference is ReferenceFrom.stage:
         inputs["reference"] = _stage(

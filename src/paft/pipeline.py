@@ -81,7 +81,7 @@ def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Conte
     base = base_folder(config.model, offline=context.config.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}
     if isinstance(config.method, Apply):
-        report = apply_adapters(base, adapters, out)
+        report = apply_adapters(base, adapters, out, config.method.dtype)
     else:
         report = merge_adapters(base, adapters, config.method, out)
     write_json(out / "merge.json", report)
@@ -113,7 +113,8 @@ def drop_merged(store: Store, cell: Stage) -> None:
 def write_report(configs: list[RunConfig]) -> None:
     """results.csv, index.html and PNGs over everything in the store, and this run's rows in the terminal."""
     from paft.graph import build
-    from paft.report.build import build_report, print_table
+    from paft.report.build import build_report
+    from paft.report.terminal import print_table
 
     config = configs[0]
     folder = Path(config.logs) / "report"

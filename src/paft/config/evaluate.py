@@ -1,10 +1,25 @@
 """Which columns the table has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 from omegaconf import MISSING
 
-from paft.config.checks import require
+from paft.config.checks import UNLESS_DEFAULT, incidental, require
+from paft.config.model import DType
+
+
+class EvaluateSplit(str, Enum):
+    """Which items of a task are scored; `validation` and `test` share none.
+
+    `full` is what the task reports. `validation` is the task's own validation split where it has one beside that, and
+    `test` is then all it reports. A task without one is cut: `validation_share` of its items, drawn by `split_seed`,
+    and the rest.
+    """
+
+    full = "full"
+    validation = "validation"
+    test = "test"
 
 
 @dataclass
@@ -34,8 +49,20 @@ class EvaluateConfig:
     limit: int | None = None
     """Use only the first so many items of each task: for trying things out, never for a result."""
     seed: int = 1234
+    split: EvaluateSplit = field(default=EvaluateSplit.full, metadata=UNLESS_DEFAULT)
+    split_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
+    validation_share: float = field(default=0.3, metadata=UNLESS_DEFAULT)
+    dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """Type the model is loaded and computed in; null is the model's own."""
+    objective: str = incidental("average")
+    """The column a search makes as good as it can."""
 
     def __post_init__(self) -> None:
+        allowed = ["average", *self.tasks] if isinstance(self.tasks, dict) else [self.objective]
+        require(self.objective in allowed, "evaluate.objective", self.objective, f"one of {allowed}")
+        require(
+            0 < self.validation_share < 1, "evaluate.validation_share", self.validation_share, "in (0, 1)"
+        )
         require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "positive")
         require(self.limit is None or self.limit > 0, "evaluate.limit", self.limit, "positive or null")
         require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "at least 0 and below 2^32")

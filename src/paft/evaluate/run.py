@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from paft.config import EvaluateConfig, ModelConfig, Template
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
+from paft.evaluate.splits import choose
 from paft.model import load_base, load_tokenizer
 from paft.stage import write_json
 
@@ -29,6 +31,7 @@ def evaluate_model(
     Returns the content of results.json.
     """
     tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
+    model = replace(model, dtype=config.dtype or model.dtype)
     scores, samples = score_tasks(load_base(folder, model), tokenizer, config)
     results = as_json(scores, config) | {
         "template": template.value,
@@ -60,11 +63,13 @@ def score_tasks(
     samples: list[dict[str, Any]] = []
     for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):
         columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
+        tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager)
         raw = simple_evaluate(
             lm,
-            tasks=list(dict.fromkeys(t.task for t in columns.values())),
+            tasks=tasks,
             num_fewshot=shots,
-            limit=config.limit,
+            limit=config.limit if chosen is None else None,
+            samples=chosen,
             apply_chat_template=config.apply_chat_template,
             task_manager=manager,
             bootstrap_iters=1000,
