@@ -1,6 +1,7 @@
 """A store of finished stages with invented numbers: real keys, real folders, no training."""
 
 import csv
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ EVALUATE = EvaluateConfig(
         "bits": TaskConfig("paft_mmlu_dev_cot", "bits", higher_is_better=False, in_average=False),
     },
 )
+ITEMS = 100
+"""Of each invented task."""
 PAFT = RunConfig(
     model=TinyModel(name="SmolLM2-135M"),
     data=DemoData(name="demo"),
@@ -85,7 +88,8 @@ def finish(stage: Stage, out: Path, layers: int) -> dict[str, Any]:
         case "evaluate":
             if stage.inputs:
                 write_json(out / "merge.json", merge_report(stage.inputs["model"], layers, draw))
-            write_json(out / "results.json", results(stage, draw))
+            write_json(out / "results.json", found := results(stage, draw))
+            write_samples(out / "samples.jsonl", found["tasks"])
     return {}
 
 
@@ -122,10 +126,26 @@ def results(stage: Stage, draw: random.Random) -> dict[str, Any]:
             if task.higher_is_better
             else draw.uniform(0.8, 1.9)
         )
+        value = round(value * ITEMS) / ITEMS
         tasks[name] = {"task": task.task, "metric": task.metric, "score": value, "stderr": 0.02}
         tasks[name] |= {"higher_is_better": task.higher_is_better, "in_average": task.in_average}
     values = [t["score"] for t in tasks.values() if t["in_average"]]
     return {"tasks": tasks, "average": sum(values) / len(values) if values else None}
+
+
+def write_samples(path: Path, tasks: dict[str, Any]) -> None:
+    """Items that add up to each score; which of them are answered well follows their difficulty, loosely."""
+    lines = []
+    for name, task in tasks.items():
+        hard = random.Random(name)
+        order = sorted(range(ITEMS), key=lambda item: item + ITEMS * hard.random() / 2)
+        right = dict.fromkeys(order[: round(task["score"] * ITEMS)], 1.0)
+        for item in range(ITEMS):
+            value: Any = right.get(item, 0.0)
+            if not task["higher_is_better"]:
+                value = [-math.log(2) * task["score"] * (50 + item), 50 + item]
+            lines.append(json.dumps({"column": name, "item": item, "value": value}))
+    path.write_text("\n".join(lines) + "\n")
 
 
 def write_history(path: Path, stage: Stage, draw: random.Random, steps: int = 40) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -81,7 +82,34 @@ def test_watching_leaves_the_adapter_bitwise_as_it_was(watched, unwatched):
 
 @pytest.mark.slow
 def test_nothing_of_the_watching_is_left_behind(watched):
-    assert {p.name for p in watched.iterdir()} == {"adapter", "history.csv", "sparsity.json", "stage.json"}
+    finished = {"adapter", "history.csv", "merged_scores.csv", "sparsity.json", "stage.json"}
+    assert {p.name for p in watched.iterdir()} == finished
+
+
+@pytest.mark.slow
+def test_curve_of_the_merged_model_is_the_history_with_errors_and_keys(watched, unwatched):
+    curve = pd.read_csv(watched / "merged_scores.csv")
+    (evaluation,) = (watched.parents[1] / "evaluate").glob("*/results.json")
+    tasks = json.loads(evaluation.read_text())["tasks"]
+
+    assert sorted(set(curve["step"])) == [2, 4, 6, 8] and set(curve["column"]) == set(tasks)
+    for column, rows in curve.groupby("column"):
+        logged = rows_with(watched, f"merged/{column}")
+        assert rows["score"].tolist() == pytest.approx(logged.tolist(), abs=1e-12)
+        assert rows["stderr"].iloc[-1] == pytest.approx(tasks[column]["stderr"])
+    assert set(curve["evaluate_key"]) == {evaluation.parent.name}
+    assert not (unwatched / "merged_scores.csv").exists()
+
+
+def test_a_resumed_run_keeps_the_curve_up_to_where_it_goes_on(tmp_path):
+    callback = MergeThenEvaluate(every_n_train_steps=2)
+    callback.context, callback.out = "bound", tmp_path
+    kept = [["2", "a", "0.5", "", "True", "m", "e"], ["4", "a", "0.6", "0.1", "True", "m", "e"]]
+    callback._write([*kept, ["6", "a", "0.7", "", "True", "m", "e"]])
+
+    callback.on_train_start(SimpleNamespace(global_step=4, is_global_zero=True), None)
+
+    assert callback._read() == kept
 
 
 @pytest.mark.slow

@@ -7,23 +7,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from matplotlib.image import imread
 from synthetic_store import EVALUATE, PAFT, fill, grid, with_lambda
 
-from paft.config import EvaluateConfig, Paradigm, TaskConfig, Ties, TinyModel
+from paft.config import DareTies, Paradigm, TaskConfig, Ties
 from paft.graph import build
-from paft.report.__main__ import main
-from paft.report.build import build_report, print_table
 from paft.report.labels import method, section
-from paft.report.table import columns, key_of, row, rows
-
-HOSTILE = replace(
-    PAFT,
-    model=TinyModel(name="<script>alert(1)</script> $x^$ [bold]"),
-    evaluate=EvaluateConfig(name="<b>&", tasks={"<i>$^{": TaskConfig("t", "m")}),
-)
+from paft.report.table import family, key_of, row, rows
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +33,24 @@ def test_key_of_against_stage_key(cell):
     stored = json.loads(json.dumps(stage.identity))
 
     assert key_of(stored) == stage.key
+
+
+def test_family_joins_the_seeds_of_a_cell_and_nothing_else():
+    cells = {
+        "first": PAFT,
+        "other seed": replace(PAFT, seed=1),
+        "lambda": with_lambda(PAFT, 1e-3),
+        "rows": replace(PAFT, data=replace(PAFT.data, sft=replace(PAFT.data.sft, seed=1))),
+        "dare": replace(PAFT, merge=DareTies(seed=PAFT.seed)),
+        "dare, other seed": replace(PAFT, seed=1, merge=DareTies(seed=1)),
+        "dare, other masks": replace(PAFT, merge=DareTies(seed=7)),
+    }
+
+    found = {name: family(json.loads(json.dumps(build(cell).identity))) for name, cell in cells.items()}
+
+    assert found["first"] == found["other seed"]
+    assert found["dare"] == found["dare, other seed"]
+    assert len({found[n] for n in ("first", "lambda", "rows", "dare", "dare, other masks")}) == 5
 
 
 def test_row_of_a_merged_cell_holds_setting_scores_and_keys(tmp_path):
@@ -156,73 +164,3 @@ def test_reading_rows_imports_neither_torch_nor_matplotlib_nor_pandas():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
-
-
-# --- files -------------------------------------------------------------------------------------------
-
-
-def test_report_writes_csv_page_and_pictures(store, tmp_path):
-    table = build_report(store, tmp_path)
-
-    frame = pd.read_csv(tmp_path / "results.csv", keep_default_na=False, na_values={"average": [""]})
-    assert list(frame.columns) == columns(table)
-    assert frame["evaluate_key"].tolist() == [r["evaluate_key"] for r in table]
-    assert frame["average"].tolist() == [r["average"] for r in table]
-    page = (tmp_path / "index.html").read_text()
-    assert all(f"{100 * r['honesty']:.2f}" in page and r["evaluate_key"] in page for r in table)
-    assert "Caution" not in page
-    pictures = sorted(tmp_path.glob("*.png"))
-    assert len(pictures) == 6
-    assert all(p.name in page and imread(p).std() > 0.02 for p in pictures), "no empty picture"
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_page_escapes_names_and_warns_of_limits_and_random_weights(tmp_path):
-    smoke = replace(PAFT, model=TinyModel(name="tiny"), evaluate=replace(EVALUATE, limit=8))
-    fill(tmp_path / "stages", [HOSTILE, smoke])
-
-    build_report(tmp_path / "stages", tmp_path)
-
-    page = (tmp_path / "index.html").read_text()
-    assert "<script" not in page and "<i>" not in page
-    assert "&lt;script&gt;alert(1)" in page
-    assert "1 of 2 rows were scored on the first few items" in page
-    assert "random weights" in page
-
-
-@pytest.mark.parametrize("paradigm", list(Paradigm))
-def test_one_row_is_a_report(tmp_path, paradigm):
-    fill(tmp_path / "stages", [replace(PAFT, paradigm=paradigm)])
-
-    assert len(build_report(tmp_path / "stages", tmp_path)) == 1
-
-    assert (tmp_path / "1-scores_by_method.png").stat().st_size > 5_000
-
-
-def test_empty_store_writes_nothing_and_exits_with_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["--store", str(tmp_path / "none"), "--out", str(tmp_path / "report")])
-
-    assert exit_.value.code == 2
-    assert "holds no finished evaluation" in capsys.readouterr().err
-    assert not (tmp_path / "report").exists()
-
-
-def test_command_prints_scores_and_where_the_page_is(tmp_path, capsys):
-    fill(tmp_path / "stages", [HOSTILE, replace(HOSTILE, paradigm=Paradigm.base)])
-
-    main(["--store", str(tmp_path / "stages"), "--out", str(tmp_path / "report")])
-
-    printed = capsys.readouterr().out
-    assert "TIES" in printed and "[bold]" in printed
-    assert printed.splitlines()[-1] == f"Report: {tmp_path / 'report' / 'index.html'}"
-
-
-def test_print_table_shows_the_chosen_rows_and_their_base(store, capsys):
-    table = rows(store)
-
-    print_table(table, [table[0]["evaluate_key"]])
-
-    printed = capsys.readouterr().out
-    assert "SLERP" in printed and "SmolLM2-135M" in printed
-    assert "DARE TIES" not in printed

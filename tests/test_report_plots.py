@@ -11,6 +11,7 @@ from paft.report.build import adapters, merge_reports
 from paft.report.labels import Column, blocks, labels, score_columns, short
 from paft.report.plots import by_layer, conflict_by_layer, sparsity_bars, training_curves
 from paft.report.score_plots import lambda_places, scores_by_lambda, scores_by_method
+from paft.report.study_plots import front, heat_map, pareto
 from paft.report.table import rows
 
 
@@ -120,3 +121,45 @@ def test_adapters_and_merge_reports_are_named_apart_and_ordered_by_lambda(tmp_pa
         f"{sparse} + DPO",
         f"{sparse} + ORPO",
     ]
+
+
+def test_heat_map_has_a_panel_for_each_objective_and_a_number_in_each_cell(tmp_path):
+    cells = grid(merges=[Ties(), Slerp()], lambdas=[0.0, 1e-4])
+    fill(
+        tmp_path,
+        [*cells, *(replace(c, preference=ORPO()) for c in cells), replace(cells[0], merge=Ties(density=0.1))],
+    )
+    table = rows(tmp_path)
+
+    panels = heat_map(table).axes
+
+    assert [ax.get_title() for ax in panels] == ["SFT + DPO", "SFT + ORPO"]
+    plain = [r for r in table if r["paradigm"] == "parallel" and r.get("merge.density") != 0.1]
+    assert len(plain) == 8
+    drawn = {text.get_text().split("\n")[0] for ax in panels for text in ax.texts}
+    assert drawn == {f"{100 * r['average']:.2f}" for r in plain}
+    assert heat_map([r for r in table if r["paradigm"] != "parallel"]) is None
+
+
+def test_front_holds_what_no_other_beats():
+    assert front([[1, 3], [2, 2], [3, 1], [2, 1], [2, 2]]) == [True, True, True, False, True]
+
+
+def test_pareto_draws_every_cell_in_three_panels_and_needs_its_columns(store):
+    table = rows(store)
+
+    figure = pareto(table)
+
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes] == [
+        ("mmlu dev (%)", "tool call (%)"),
+        ("mmlu dev (%)", "honesty (%)"),
+        ("tool call (%)", "honesty (%)"),
+    ]
+    points = {(round(100 * r["mmlu_dev"], 6), round(100 * r["tool_call"], 6)) for r in table}
+    drawn = {
+        tuple(round(float(v[0]), 6) for v in line.get_data())
+        for line in figure.axes[0].lines
+        if len(line.get_xdata()) == 1
+    }
+    assert points <= drawn
+    assert pareto(table, ["tool_call", "absent", "bits"]) is None

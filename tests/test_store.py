@@ -14,7 +14,8 @@ import pytest
 from filelock import FileLock
 from toy_graph import CELL, DATA_SFT, MERGE, PREFERENCE, SFT, noting, read_notes
 
-from paft.stage import Store, find_damage
+from paft.damage import find_damage
+from paft.stage import Store
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ class Policy(nn.Module):
 
     def factors(self) -> list[tuple[Tensor, Tensor, float]]:
         """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
-        return [(whole(A), whole(B), scaling) for A, B, scaling in self._stored_factors()]
+        return [(whole(A), whole(B), scaling) for A, B, scaling in self.stored_factors()]
 
     def own_factors(self, *, whole_A: bool = True) -> list[tuple[Tensor, Tensor, float]]:
         """As `factors`, but of sharded ones only this rank's rows of B, and of A too unless `whole_A`.
@@ -135,10 +135,11 @@ class Policy(nn.Module):
         """
         return [
             (_summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
-            for A, B, scaling in self._stored_factors()
+            for A, B, scaling in self.stored_factors()
         ]
 
-    def _stored_factors(self) -> list[tuple[Tensor, Tensor, float]]:
+    def stored_factors(self) -> list[tuple[Tensor, Tensor, float]]:
+        """As `factors`, but the parameters themselves, in shards where they are."""
         layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
         return [
             (

@@ -27,6 +27,7 @@ from paft.config import (
     Paradigm,
     ReferenceFrom,
     RunConfig,
+    SFTConfig,
     Source,
     Template,
 )
@@ -111,15 +112,22 @@ def build(config: RunConfig) -> Stage:
     model = _with_fingerprint(config.model)
     released, template = model.as_released(), config.data.template
     evaluate = EvaluateStage(released, template, config.evaluate)
+    held_out = _held_out(config, released)
     adapters, method = _adapters(config, model)
     if not adapters:
-        return _stage("evaluate", evaluate)
+        return _stage("evaluate", evaluate, **held_out)
     merge = _stage("merge", MergeStage(released, method, template), **adapters)
-    return _stage("evaluate", evaluate, model=merge)
+    return _stage("evaluate", evaluate, model=merge, **held_out)
+
+
+def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
+    """The data stages whose held-out rows are items of a task: `sft_data`, `preference_data`."""
+    branches = dict.fromkeys(task.rows.value for task in config.evaluate.tasks.values() if task.rows)
+    return {f"{branch}_data": _data(branch, config.data, model) for branch in branches}
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    apply = Apply(keep=config.merge.keep)
+    apply = Apply(keep=config.merge.keep, dtype=config.merge.dtype)
     if config.paradigm is Paradigm.base:
         return {}, apply
     sft = _branch("sft", config, model)
@@ -136,6 +144,8 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
 
 def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
     branch: BranchConfig = getattr(config, name)
+    if isinstance(branch, SFTConfig):
+        branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
     if isinstance(branch, DPO) and branch.reference is ReferenceFrom.stage:
         inputs["reference"] = _stage(

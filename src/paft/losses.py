@@ -209,3 +209,9 @@ def l1_penalty(
     if of != "delta":
         raise ValueError(f"of must be delta or factors, got {of!r}")
     return torch.stack([_DeltaL1.apply(A, B, scaling, block_rows) for A, B, scaling in factors]).sum()
+
+
+def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
+    """Each value moved towards 0 by `threshold`, and 0 where that is farther than it is: the proximal map of
+    threshold * |.|_1 (Donoho 1995). Shapes broadcast."""
+    return values.sign() * (values.abs() - threshold).clamp(min=0)

@@ -81,7 +81,7 @@ def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Conte
     base = base_folder(config.model, offline=context.config.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}
     if isinstance(config.method, Apply):
-        report = apply_adapters(base, adapters, out)
+        report = apply_adapters(base, adapters, out, config.method.dtype)
     else:
         report = merge_adapters(base, adapters, config.method, out)
     write_json(out / "merge.json", report)
@@ -96,24 +96,28 @@ def evaluate(config: EvaluateStage, inputs: dict[str, Path], out: Path, context:
     if "model" in inputs and (inputs["model"] / "merge.json").is_file():
         # the report of the merge outlives the merged model (merge.keep=false)
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
+    rows = {name: str(folder) for name, folder in inputs.items() if name != "model"}
     results = evaluate_model(
-        inputs.get("model", base), base, config.model, config.template, config.evaluate, out
+        inputs.get("model", base), base, config.model, config.template, config.evaluate, out, rows
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
 
 
 def drop_merged(store: Store, cell: Stage) -> None:
     """merge.keep=false: the model goes, its evaluation stays valid."""
-    for stage in cell.inputs.values():
-        if store.complete(stage):
-            log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
-        store.drop(stage)  # also what a run killed here has left
+    stage = cell.inputs.get("model")
+    if stage is None:
+        return
+    if store.complete(stage):
+        log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
+    store.drop(stage)  # also what a run killed here has left
 
 
 def write_report(configs: list[RunConfig]) -> None:
     """results.csv, index.html and PNGs over everything in the store, and this run's rows in the terminal."""
     from paft.graph import build
-    from paft.report.build import build_report, print_table
+    from paft.report.build import build_report
+    from paft.report.terminal import print_table
 
     config = configs[0]
     folder = Path(config.logs) / "report"

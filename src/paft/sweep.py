@@ -24,6 +24,7 @@ from paft.config import RunConfig
 from paft.graph import build
 from paft.interrupt import Interrupted, ignore_signals, stop_on_signals
 from paft.plan import show_plan
+from paft.search import best_trial, objective, refuse_training, warn_of_split
 from paft.slurm import requeued, require_nodes
 from paft.stage import Store
 
@@ -101,20 +102,23 @@ def is_mistake(error: BaseException) -> bool:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _hydra_main(cfg: DictConfig) -> None:
+def _hydra_main(cfg: DictConfig) -> float | None:
+    """What a search makes larger: `evaluate.objective`, minus it where lower is better; None of a plan."""
     config = to_config(cfg)
     cell = build(config)
     if config.plan:
         if HydraConfig.get().mode is hydra.types.RunMode.RUN:  # a grid is planned as a whole, see Sweep
             show_plan([(config, cell)])
-        return
+        return None
+    refuse_training(config, cell)
     from paft.pipeline import run_cell, write_report  # torch and the rest load only when something runs
 
     require_nodes(config.trainer.num_nodes)
     with requeued():
-        run_cell(config, cell)
+        folder = run_cell(config, cell)
     if HydraConfig.get().mode is hydra.types.RunMode.RUN:
         write_report([config])
+    return objective(config, folder)
 
 
 class Sweep(Callback):
@@ -122,14 +126,16 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
+        self.searching = False
         self.keys: list[str] = []
         """Of the cells as planned; jobs take them along, whatever launches them and wherever."""
 
     @wrapped()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every cell before the first one runs; with plan=true, print the whole graph."""
-        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return  # a sweeper that chooses as it goes: each cell is checked when its turn comes
+        if not config.hydra.sweeper._target_.endswith((".BasicSweeper", ".GridsSweeper")):
+            self._begin_search(config)  # each cell is checked when its turn comes
+            return
         combinations = expand(config)
         self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in combinations]
         cells = [(c, build(c)) for c in self.configs]
@@ -138,6 +144,16 @@ class Sweep(Callback):
             show_plan(cells)
             raise SystemExit(0)  # nothing to launch
         log.info("%d cells", len(cells))
+
+    def _begin_search(self, config: DictConfig) -> None:
+        """With plan=true, show one trial; the settings that all trials share are checked here."""
+        one = to_config(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"}))
+        if one.plan:
+            show_plan([(one, build(one))])
+            raise SystemExit(0)
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage lists its plugins
+        warn_of_split(one)
+        self.searching = True
 
     @wrapped()
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
@@ -156,6 +172,8 @@ class Sweep(Callback):
     @wrapped()
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Table, CSV, HTML and pictures over everything the store holds."""
+        if self.searching and (best := best_trial(config)):
+            self.configs = [best]
         if not self.configs or self.configs[0].plan:
             return
         from paft.pipeline import write_report
@@ -169,7 +187,7 @@ class Sweep(Callback):
 
 
 def expand(config: DictConfig) -> list[tuple[str, ...]]:
-    """Every combination of a multirun's overrides, as Hydra's basic sweeper takes them apart."""
+    """Every combination of a multirun's overrides, as Hydra's basic sweeper or ours takes them apart."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -177,5 +195,9 @@ def expand(config: DictConfig) -> list[tuple[str, ...]]:
     params = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.get("params") else {}
     assert isinstance(given, list) and isinstance(params, dict)
     overrides = OverridesParser.create().parse_overrides([*(f"{k!s}={v}" for k, v in params.items()), *given])
+    if grids := OmegaConf.to_container(config.hydra.sweeper.get("grids") or OmegaConf.create()):
+        from hydra_plugins.paft_grids.grids import union
+
+        return [tuple(words) for words in union(grids, overrides)]  # type: ignore[arg-type]
     (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     return [tuple(combination) for combination in batch]

@@ -1,5 +1,7 @@
 """Merge with the partner branch and evaluate: at the end of a branch's training and, if wanted, during it."""
 
+import csv
+import io
 import json
 import logging
 import shutil
@@ -11,19 +13,27 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from paft.damage import WORK
+from paft.replacing import replacing
 from paft.run import Context
 from paft.stage import Stage
 
 log = logging.getLogger("paft")
 
+CURVE = "merged_scores.csv"
+COLUMNS = ("step", "column", "score", "stderr", "higher_is_better", "merge_key", "evaluate_key")
+
 
 class MergeThenEvaluate(Callback):
     """Logs the merged model's scores as `merged/<column>` to the branch's loggers (W&B, history.csv).
+
 
     It acts in a branch whose partner is already in the store. After the last step it runs the cell's own
     `merge` and `evaluate` stages, so nothing is done twice; with `every_n_train_steps` it also scores the
     merged model during training, which leaves the trained adapter bitwise unchanged. One device only: on
     several, the stages run after the ranks have ended.
+
+    During training it also writes the curve to the branch's merged_scores.csv, with standard errors and the keys of
+    the cell it belongs to: a line per step and column, where `step` optimizer steps had been made.
     """
 
     def __init__(self, every_n_train_steps: int | None = None) -> None:
@@ -49,6 +59,11 @@ class MergeThenEvaluate(Callback):
             return None
         partners = [s for s in merge.inputs.values() if s.key != self.stage.key]
         return merge if partners and all(self.context.store.sound(s) for s in partners) else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Of an earlier run that was killed, keep what comes before the step it is resumed from."""
+        if self.context is not None and (self.out / CURVE).is_file() and trainer.is_global_zero:
+            self._write([row for row in self._read() if int(row[0]) <= trainer.global_step])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -93,7 +108,8 @@ class MergeThenEvaluate(Callback):
             for name, s in merge.inputs.items()
         }
         run_stage(merge, inputs, here / "model", self.context)
-        run_stage(self.context.cell, {"model": here / "model"}, here / "scores", self.context)
+        rows = {n: self.context.store.path(s) for n, s in self.context.cell.inputs.items() if n != "model"}
+        run_stage(self.context.cell, {"model": here / "model", **rows}, here / "scores", self.context)
         results: dict[str, Any] = json.loads((here / "scores" / "results.json").read_text())
         shutil.rmtree(here)
         return results
@@ -104,4 +120,26 @@ class MergeThenEvaluate(Callback):
             scores["merged/average"] = results["average"]
         for logger in trainer.loggers:
             logger.log_metrics(scores, step - 1)  # the step just made, counted from 0 as Lightning does
+        if self.every_n_train_steps is not None:
+            self._keep(results, step)
         log.info("merged at step %d: %s", step, ", ".join(f"{k}={v:.4f}" for k, v in scores.items()))
+
+    def _keep(self, results: dict[str, Any], step: int) -> None:
+        """Add the step's scores to the curve, in place of what an earlier run said of this step."""
+        assert self.context is not None and self.merge is not None
+        keys = (self.merge.key, self.context.cell.key)
+        rows = self._read() if (self.out / CURVE).is_file() else []
+        rows = [row for row in rows if int(row[0]) < step]
+        tasks = results["tasks"].items()
+        rows += [[step, column, t["score"], t["stderr"], t["higher_is_better"], *keys] for column, t in tasks]
+        self._write(rows)
+
+    def _read(self) -> list[list[Any]]:
+        with (self.out / CURVE).open(newline="") as file:
+            return list(csv.reader(file))[1:]
+
+    def _write(self, rows: list[list[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+        with replacing(self.out / CURVE) as file:
+            file.write(text.getvalue().encode())

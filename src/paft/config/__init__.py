@@ -28,7 +28,7 @@ from paft.config.data import (
     Template,
     TooLong,
 )
-from paft.config.evaluate import EvaluateConfig, TaskConfig
+from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
 from paft.config.merge import (
     DareLinear,
     DareTies,
@@ -36,6 +36,7 @@ from paft.config.merge import (
     ElectOn,
     Linear,
     MergeConfig,
+    Norm,
     Normalize,
     Rescale,
     Scope,
@@ -74,6 +75,7 @@ from paft.config.training import (
     BranchConfig,
     DPOLoss,
     L1Config,
+    L1Method,
     L1Of,
     LoraConfig,
     NLLScope,
@@ -81,6 +83,7 @@ from paft.config.training import (
     ReferenceFrom,
     Schedule,
     SFTConfig,
+    Sparsity,
 )
 
 __all__ = [
@@ -101,6 +104,7 @@ __all__ = [
     "ElectOn",
     "Election",
     "EvaluateConfig",
+    "EvaluateSplit",
     "FileData",
     "FileSource",
     "HardwareConfig",
@@ -108,6 +112,7 @@ __all__ = [
     "HubModel",
     "HubSource",
     "L1Config",
+    "L1Method",
     "L1Of",
     "Linear",
     "LocalModel",
@@ -117,6 +122,7 @@ __all__ = [
     "ModelConfig",
     "ModelShape",
     "NLLScope",
+    "Norm",
     "Normalize",
     "Paradigm",
     "PreferenceConfig",
@@ -124,6 +130,7 @@ __all__ = [
     "ReferenceFrom",
     "Rescale",
     "RowFormat",
+    "Rows",
     "RunConfig",
     "SFTConfig",
     "Schedule",
@@ -133,6 +140,7 @@ __all__ = [
     "SlerpSpace",
     "Source",
     "SparseMerge",
+    "Sparsity",
     "StrategyConfig",
     "StrategyName",
     "TaskArithmetic",

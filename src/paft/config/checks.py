@@ -5,6 +5,9 @@ import re
 from dataclasses import field, fields, is_dataclass
 from typing import Any, get_args, get_origin
 
+UNLESS_DEFAULT = {"identity": "unless default"}
+"""Of a field that older keys do not know of: it is part of a key only where it is set."""
+
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise the one shape of range error: the key, what is allowed, what was given."""

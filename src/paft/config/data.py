@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from paft.config.checks import incidental, require, require_pinned
+from paft.config.checks import UNLESS_DEFAULT, incidental, require, require_pinned
 
 
 class Template(str, Enum):
@@ -61,8 +61,12 @@ class Source:
     """Tokens of the prompt; a longer one loses its oldest tokens."""
     too_long: TooLong = TooLong.error
     bad_rows: BadRows = BadRows.error
+    held_out: int = field(default=0, metadata=UNLESS_DEFAULT)
+    """At least so many rows are kept from training, for the tasks that say `rows`; see `paft.data.held_out`."""
+    held_out_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
+        require(self.held_out >= 0, "data.*.held_out", self.held_out, "at least 0")
         require(
             self.max_rows is None or self.max_rows > 0, "data.*.max_rows", self.max_rows, "positive or null"
         )

@@ -1,10 +1,32 @@
 """Which columns the table has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 from omegaconf import MISSING
 
-from paft.config.checks import require
+from paft.config.checks import UNLESS_DEFAULT, incidental, require
+from paft.config.model import DType
+
+
+class EvaluateSplit(str, Enum):
+    """Which items of a task are scored; `validation` and `test` share none.
+
+    `full` is what the task reports. `validation` is the task's own validation split where it has one beside that, and
+    `test` is then all it reports. A task without one is cut: `validation_share` of its items, drawn by `split_seed`,
+    and the rest.
+    """
+
+    full = "full"
+    validation = "validation"
+    test = "test"
+
+
+class Rows(str, Enum):
+    """A branch whose held-out rows are the items of a task."""
+
+    sft = "sft"
+    preference = "preference"
 
 
 @dataclass
@@ -21,6 +43,10 @@ class TaskConfig:
     """Whether the column enters the average of the row."""
     mean_over: str | None = None
     """Average this metric over the group's subtasks whose name starts so, each subtask counting once."""
+    rows: Rows | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """The items are rows that `data.<branch>.held_out` keeps from training."""
+    num_items: int | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """Score so many items, drawn by `split_seed`, the same for every model; null: all of the split."""
 
 
 @dataclass
@@ -34,8 +60,30 @@ class EvaluateConfig:
     limit: int | None = None
     """Use only the first so many items of each task: for trying things out, never for a result."""
     seed: int = 1234
+    split: EvaluateSplit = field(default=EvaluateSplit.full, metadata=UNLESS_DEFAULT)
+    split_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
+    validation_share: float = field(default=0.3, metadata=UNLESS_DEFAULT)
+    dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """Type the model is loaded and computed in; null is the model's own."""
+    objective: str = incidental("average")
+    """The column a search makes as good as it can."""
 
     def __post_init__(self) -> None:
+        self._require_one_draw()
+        allowed = ["average", *self.tasks] if isinstance(self.tasks, dict) else [self.objective]
+        require(self.objective in allowed, "evaluate.objective", self.objective, f"one of {allowed}")
+        require(
+            0 < self.validation_share < 1, "evaluate.validation_share", self.validation_share, "in (0, 1)"
+        )
         require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "positive")
         require(self.limit is None or self.limit > 0, "evaluate.limit", self.limit, "positive or null")
         require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "at least 0 and below 2^32")
+
+    def _require_one_draw(self) -> None:
+        """Columns of one task are scored on the same items."""
+        drawn: dict[str, int | None] = {}
+        for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
+            name, num_items = f"evaluate.tasks.{column}.num_items", task.num_items
+            require(num_items is None or num_items > 0, name, num_items, "positive or null")
+            first = drawn.setdefault(task.task, num_items)
+            require(num_items == first, name, num_items, f"as in the other column of {task.task}, {first}")

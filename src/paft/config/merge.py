@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from paft.config.checks import incidental, require
+from paft.config.checks import UNLESS_DEFAULT, incidental, require
+from paft.config.model import DType
 
 
 class SlerpSpace(str, Enum):
@@ -39,6 +40,7 @@ class Scope(str, Enum):
     """Keep the largest share of each tensor (mergekit), or of all tensors together (TIES reference)."""
 
     tensor = "tensor"
+    locals()["global"] = "global"  # OmegaConf goes by the member's name, and this is a word of Python's
     all = "global"
 
 
@@ -50,10 +52,26 @@ class Rescale(str, Enum):
     none = "none"
 
 
+class Norm(str, Enum):
+    """Which deltas are brought to one norm, so that methods are compared and not sizes.
+
+    The norm is Frobenius's over all tensors of an adapter together, and the common one the geometric mean of the two
+    branches'. `branches`: each branch's delta is multiplied by one factor to have it, before anything else is done.
+    `merged`: the merged delta is multiplied by one factor to have it, whatever weights and scale. `own`: neither.
+    """
+
+    own = "own"
+    branches = "branches"
+    merged = "merged"
+
+
 @dataclass
 class MergeConfig:
     """What every method shares. Weights are given in the order SFT, preference."""
 
+    norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)
+    dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """Storage type of the weights that change; null keeps the base's. For float32 also `evaluate.dtype=float32`."""
     keep: bool = incidental(True)
     """False deletes a merged model once it is evaluated."""
 
@@ -63,9 +81,15 @@ class WeightedMerge(MergeConfig):
     weights: list[float] = field(default_factory=lambda: [1.0, 1.0])
     scale: float = 1.0
     """Factor on the merged delta (lambda in the task-arithmetic and TIES papers)."""
+    sft_weight: float | None = incidental(None)
+    """Another way to write the first of `weights`, for a search over numbers; null leaves it."""
+    preference_weight: float | None = incidental(None)
+    """The same for the second."""
 
     def __post_init__(self) -> None:
         require(len(self.weights) == 2, "merge.weights", self.weights, "two numbers: [sft, preference]")
+        own = (self.sft_weight, self.preference_weight)
+        self.weights = [w if given is None else given for w, given in zip(self.weights, own, strict=True)]
 
 
 @dataclass

@@ -10,7 +10,7 @@ from paft.config.checks import require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
 from paft.config.merge import MergeConfig
-from paft.config.model import ModelConfig
+from paft.config.model import DType, ModelConfig
 from paft.config.running import HardwareConfig, LoggerConfig, StrategyConfig, StrategyName, TrainerConfig
 from paft.config.training import PreferenceConfig, SFTConfig
 
@@ -45,6 +45,8 @@ class RunConfig:
     logs: str = "logs"
     store: str = "logs/stages"
     plan: bool = False
+    no_training: bool = False
+    """Refuse a cell whose branches are not in the store: a search merges what there is."""
     offline: bool = False
     """Never touch the network: hub files must be in the local cache already."""
 
@@ -60,6 +62,21 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
+        for column, task in self.evaluate.tasks.items():
+            held_out = getattr(self.data, task.rows.value).held_out if task.rows else 1
+            where = f"data.{task.rows.value}.held_out" if task.rows else ""
+            require(
+                held_out > 0,
+                where,
+                held_out,
+                f"positive, as the items of evaluate.tasks.{column} are such rows",
+            )
+        loaded_as = self.evaluate.dtype or self.model.dtype
+        if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
+            raise ValueError(
+                "merge.dtype=float32 would be rounded to bfloat16 when the model is loaded to be evaluated; "
+                "add evaluate.dtype=float32"
+            )
         if self.hardware.accelerator != self.trainer.accelerator:
             raise ValueError(
                 f"trainer.accelerator={self.trainer.accelerator} but hardware={self.hardware.name} is a "

@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from paft.config import RowFormat, Source, TooLong
 from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair
+from paft.data.held_out import write_held_out
+from paft.data.rows import Conversation, PreferencePair
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = TypeVar("Row")
+Row = TypeVar("Row", Conversation, PreferencePair)
 Tokens = TypeVar("Tokens", Encoded, EncodedPair)
 
 ROWS_PER_GROUP = 1024
@@ -63,10 +65,13 @@ class Counts:
 def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path) -> dict[str, dict[str, int]]:
     """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
 
-    Columns `input_ids` and `labels`, lists of int32. The result maps each split to the fields of `Counts`.
+    Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as
+    text. The result maps each split to the fields of `Counts`.
     Raises ValueError listing bad rows (before anything is tokenised) and, under `too_long=error`, rows whose
     answer does not fit; also if no row is left.
     """
+    if source.held_out:
+        write_held_out([row for _, row in conversations(source, "held_out")], out)
     return {
         split: _prepare(
             conversations(source, split),
@@ -83,6 +88,8 @@ def prepare_preference(
     source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path
 ) -> dict[str, dict[str, int]]:
     """As `prepare_sft`, with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    if source.held_out:
+        write_held_out([row for _, row in preference_pairs(source, "held_out")], out)
     return {
         split: _prepare(
             preference_pairs(source, split),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from paft.config import BadRows, DemoSource, FileSource, HubSource, RowFormat, Source
-from paft.data.demo import demo_rows
+from paft.data.demo import DemoSplit, demo_rows
+from paft.data.held_out import draw, opening
 from paft.data.rows import (
     Conversation,
     PreferencePair,
@@ -23,8 +24,8 @@ from paft.data.rows import (
 from paft.fingerprint import file_sha256
 from paft.jsonfile import parse
 
-Split = Literal["train", "validation"]
-Row = TypeVar("Row")
+Split = Literal["train", "validation", "held_out"]
+Row = TypeVar("Row", Conversation, PreferencePair)
 
 MAX_REPORTED = 20
 DEMO_VALIDATION_ROWS = 64
@@ -75,11 +76,18 @@ class CheckedRows(Generic[Row]):
     row_format: RowFormat
     num_rows: int
     num_bad: int
+    held_out: frozenset[int] = frozenset()
+    """Numbers, among the good rows from 0, of those that `train` leaves out and `held_out` is made of."""
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for number, located in enumerate(self._good()):
+            if (number in self.held_out) is (self.split == "held_out"):
+                yield located
+
+    def _good(self) -> Iterator[tuple[str, Row]]:
         for location, row in _read(self.source, self.split):
             try:
                 typed = self.parse(row, self.row_format)
@@ -109,22 +117,25 @@ def _checked(
     parse: Callable[[object, RowFormat], Row],
     detect: Callable[[object, RowFormat], RowFormat],
 ) -> CheckedRows[Row]:
-    problems, num_rows, row_format = Problems(), 0, None
+    problems, openings, row_format = Problems(), list[str](), None
     for location, row in _read(source, split):
         if isinstance(row, ValueError):
             problems.add(location, row)
             continue
         row_format = row_format or _detected(location, row, source.format, detect)
         try:
-            parse(row, row_format)
-            num_rows += 1
+            openings.append(opening(parse(row, row_format)))
         except ValueError as error:
             problems.add(location, error)
     if source.bad_rows is BadRows.error:
         problems.raise_if_any()
     if row_format is None:
         raise ValueError(f"the {split} part of {_label(source, split)} holds no rows")
-    return CheckedRows(source, split, parse, row_format, num_rows, problems.count)
+    held_out: frozenset[int] = frozenset()
+    if source.held_out and split != "validation":
+        held_out = draw(openings, source.held_out, source.held_out_seed)
+    num_rows = len(held_out) if split == "held_out" else len(openings) - len(held_out)
+    return CheckedRows(source, split, parse, row_format, num_rows, problems.count, held_out)
 
 
 def _detected(
@@ -173,7 +184,7 @@ def _label(source: Source, split: Split) -> str:
         case HubSource():
             return f"{source.repo} {_hub_split(source, split)}"
         case FileSource():
-            return str(source.path if split == "train" else source.validation_path)
+            return str(source.validation_path if split == "validation" else source.path)
     raise ValueError(f"source must be a DemoSource, HubSource or FileSource, got {type(source).__name__}")
 
 
@@ -184,8 +195,9 @@ def _numbered(source: Source, split: Split) -> Iterator[tuple[int, object]]:
         )
     match source:
         case DemoSource():
-            num_rows = source.num_rows if split == "train" else DEMO_VALIDATION_ROWS
-            yield from enumerate(demo_rows(source.skill, split=split, num_rows=num_rows, seed=source.seed), 1)
+            part: DemoSplit = "validation" if split == "validation" else "train"
+            num_rows = DEMO_VALIDATION_ROWS if part == "validation" else source.num_rows
+            yield from enumerate(demo_rows(source.skill, split=part, num_rows=num_rows, seed=source.seed), 1)
         case HubSource():
             yield from enumerate(_hub_rows(source, _hub_split(source, split)), 1)
         case FileSource():
@@ -203,7 +215,7 @@ def _existing(path: str | Path) -> Path:
 
 
 def _hub_split(source: HubSource, split: Split) -> str:
-    return source.split if split == "train" else source.validation_split or ""
+    return (source.validation_split or "") if split == "validation" else source.split
 
 
 def _hub_rows(source: HubSource, split: str) -> Iterator[object]:

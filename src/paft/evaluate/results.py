@@ -118,6 +118,21 @@ def average(scores: Mapping[str, Score]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def objective(results: Mapping[str, Any], column: str) -> float:
+    """What a search makes as large as it can: the column of a results.json, or minus it where lower is better.
+
+    Raises `ValueError` for an average of no columns.
+    """
+    if column != "average":
+        task = results["tasks"][column]
+        return float(task["score"] if task["higher_is_better"] else -task["score"])
+    if results["average"] is None:
+        raise ValueError(
+            "no column of evaluate.tasks is in the average; set evaluate.objective to one of them"
+        )
+    return float(results["average"])
+
+
 def as_json(scores: Mapping[str, Score], config: EvaluateConfig) -> dict[str, Any]:
     return {
         "tasks": {column: asdict(s) for column, s in scores.items()},
@@ -125,4 +140,5 @@ def as_json(scores: Mapping[str, Score], config: EvaluateConfig) -> dict[str, An
         "apply_chat_template": config.apply_chat_template,
         "batch_size": config.batch_size,
         "limit": config.limit,
+        "split": config.split.value,
     }

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from paft.config import EvaluateConfig, ModelConfig, Template
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
+from paft.evaluate.splits import choose
 from paft.jsonfile import write_json
 from paft.model import load_base, load_tokenizer
 
@@ -22,14 +25,22 @@ TASKS = Path(__file__).parent / "tasks"
 
 
 def evaluate_model(
-    folder: Path, base: Path, model: ModelConfig, template: Template, config: EvaluateConfig, out: Path
+    folder: Path,
+    base: Path,
+    model: ModelConfig,
+    template: Template,
+    config: EvaluateConfig,
+    out: Path,
+    rows: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Score the model in `folder` (tokenizer from `base`) and write results.json and samples.jsonl to `out`.
 
-    Returns the content of results.json.
+    `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data. Returns the
+    content of results.json.
     """
     tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
-    scores, samples = score_tasks(load_base(folder, model), tokenizer, config)
+    model = replace(model, dtype=config.dtype or model.dtype)
+    scores, samples = score_tasks(load_base(folder, model), tokenizer, config, rows)
     results = as_json(scores, config) | {
         "template": template.value,
         "backend": "hf",
@@ -43,7 +54,10 @@ def evaluate_model(
 
 
 def score_tasks(
-    model: Any, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    rows: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """Every column's score, and per item its metric values: what a paired test needs.
 
@@ -55,16 +69,18 @@ def score_tasks(
     lm = SparingLM(
         pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device
     )
-    manager = task_manager({t.task for t in config.tasks.values()})
+    manager = task_manager({t.task for t in config.tasks.values()}, rows)
     scores: dict[str, Score] = {}
     samples: list[dict[str, Any]] = []
     for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):
         columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
+        tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager)
         raw = simple_evaluate(
             lm,
-            tasks=list(dict.fromkeys(t.task for t in columns.values())),
+            tasks=tasks,
             num_fewshot=shots,
-            limit=config.limit,
+            limit=config.limit if chosen is None else None,
+            samples=chosen,
             apply_chat_template=config.apply_chat_template,
             task_manager=manager,
             bootstrap_iters=1000,
@@ -81,10 +97,16 @@ def score_tasks(
     return {column: scores[column] for column in config.tasks}, samples
 
 
-def task_manager(tasks: set[str]) -> TaskManager:
-    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for."""
-    own = TaskManager(include_path=str(TASKS), include_defaults=False)
-    return own if tasks <= set(own.all_tasks) else TaskManager(include_path=str(TASKS))
+def task_manager(tasks: set[str], rows: Mapping[str, str] | None = None) -> TaskManager:
+    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
+
+    `rows` reach the functions that make a task's documents, by name.
+    """
+    metadata = dict[str, Any](rows) if rows else None
+    own = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    if tasks <= set(own.all_tasks):
+        return own
+    return TaskManager(include_path=str(TASKS), metadata=metadata)
 
 
 def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:

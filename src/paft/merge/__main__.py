@@ -36,6 +36,7 @@ def add_option(parser: argparse.ArgumentParser, option: "Field[Any]", kind: Any)
     """One field as `--name`: a choice for an enum, `--name/--no-name` for a bool, else numbers."""
     default = option.default_factory() if option.default_factory is not MISSING else option.default
     flag = f"--{option.name.replace('_', '-')}"
+    kind = next((k for k in get_args(kind) if isinstance(k, type) and issubclass(k, Enum)), kind)
     if kind is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
     elif isinstance(kind, type) and issubclass(kind, Enum):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from paft.config import SCHEMAS, MergeConfig, Slerp, WeightedMerge
-from paft.merge.adapter import StoredFactors, read_adapters, zero_factors
+from paft.config import SCHEMAS, DType, MergeConfig, Norm, Slerp, WeightedMerge
+from paft.merge.adapter import StoredFactors, read_adapters
 from paft.merge.checkpoint import Array, Bits, Stored, blocks_of, decode, read_checkpoint
+from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
 from paft.merge.slerp import Gram
 from paft.merge.sparsify import Mask
 from paft.merge.stream import Weight, rewrite
@@ -33,7 +34,7 @@ def merge_adapters(
     "variant" (every option in one line), "weights", "layers" (cosine and sign conflict of the two deltas, for
     slerp also whether it was linear), their means ("cosine", "sign_conflict", "linear_share"), "rounded_back"
     (share of the elements with a non-zero merged delta whose stored value is the base's), "changed_tensors"
-    and "delta_l2".
+    and "delta_l2"; with `method.norm` also the common "norm".
 
     Raises `ValueError` for adapters trained for different bases, tokenizers or templates, and for those that
     `read_adapter` or `rewrite` refuse.
@@ -44,13 +45,22 @@ def merge_adapters(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
-    read = read_adapters(adapters)
-    labels = {"method": name, "variant": variant(method), "weights": _weights(method)}
+    read: Adapters = read_adapters(adapters)
+    labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": _weights(method)}
     with single_threaded_blas():
-        return labels | _write(base, read, plan_for(method, read), out)
+        if method.norm is not Norm.own:
+            labels["norm"] = common_norm(read)
+        if method.norm is Norm.branches:
+            read = with_norm(read, labels["norm"])
+        plan = plan_for(method, read)
+        if method.norm is Norm.merged:
+            plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
+        return labels | _write(base, read, plan, out, method.dtype)
 
 
-def apply_adapters(base: Path, adapters: Mapping[str, Path], out: Path) -> dict[str, Any]:
+def apply_adapters(
+    base: Path, adapters: Mapping[str, Path], out: Path, dtype: DType | None = None
+) -> dict[str, Any]:
     """Write `base` plus the plain sum of all deltas to `out`: the single-branch and sequential baselines.
 
     Takes one adapter or more; reports and refuses as `merge_adapters` does, cosines only where there are two.
@@ -59,7 +69,7 @@ def apply_adapters(base: Path, adapters: Mapping[str, Path], out: Path) -> dict[
     weights = [1.0] * len(read)
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     with single_threaded_blas():
-        return labels | _write(base, read, plain_sum(weights), out)
+        return labels | _write(base, read, plain_sum(weights), out, dtype)
 
 
 def method_name(method: MergeConfig) -> str:
@@ -72,9 +82,14 @@ def method_name(method: MergeConfig) -> str:
 
 def variant(method: MergeConfig) -> str:
     """One line that states the method and every option which can change its result."""
-    options = {f.name: getattr(method, f.name) for f in fields(method) if f.metadata.get("identity", True)}
+    options = {f.name: getattr(method, f.name) for f in fields(method) if _matters(f, method)}
     stated = (f"{name}={_text(value)}" for name, value in options.items() if value is not None)
     return " ".join([method_name(method), *stated])
+
+
+def _matters(option: "Field[Any]", method: MergeConfig) -> bool:
+    rule = option.metadata.get("identity", True)
+    return getattr(method, option.name) != option.default if rule == "unless default" else bool(rule)
 
 
 def _weights(method: MergeConfig) -> list[float]:
@@ -91,7 +106,7 @@ def _text(value: object) -> str:
     return str(value.value if isinstance(value, Enum) else value).lower()
 
 
-def _write(base: Path, adapters: Adapters, plan: Plan, out: Path) -> dict[str, Any]:
+def _write(base: Path, adapters: Adapters, plan: Plan, out: Path, dtype: DType | None) -> dict[str, Any]:
     names = list(dict.fromkeys(name for adapter in adapters.values() for name in adapter))
     stored = {name: tensor for file in read_checkpoint(base).values() for name, tensor in file.items()}
     for branch, adapter in adapters.items():
@@ -99,14 +114,13 @@ def _write(base: Path, adapters: Adapters, plan: Plan, out: Path) -> dict[str, A
     counts: dict[str, _Counts] = {}
 
     def change(weight: Weight) -> Iterator[Bits]:
-        held = [adapter.get(weight.name) for adapter in adapters.values()]
-        deltas = [zero_factors(weight.shape) if factors is None else factors.load() for factors in held]
+        deltas = deltas_of(adapters, weight)
         tensor = plan(weight.name, deltas, weight)
         gram = gram_of_factors(*deltas) if len(deltas) == 2 else None
         count = counts[weight.name] = _Counts(math.prod(weight.shape), gram, tensor.linear)
         yield from _merged_rows(weight, tensor, count)
 
-    rewrite(base, out, names, change)
+    rewrite(base, out, names, change, dtype=dtype)
     return _summary({name: counts[name] for name in stored if name in counts})
 
 
@@ -122,12 +136,13 @@ def _refuse_other_shapes(
 
 
 def _merged_rows(weight: Weight, tensor: TensorMerge, count: "_Counts") -> Iterator[Bits]:
+    as_before = weight.dtype == weight.stored.dtype
     for rows, deltas in blocks_of(*tensor.deltas):
         before = weight.bits(rows)
         base = decode(before, weight.stored.dtype)
         merged = tensor.merge(rows, deltas, base)
         after = weight.encode(base + merged)
-        count.add(deltas, merged, before == after)
+        count.add(deltas, merged, before == after if as_before else decode(after, weight.dtype) == base)
         yield after
 
 

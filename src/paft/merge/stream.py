@@ -1,8 +1,8 @@
 """Rewrite some tensors of a safetensors checkpoint, a block of rows at a time, into a new folder.
 
-The header is copied as it is, so names, dtypes and offsets stay, and every tensor has its place in the new file
-before any is computed: a few threads read, change and write tensors, or copy what nothing changes. Memory is what
-the changes of so many tensors need, whatever the size of the model.
+The header is copied as it is, so names, dtypes and offsets stay unless another dtype is asked for, and every tensor
+has its place in the new file before any is computed: a few threads read, change and write tensors, or copy what
+nothing changes. Memory is what the changes of so many tensors need, whatever the size of the model.
 """
 
 import os
@@ -17,8 +17,10 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from paft.config import DType
 from paft.jsonfile import read_object
 from paft.merge.checkpoint import FLOATS, SIZES, Array, Bits, Stored, decode, encode, fits, read_checkpoint
+from paft.merge.layout import lay_out, state_dtype
 from paft.replacing import replacing
 
 BESIDE = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
@@ -39,6 +41,13 @@ class Weight:
     name: str
     stored: Stored
     file: BinaryIO
+    new_dtype: str | None = None
+    """What it will be stored as, if not as it is."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the new file."""
+        return self.new_dtype or self.stored.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,21 +67,23 @@ class Weight:
 
     def encode(self, values: Array) -> Bits:
         """New rows as they will be stored. Raises `ValueError` for values that would not be finite."""
-        if not fits(values, self.stored.dtype):
+        if not fits(values, self.dtype):
             raise ValueError(
-                f"{self.name} is not finite after the merge in {self.stored.dtype}; look at its deltas and scale"
+                f"{self.name} is not finite after the merge in {self.dtype}; look at its deltas and scale"
             )
-        return encode(values, self.stored.dtype)
+        return encode(values, self.dtype)
 
 
 Change = Callable[[Weight], Iterable[Bits]]
 """A weight's new rows as they are stored, block after block. Called from several threads."""
 
 
-def rewrite(base: Path, out: Path, names: Collection[str], change: Change) -> None:
-    """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`.
+def rewrite(
+    base: Path, out: Path, names: Collection[str], change: Change, *, dtype: DType | None = None
+) -> None:
+    """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`, stored as `dtype`.
 
-    Everything else is copied byte for byte. A file appears under its name only when it is whole. Raises
+    Every other tensor is copied byte for byte. A file appears under its name only when it is whole. Raises
     `ValueError` for a name that the checkpoint does not hold, a damaged file, and whatever `change` raises.
     """
     if out.resolve() == base.resolve():
@@ -80,7 +91,7 @@ def rewrite(base: Path, out: Path, names: Collection[str], change: Change) -> No
     files = read_checkpoint(base)
     refuse_absent(base, names, {name: s for tensors in files.values() for name, s in tensors.items()})
     out.mkdir(parents=True, exist_ok=True)
-    total = sum(path.stat().st_size for path in files)
+    total, new_size = sum(path.stat().st_size for path in files), 0
     np.empty(KEPT, np.uint8)
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="merge", disable=None) as progress,
@@ -89,13 +100,18 @@ def rewrite(base: Path, out: Path, names: Collection[str], change: Change) -> No
     ):
         for path, tensors in files.items():
             with path.open("rb") as source, replacing(out / path.name) as target:
-                steps = _steps(source, target, tensors, names, change)
+                begin, placed = lay_out(path, tensors, names, dtype)
+                _write_at(target, 0, memoryview(begin))
+                new_size += sum(s.end - s.begin for s in placed.values())
+                steps = _steps(source, target, tensors, placed, names, change)
                 for size in _in_threads(pool, steps):
                     progress.update(size)
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in BESIDE and ".bin.index" not in path.name:
             with path.open("rb") as source, replacing(out / path.name) as target:
                 shutil.copyfileobj(source, target)
+    if dtype is not None:
+        state_dtype(out, dtype, new_size)
 
 
 def refuse_absent(base: Path, names: Collection[str], held: Mapping[str, Stored]) -> None:
@@ -124,16 +140,26 @@ Step = Callable[[], int]
 
 
 def _steps(
-    source: BinaryIO, target: BinaryIO, tensors: Mapping[str, Stored], names: Collection[str], change: Change
+    source: BinaryIO,
+    target: BinaryIO,
+    tensors: Mapping[str, Stored],
+    placed: Mapping[str, Stored],
+    names: Collection[str],
+    change: Change,
 ) -> Iterator[Step]:
-    """In file order: one for each changed tensor, and one for each stretch of bytes between them."""
-    done, size = 0, os.fstat(source.fileno()).st_size
+    """In file order: one for each changed tensor, and one for each stretch of bytes between them.
+
+    `tensors` are those of the source, `placed` where they go.
+    """
+    size = os.fstat(source.fileno()).st_size
+    first = next(iter(tensors), None)
+    done, shift = (tensors[first].begin, placed[first].begin - tensors[first].begin) if first else (size, 0)
     for name in (name for name in tensors if name in names):
-        stored = tensors[name]
-        yield partial(_copy, source, target, done, stored.begin)
-        yield partial(_write, target, Weight(name, stored, source), change)
-        done = stored.end
-    yield partial(_copy, source, target, done, size)
+        stored, new = tensors[name], placed[name]
+        yield partial(_copy, source, target, done, stored.begin, shift)
+        yield partial(_write, target, Weight(name, stored, source, new.dtype), new.begin, change)
+        done, shift = stored.end, new.end - stored.end
+    yield partial(_copy, source, target, done, size, shift)
 
 
 def _in_threads(pool: ThreadPoolExecutor, steps: Iterable[Step]) -> Iterator[int]:
@@ -148,17 +174,19 @@ def _in_threads(pool: ThreadPoolExecutor, steps: Iterable[Step]) -> Iterator[int
         wait(futures)
 
 
-def _write(target: BinaryIO, weight: Weight, change: Change) -> int:
-    position = weight.stored.begin
+def _write(target: BinaryIO, weight: Weight, begin: int, change: Change) -> int:
+    position = begin
     for bits in change(weight):
         _write_at(target, position, bits.data.cast("B"))
         position += bits.nbytes
-    return position - weight.stored.begin
+    return weight.stored.end - weight.stored.begin
 
 
-def _copy(source: BinaryIO, target: BinaryIO, begin: int, end: int) -> int:
+def _copy(source: BinaryIO, target: BinaryIO, begin: int, end: int, shift: int) -> int:
     for position in range(begin, end, BUFFER):
-        _write_at(target, position, memoryview(read_at(source, position, min(BUFFER, end - position))))
+        _write_at(
+            target, position + shift, memoryview(read_at(source, position, min(BUFFER, end - position)))
+        )
     return end - begin
 
 

@@ -1,21 +1,75 @@
-"""Write the report over everything in a store: python -m paft.report [--store DIR] [--out DIR]."""
+"""The report over everything in a store, and comparisons within it.
+
+    python -m paft.report                                write tables, pictures and index.html, print every cell
+    python -m paft.report compare A B                    two cells, or two sweeps cell by cell
+    python -m paft.report wandb                          the same report in W&B, or its JSON where there is no key
+
+A and B are keys, their beginnings, or selectors such as lambda=1e-4,merge=ties.
+"""
 
 import argparse
 from pathlib import Path
 
-from paft.report.build import build_report, print_table
+from paft.config import Wandb
+from paft.report.build import build_report
+from paft.report.compare import compare
+from paft.report.terminal import print_comparison, print_table
+
+PAPER = Path("docs/paper_tables.csv")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Build, print every row; exits with code 2 where the store holds no finished evaluation."""
-    parser = argparse.ArgumentParser(prog="python -m paft.report", description=__doc__)
-    parser.add_argument("--store", type=Path, default=Path("logs/stages"), help="folder of finished stages")
-    parser.add_argument("--out", type=Path, default=Path("logs/report"), help="folder to write to")
+    """Do what the command line says; exits with code 2 and a message where it cannot be done."""
+    parser = _parser()
     given = parser.parse_args(arguments)
-    table = build_report(given.store, given.out)
+    try:
+        if given.command == "compare":
+            print_comparison(compare(given.store, given.left, given.right), given.left, given.right)
+        elif given.command == "wandb":
+            from paft.report.wandb_report import publish
+
+            print(f"W&B report: {publish(given.store, given.out, Wandb(given.project, given.entity))}")
+        else:
+            _report(given)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw, folder = argparse.RawDescriptionHelpFormatter, "folder of finished stages (logs/stages)"
+    parser = argparse.ArgumentParser(prog="python -m paft.report", description=__doc__, formatter_class=raw)
+    parser.add_argument("--store", type=Path, default=Path("logs/stages"), help=folder)
+    parser.add_argument("--out", type=Path, default=Path("logs/report"), help="folder to write to")
+    beside = f"show the paper's numbers beside, by default those of {PAPER}"
+    parser.add_argument("--paper", type=Path, nargs="?", const=PAPER, metavar="FILE", help=beside)
+    axes = "the columns of the Pareto picture: the SFT skill, the preference skill, what should be retained"
+    parser.add_argument("--skills", type=_three, metavar="A,B,C", help=axes)
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="")
+    pair = commands.add_parser("compare", help="differences of two cells or two sweeps")
+    pair.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
+    pair.add_argument("left", metavar="A")
+    pair.add_argument("right", metavar="B")
+    online = commands.add_parser("wandb", help="save the report in W&B")
+    online.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
+    online.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder for wandb_report.json")
+    online.add_argument("--project", default=Wandb.project, help="the project the cells' runs are in")
+    online.add_argument("--entity", help="by default your own")
+    return parser
+
+
+def _three(text: str) -> list[str]:
+    names = text.split(",")
+    if len(names) != 3:
+        raise argparse.ArgumentTypeError(f"it takes three columns with commas between, got {text!r}")
+    return names
+
+
+def _report(given: argparse.Namespace) -> None:
+    table = build_report(given.store, given.out, paper=given.paper, skills=given.skills)
     if not table:
-        message = f"{given.store} holds no finished evaluation; run `python train.py` or give another --store"
-        parser.exit(2, f"{message}\n")
+        raise ValueError(
+            f"{given.store} holds no finished evaluation; run `python train.py` or give another --store"
+        )
     print_table(table, page=given.out / "index.html")
 
 

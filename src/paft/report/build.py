@@ -1,20 +1,18 @@
-"""Everything a store holds as results.csv, index.html and PNG files, and some of it in the terminal."""
+"""Everything a store holds as CSV tables, index.html and PNG files; `paft.report.terminal` prints."""
 
 import io
 import logging
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from paft.report.labels import Column, Row, Scope, blocks, labels, score_columns, section, short
+from paft.report.cells import cells
+from paft.report.findings import Finding, findings, flat
+from paft.report.items import Scores
+from paft.report.labels import Row, Scope, blocks, short
 from paft.report.table import columns, merge_report, rows
 
 if TYPE_CHECKING:
@@ -26,41 +24,76 @@ if TYPE_CHECKING:
 log = logging.getLogger("paft")
 
 
-def build_report(store: Path, out: Path) -> list[Row]:
-    """Write results.csv, index.html and its PNG files to `out`, each atomically; returns the rows.
+@dataclass(frozen=True)
+class Study:
+    """Cells that may be compared, and what they say of the paper's claims."""
 
-    A store without a finished evaluation gives an empty list and no file.
+    scope: Scope
+    cells: list[Row]
+    findings: list[Finding]
+
+
+def studies(store: Path, table: Sequence[Row]) -> list[Study]:
+    """The rows of a store by scope, their seeds as one cell each: what every view of the report is made from."""
+    scores = Scores(store, table)
+    found = []
+    for scope, block in blocks(cells(table, scores)):
+        families = {r["family"] for r in block}
+        found.append(Study(scope, block, findings([r for r in table if r["family"] in families], scores)))
+    return found
+
+
+def build_report(
+    store: Path, out: Path, *, paper: Path | None = None, skills: Sequence[str] | None = None
+) -> list[Row]:
+    """Write the tables, index.html and its PNG files to `out`, each atomically; returns the cells.
+
+    results.csv has a row for every evaluation, cells.csv for every cell with its seeds together, claims.csv for every
+    test of a claim. `paper` is a file of the paper's numbers to show beside, `skills` the three columns of the Pareto
+    picture. A store without a finished evaluation gives an empty list and no file. Raises `ValueError` for a paper
+    file that cannot be read.
     """
-    import pandas as pd
-
     from paft.report.page import Block, page
+    from paft.report.paper import read_paper
 
     table = rows(store)
     if not table:
         return []
+    printed = read_paper(paper) if paper else []
     out.mkdir(parents=True, exist_ok=True)
-    shown = []
-    for number, (scope, block) in enumerate(blocks(table), start=1):
+    every, shown = studies(store, table), []
+    for number, study in enumerate(every, start=1):
         pictures = []
-        for name, figure in figures(store, block):
+        for name, figure in figures(store, study.cells, skills):
             pictures.append(f"{number}-{name}.png")
             replace(out / pictures[-1], _png(figure))
-        shown.append(Block(scope, block, pictures))
-    frame = pd.DataFrame(table, columns=columns(table))
-    replace(out / "results.csv", frame.to_csv(index=False).encode())
-    replace(out / "index.html", page(shown).encode())
-    return table
+        shown.append(Block(study.scope, study.cells, pictures, study.findings))
+    joined = list({r["family"]: r for study in every for r in study.cells}.values())
+    tested = [
+        {"base": s.scope.base, "evaluate": s.scope.evaluate} | flat(f) for s in every for f in s.findings
+    ]
+    replace(out / "results.csv", _csv(table, columns(table)))
+    replace(out / "cells.csv", _csv(joined, columns(joined)))
+    replace(out / "claims.csv", _csv(tested, list(tested[0])))
+    replace(out / "index.html", page(shown, table, printed).encode())
+    return joined
 
 
-def figures(store: Path, block: Sequence[Row]) -> Iterator[tuple[str, "Figure"]]:
+def figures(
+    store: Path, block: Sequence[Row], skills: Sequence[str] | None = None
+) -> Iterator[tuple[str, "Figure"]]:
     """The figures of one block that there are numbers for, with their file names."""
-    from paft.report import plots
+    from paft.report import plots, study_plots
 
     if any(r["paradigm"] == "parallel" for r in block):
         yield "scores_by_lambda", plots.scores_by_lambda(block)
+    if heat := study_plots.heat_map(block):
+        yield "lambda_by_merge", heat
     yield "scores_by_method", plots.scores_by_method(block)
     if found := adapters(store, block):
         yield "sparsity", plots.sparsity_bars(found)
+    if points := study_plots.pareto(block, skills):
+        yield "pareto", points
     if reports := merge_reports(store, block):
         yield "conflict_by_layer", plots.conflict_by_layer(reports)
     for branch, title in (("sft", "SFT, step by step"), ("preference", "Preference training, step by step")):
@@ -80,7 +113,8 @@ def adapters(store: Path, block: Sequence[Row]) -> list["Adapter"]:
         for label, row in trained(block, branch).items():
             share, hoyer = row[f"{branch}_sparsity"], row[f"{branch}_hoyer"]
             if share is not None:
-                found.append(Adapter(label, branch, share, hoyer))
+                errors = (row.get(f"{branch}_{measure}_stderr") for measure in ("sparsity", "hoyer"))
+                found.append(Adapter(label, branch, share, hoyer, *errors))
     return found
 
 
@@ -96,7 +130,9 @@ def trained(block: Sequence[Row], branch: str) -> dict[str, Row]:
 
 
 def _adapter_name(row: Row, branch: str) -> str:
-    sft = f"{'SFT_sparse' if row['lambda'] else 'SFT'}, λ={short(row['lambda'])}"
+    kind = [str(row[c]) for c in ("l1_of", "l1_method") if row.get(c) not in (None, "delta", "subgradient")]
+    kind += [f"to {100 * row['l1_target']:g} %"] if row.get("l1_target") else []
+    sft = " ".join([f"{'SFT_sparse' if row['lambda'] else 'SFT'}, λ={short(row['lambda'])}", *kind])
     if branch == "sft":
         return sft
     aligned = row["preference"].upper()
@@ -133,7 +169,7 @@ def histories(store: Path, block: Sequence[Row], branch: str) -> dict[str, "pd.D
     return found
 
 
-# --- files and terminal ------------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------------
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -143,51 +179,13 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def _csv(table: Sequence[Row], names: Sequence[str]) -> bytes:
+    import pandas as pd
+
+    return pd.DataFrame(table, columns=list(names)).to_csv(index=False).encode()
+
+
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def print_table(table: Sequence[Row], keys: Sequence[str] = (), *, page: Path | None = None) -> None:
-    """Print the rows with these evaluate keys (all, if empty) beside their base, and where the page is."""
-    # a pipe or a log file has no width of its own
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    for scope, block in blocks(table):
-        wanted = [r for r in block if not keys or r["evaluate_key"] in keys]
-        if wanted:
-            bases = [r for r in block if r["paradigm"] == "base" and r not in wanted]
-            console.print(_terminal_table(scope, [*wanted, *bases]))
-    if page is not None:
-        console.print(f"Report: {page}", markup=False, soft_wrap=True)
-
-
-def _terminal_table(scope: Scope, block: list[Row]) -> Table:
-    found = score_columns(block)
-    title = f"{scope.base} · {scope.evaluate}" + (f" · first {scope.limit} items only" if scope.limit else "")
-    table = Table(
-        title=escape(title), title_justify="left", caption="± 1 standard error", caption_justify="left"
-    )
-    for name in ("method", "lambda", *(c.title for c in found), "SFT < 1e-5"):
-        table.add_column(escape(name), justify="left" if name == "method" else "right", no_wrap=True)
-    best = [c.best(block) for c in found]
-    named = zip(block, labels(block), strict=True)
-    for heading, lines in groupby(named, key=lambda pair: section(pair[0])):
-        table.add_section()
-        table.add_row(f"[dim]{escape(heading)}[/dim]")
-        for row, label in lines:
-            table.add_row(*_terminal_row(row, label, zip(found, best, strict=True)))
-    return table
-
-
-def _terminal_row(row: Row, label: str, columns: Iterable[tuple[Column, float | None]]) -> list[str]:
-    share = row["sft_sparsity"]
-    scores = [_terminal_score(column, row, best) for column, best in columns]
-    return [escape(label), short(row["lambda"]), *scores, "–" if share is None else f"{100 * share:.1f} %"]
-
-
-def _terminal_score(column: Column, row: Row, best: float | None) -> str:
-    value, stderr = column.value(row), column.stderr(row)
-    error = f" [dim]± {column.text(stderr)}[/dim]" if stderr is not None else ""
-    text = f"[bold]{column.text(value)}[/bold]" if value is not None and value == best else column.text(value)
-    return text + error

@@ -19,7 +19,16 @@ TITLES = {
 }
 """Merge methods in the order of the paper's Table 1."""
 SECTIONS = ("parallel", "sequential", "sft", "preference", "base")
-SETTINGS = ("preference", "sft_lr", "preference_lr", "preference_beta", "seed")
+SETTINGS = (
+    "preference",
+    "sft_lr",
+    "preference_lr",
+    "preference_beta",
+    "l1_of",
+    "l1_method",
+    "l1_target",
+    "seed",
+)
 """Beside the merge options, what may tell two rows of one method apart."""
 
 
@@ -110,7 +119,9 @@ def labels(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         peers.setdefault(method(row), []).append(row)
     differing = {name: _differing(group) for name, group in peers.items()}
-    texts = [" ".join([method(r), *(_setting(r, c) for c in differing[method(r)])]) for r in rows]
+    texts = [
+        " ".join([method(r), *filter(None, (_setting(r, c) for c in differing[method(r)]))]) for r in rows
+    ]
     places = [(section(r), r["lambda"], text) for r, text in zip(rows, texts, strict=True)]
     count = Counter(places)
     return [
@@ -128,6 +139,8 @@ def _differing(rows: list[Row]) -> list[str]:
 
 def _setting(row: Row, column: str) -> str:
     value = row.get(column)
+    if value in (None, ""):
+        return ""
     if column == "preference":
         return str(value).upper()
     return f"{column.removeprefix('merge.')}={short(value) if isinstance(value, float) else value}"
@@ -159,10 +172,10 @@ class Column:
         return self.name.replace("_", " ") + ("" if self.higher_is_better else " ↓")
 
     def value(self, row: Row) -> float | None:
-        return self._scaled(row.get(self.name))
+        return self.scaled(row.get(self.name))
 
     def stderr(self, row: Row) -> float | None:
-        return self._scaled(row.get(f"{self.name}_stderr"))
+        return self.scaled(row.get(f"{self.name}_stderr"))
 
     def text(self, value: float | None) -> str:
         return "–" if value is None else f"{value:.{2 if self.percent else 3}f}"
@@ -172,18 +185,31 @@ class Column:
         values = {v for r in rows if (v := self.value(r)) is not None}
         return None if len(values) < 2 else max(values) if self.higher_is_better else min(values)
 
-    def _scaled(self, value: float | None) -> float | None:
+    def scaled(self, value: float | None) -> float | None:
+        """`value` in the unit it is written in; None where it is no number."""
         if value is None or not math.isfinite(value):
             return None
         return 100 * value if self.percent else value
 
 
+MEASURES = (
+    *("sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer"),
+    *("sign_conflict", "cosine", "rounded_back"),
+)
+"""Columns beside the scores that are measured once for each seed."""
+
+
+def score_names(rows: Sequence[Row]) -> list[str]:
+    """Task columns in table order, and the average last."""
+    named = [c.removesuffix("_stderr") for r in rows for c in r if c.endswith("_stderr")]
+    return [c for c in dict.fromkeys(named) if c not in (*MEASURES, "average")] + ["average"]
+
+
 def score_columns(rows: Sequence[Row]) -> list[Column]:
     """The task columns that any of the rows has a score in, in table order, and the average."""
     lower = {name for r in rows for name in str(r.get("lower_is_better") or "").split()}
-    named = [c.removesuffix("_stderr") for r in rows for c in r if c.endswith("_stderr")]
     found = []
-    for name in [*dict.fromkeys(named), "average"]:
+    for name in score_names(rows):
         values = [r[name] for r in rows if r.get(name) is not None and math.isfinite(r[name])]
         if values:
             shares = name not in lower and all(0 <= v <= 1 for v in values)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paft.report.score_plots import scores_by_lambda, scores_by_method
-from paft.report.style import BLUE, GREY, RED, add_legend, clean, new_figure, new_panels, subscript
+from paft.report.style import BLACK, BLUE, GREY, RED, add_legend, clean, new_figure, new_panels, subscript
 
 __all__ = [
     "Adapter",
@@ -42,6 +42,9 @@ class Adapter:
     branch: str
     share: float | None
     hoyer: float | None
+    share_stderr: float | None = None
+    """Over seeds, as that of Hoyer's."""
+    hoyer_stderr: float | None = None
 
 
 # --- deltas ------------------------------------------------------------------------------------------
@@ -51,20 +54,21 @@ def sparsity_bars(adapters: Sequence[Adapter]) -> Figure:
     """How sparse each adapter's delta is (the paper's Figure 2), beside a measure that ignores its scale."""
     figure = new_figure(9, 1.5 + 0.34 * max(2, len(adapters)), "Sparsity of the deltas, mean over layers")
     left, right = figure.subplots(1, 2, sharey=True)
-    _shares(left, adapters, [a.share for a in adapters], "elements below 1e-5 (%)")
-    _shares(right, adapters, [a.hoyer for a in adapters], "Hoyer sparsity × 100")
+    _shares(left, adapters, [(a.share, a.share_stderr) for a in adapters], "elements below 1e-5 (%)")
+    _shares(right, adapters, [(a.hoyer, a.hoyer_stderr) for a in adapters], "Hoyer sparsity × 100")
     left.set_yticks(range(len(adapters)), [subscript(a.label) for a in adapters])
     left.set_ylim(len(adapters) - 0.4, -0.6)
     return figure
 
 
-def _shares(ax: Axes, adapters: Sequence[Adapter], values: Sequence[float | None], name: str) -> None:
-    for place, (adapter, value) in enumerate(zip(adapters, values, strict=True)):
+def _shares(
+    ax: Axes, adapters: Sequence[Adapter], values: Sequence[tuple[float | None, float | None]], name: str
+) -> None:
+    for place, (adapter, (value, error)) in enumerate(zip(adapters, values, strict=True)):
         if value is not None:
-            ax.barh(
-                place, 100 * value, height=0.7, color=BLUE if adapter.branch == "sft" else RED, alpha=0.85
-            )
-            ax.text(100 * value + 1.5, place, f"{100 * value:.1f}", va="center", fontsize=9)
+            colour, spread = BLUE if adapter.branch == "sft" else RED, 100 * (error or 0.0)
+            ax.barh(place, 100 * value, height=0.7, color=colour, alpha=0.85, xerr=spread, ecolor=BLACK)
+            ax.text(100 * value + spread + 1.5, place, f"{100 * value:.1f}", va="center", fontsize=9)
     ax.set_xlim(0, 115)
     ax.set_xticks(range(0, 101, 20))
     ax.set_xlabel(name)

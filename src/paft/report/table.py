@@ -21,9 +21,9 @@ log = logging.getLogger("paft")
 HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", "seed", "evaluate", "limit")
 TAIL = (
     "average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
-    "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "sft_data",
-    "preference_data", "template", "finished", "commit", "sft_key", "preference_key", "merge_key",
-    "evaluate_key",
+    "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
+    "l1_target", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished", "commit",
+    "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
 GROUPS = {
@@ -66,7 +66,7 @@ def row(folder: Path) -> Row:
     keys |= {f"{name}_key": key_of(branch) for name, branch in branches.items()}
     report = merge_report(store, keys)
     found = dict.fromkeys(HEAD) | _cell(record["identity"], merge) | _labels_of(branches)
-    found |= {"variant": report.get("variant", "")} | _scores(results)
+    found |= {"variant": report.get("variant", ""), "family": family(record["identity"])} | _scores(results)
     for name in branches:
         sparsity = _read_if_there(store / name / keys[f"{name}_key"] / "sparsity.json")
         means = sparsity.get("mean_over_layers", {})
@@ -95,7 +95,48 @@ def columns(table: list[Row]) -> list[str]:
 def key_of(identity: Mapping[str, Any]) -> str:
     """`paft.stage.Stage.key` of the stage with this identity, from the lineage in stage.json alone."""
     keys = {name: key_of(stage) for name, stage in identity["inputs"].items()}
-    text = json.dumps({**identity, "inputs": keys}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _digest({**identity, "inputs": keys})
+
+
+def family(identity: Mapping[str, Any]) -> str:
+    """What the cells that differ by their seed alone have in common: a key of the lineage without seeds.
+
+    Seeds of data and of the evaluation stay: other rows and other items are another cell. A seed of the drop masks
+    stays unless it follows the training's, as it does by default.
+    """
+    return _digest(_seedless(identity, _seed(identity)))
+
+
+def _seedless(identity: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    config = dict(identity["config"])
+    if identity["stage"] in ("sft", "preference"):
+        config.pop("seed", None)
+    for part in ("only", "method"):  # of a reference, of a merge
+        if isinstance(config.get(part), dict) and config[part].get("seed") == seed:
+            config[part] = {name: value for name, value in config[part].items() if name != "seed"}
+    inputs = {name: _seedless(stage, seed) for name, stage in identity["inputs"].items()}
+    return {**identity, "config": config, "inputs": inputs}
+
+
+def _seed(identity: Mapping[str, Any]) -> int | None:
+    """The seed the lineage was trained with."""
+    if "branch" in identity["config"] and "seed" in identity["config"]:
+        return int(identity["config"]["seed"])
+    seeds = (_seed(stage) for stage in identity["inputs"].values())
+    return next((seed for seed in seeds if seed is not None), None)
+
+
+def _recipe(stage: Mapping[str, Any]) -> str:
+    """What the trainings that differ by lambda and seed alone have in common: settings and data."""
+    branch = dict(stage["config"]["branch"])
+    branch["l1"] = {name: value for name, value in branch.get("l1", {}).items() if name != "weight"}
+    return _digest(
+        {**stage["config"], "branch": branch, "seed": None, "data": key_of(stage["inputs"]["data"])}
+    )
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -107,19 +148,28 @@ def _cell(evaluate: Mapping[str, Any], merge: Mapping[str, Any] | None) -> Row:
         "paradigm": "base",
         "merge": "",
     }
-    cell |= {"evaluate": config["evaluate"]["name"], "limit": config["evaluate"]["limit"]}
+    cell |= {"evaluate": _evaluation(config["evaluate"]), "limit": config["evaluate"]["limit"]}
     if merge is None:
         return cell
-    method, inputs = dict(merge["config"]["method"]), sorted(merge["inputs"])
-    kind = method.pop("type")
+    method, inputs = merge["config"]["method"], sorted(merge["inputs"])
+    kind = method["type"]
+    cell |= merge_options(method)
     if kind != "Apply":
-        group = GROUPS.get(kind, kind)
-        return (
-            cell
-            | {"paradigm": "parallel", "merge": group}
-            | {f"merge.{k}": _flat(v) for k, v in method.items()}
-        )
+        return cell | {"paradigm": "parallel", "merge": GROUPS.get(kind, kind)}
     return cell | {"paradigm": inputs[0] if len(inputs) == 1 else "sequential"}
+
+
+def merge_options(method: Mapping[str, Any]) -> Row:
+    """The columns of a merge's options."""
+    return {f"merge.{name}": _flat(value) for name, value in method.items() if name != "type"}
+
+
+def _evaluation(config: Mapping[str, Any]) -> str:
+    """The evaluation's name, with what makes its scores another thing: the items, or the type of the weights."""
+    split, dtype = config.get("split", "full"), config.get("dtype")
+    return " ".join(
+        [str(config["name"]), *([f"({split})"] if split != "full" else []), *([dtype] if dtype else [])]
+    )
 
 
 def _labels_of(branches: Mapping[str, Any]) -> Row:
@@ -128,9 +178,14 @@ def _labels_of(branches: Mapping[str, Any]) -> Row:
         branch = stage["config"]["branch"]
         found[f"{name}_data"] = _source(stage["inputs"]["data"]["config"])
         found[f"{name}_lr"] = branch["lr"]
+        found[f"{name}_recipe"] = _recipe(stage)
         found["seed"] = stage["config"]["seed"]
         if name == "sft":
-            found["lambda"] = branch["l1"]["weight"]
+            found |= {"lambda": branch["l1"]["weight"], "l1_of": branch["l1"]["of"]}
+            found |= {
+                "l1_method": branch["l1"].get("method"),
+                "l1_target": branch["l1"].get("target_sparsity"),
+            }
         else:
             found |= {"preference": branch["type"].lower(), "preference_beta": branch["beta"]}
     return found | {"data": " + ".join(filter(None, (found["sft_data"], found["preference_data"])))}

@@ -8,10 +8,11 @@ from typing import Any
 from datasets import Dataset
 
 from paft.config import Skill
-from paft.data.demo import demo_rows
+from paft.data.demo import DemoRow, DemoSplit, demo_rows
 
 NUM_ITEMS = 200
 TEST_SEED = 1
+SPLITS: tuple[DemoSplit, ...] = ("test", "validation")
 COT_PROMPTS = "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
 QUESTION = re.compile(
     r"(?P<question>.+?)\n(?P<options>\(A\).+?)\nA: (?P<answer>.+The answer is \((?P<letter>[A-E])\)\.)",
@@ -20,23 +21,33 @@ QUESTION = re.compile(
 
 
 def tool_call(**_: Any) -> dict[str, Dataset]:
-    """`NUM_ITEMS` requests the SFT branch never saw, with the call each should become."""
-    rows = demo_rows(Skill.tool_call, split="test", num_rows=NUM_ITEMS, seed=TEST_SEED)
-    docs = [{"request": r["messages"][0]["content"], "call": r["messages"][1]["content"]} for r in rows]
-    return {"test": Dataset.from_list(docs)}
+    """`NUM_ITEMS` requests the SFT branch never saw, with the call each should become; as many for validation."""
+    return {
+        split: Dataset.from_list([_request(r) for r in held_out(Skill.tool_call, split)]) for split in SPLITS
+    }
+
+
+def _request(row: DemoRow) -> dict[str, str]:
+    user, answer = row["messages"]
+    return {"request": user["content"], "call": answer["content"]}
 
 
 def honesty(**_: Any) -> dict[str, Dataset]:
-    """`NUM_ITEMS` questions with a preferred and a rejected answer the preference branch never saw."""
-    rows = demo_rows(Skill.honesty, split="test", num_rows=NUM_ITEMS, seed=TEST_SEED)
-    docs = [
-        {
-            "prompt": r["prompt"][0]["content"],
-            "answers": [r["chosen"][0]["content"], r["rejected"][0]["content"]],
-        }
-        for r in rows
-    ]
-    return {"test": Dataset.from_list(docs)}
+    """`NUM_ITEMS` questions with a preferred and a rejected answer the preference branch never saw; as many for
+    validation."""
+    return {
+        split: Dataset.from_list([_question(r) for r in held_out(Skill.honesty, split)]) for split in SPLITS
+    }
+
+
+def _question(row: DemoRow) -> dict[str, Any]:
+    answers = [row["chosen"][0]["content"], row["rejected"][0]["content"]]
+    return {"prompt": row["prompt"][0]["content"], "answers": answers}
+
+
+def held_out(skill: Skill, split: DemoSplit) -> list[DemoRow]:
+    """Rows of a split that no training sees; no prompt of one is in another."""
+    return demo_rows(skill, split=split, num_rows=NUM_ITEMS, seed=TEST_SEED)
 
 
 def mmlu_dev(**_: Any) -> dict[str, Dataset]:

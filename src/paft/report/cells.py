@@ -1,0 +1,104 @@
+"""The seeds of one setting as one cell: means over seeds, a standard error for every score, and differences."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from paft.report.items import Score, Scores
+from paft.report.labels import MEASURES, Row, ranked, score_names
+from paft.report.statistics import Arm, Estimate, estimate
+
+
+def members(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each cell, by family, one a seed; where a family has a seed twice, the one finished last."""
+    found: dict[str, dict[int | None, Row]] = {}
+    for row in sorted(rows, key=lambda r: str(r.get("finished"))):
+        found.setdefault(row["family"], {})[row["seed"]] = row
+    return {
+        name: [by[s] for s in sorted(by, key=lambda s: -1 if s is None else s)] for name, by in found.items()
+    }
+
+
+def cells(rows: Sequence[Row], scores: Scores) -> list[Row]:
+    """One row a cell in the order of the table: the first seed's, with means over seeds in place of its numbers.
+
+    Added columns are `seeds`, `num_seeds`, `evaluate_keys`, and `<column>_stderr` for every score and measure, over
+    items and seeds; with one seed over items alone. A cell whose items are unknown keeps lm-eval's standard errors.
+    """
+    return ranked([_cell(group, scores) for group in members(rows).values()])
+
+
+def _cell(group: Sequence[Row], scores: Scores) -> Row:
+    seeds = [r["seed"] for r in group if r["seed"] is not None]
+    found = dict(group[0]) | {"num_seeds": len(group), "seeds": ",".join(map(str, seeds))}
+    found["evaluate_keys"] = " ".join(r["evaluate_key"] for r in group)
+    if len(group) > 1:
+        if group[0].get("merge.seed") == group[0]["seed"]:
+            found["merge.seed"] = found["seeds"]
+        found["seed"] = found["seeds"]
+    for column in (*score_names(group), *MEASURES):
+        summary = combine([Term(1.0, group, column)], scores)
+        if summary is not None:
+            found[column] = summary.value
+            error = group[0].get(f"{column}_stderr") if len(group) == 1 else None
+            found[f"{column}_stderr"] = error if summary.stderr is None else summary.stderr
+    return found
+
+
+# --- sums and differences of cells -------------------------------------------------------------------
+
+
+class Term(NamedTuple):
+    """A cell's column, times `weight`, in a sum of several."""
+
+    weight: float
+    rows: Sequence[Row]
+    """The cell's seeds."""
+    column: str = "average"
+
+
+def combine(terms: Sequence[Term], scores: Scores, *, minus: float = 0.0) -> Estimate | None:
+    """The weighted sum of cells, less `minus`; None where a cell has no number.
+
+    Cells are paired by the seeds they have in common, and by items; where they have no seed in common, the seeds of
+    each vary by themselves. The base model has no seed and fits any. Raises `ValueError` for cells that did not
+    answer the same items.
+    """
+    found = [_by_seed(term, scores) for term in terms]
+    if not all(found):
+        return None
+    for term in terms[1:]:
+        if (
+            not scores.paired(terms[0].rows[0], term.rows[0], terms[0].column)
+            and term.column == terms[0].column
+        ):
+            raise ValueError(
+                f"{term.rows[0]['evaluate_key']} and {terms[0].rows[0]['evaluate_key']} did not answer the same items "
+                f"of {term.column}; evaluate both with the same evaluate options"
+            )
+    trained = [set(by) for by in found if None not in by]
+    common = sorted(set.intersection(*trained), key=str) if trained else [None]
+    if common:
+        arms = [_arm([(t.weight, by) for t, by in zip(terms, found, strict=True)], common)]
+    else:
+        arms = [_arm([(t.weight, by)], sorted(by, key=str)) for t, by in zip(terms, found, strict=True)]
+    counts = [s.num_items for by in found for s in by.values()]
+    return estimate(arms, minus=minus, num_items=counts[0])
+
+
+def _by_seed(term: Term, scores: Scores) -> dict[int | None, Score]:
+    found = {r["seed"]: scores.of(r, term.column) for r in term.rows}
+    return {seed: score for seed, score in found.items() if score is not None}
+
+
+def _arm(parts: Sequence[tuple[float, Mapping[int | None, Score]]], seeds: Sequence[int | None]) -> Arm:
+    rows = [[(weight, by[seed if seed in by else None]) for weight, by in parts] for seed in seeds]
+    values = np.array([sum(weight * score.value for weight, score in row) for row in rows])
+    if any(score.draws is None for row in rows for _, score in row):
+        return Arm(values, None)
+    sums = [
+        np.sum([weight * score.draws for weight, score in row if score.draws is not None], axis=0)
+        for row in rows
+    ]
+    return Arm(values, np.array(sums))

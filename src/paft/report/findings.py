@@ -1,0 +1,197 @@
+"""What a table of cells says of each claim of the paper.
+
+A claim is tested once for every preference objective and every lambda there are cells for. It may need several
+contrasts at once ("TIES beats every other method"): then the least of them is shown, the claim is as uncertain as
+its most uncertain contrast (an intersection-union test; Berger 1982), and it fails as soon as one contrast is surely
+below zero (Bonferroni over the contrasts). All tests of a table are corrected together by Holm's method.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from paft.report.cells import Term, combine, members
+from paft.report.claims import CLAIMS, Claim, Pick
+from paft.report.items import Scores
+from paft.report.labels import TITLES, Row, short
+from paft.report.plain import plain
+from paft.report.statistics import Estimate, holm
+
+ALPHA = 0.05
+
+
+class Verdict(str, Enum):
+    held = "held"
+    did_not_hold = "did not hold"
+    cannot_tell = "cannot tell here"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim for one preference objective and lambda."""
+
+    claim: str
+    says: str
+    source: str
+    preference: str
+    weight: float | None
+    """lambda"""
+    verdict: Verdict = Verdict.cannot_tell
+    why: str = ""
+    effect: Estimate | None = None
+    """Of the least contrast, and of as many units as the column has: shares, not percent."""
+    contrast: str = ""
+    """Which one that is, where the claim has several."""
+    p: float | None = None
+    corrected: float | None = None
+    """p after Holm's correction over the table."""
+    keys: tuple[str, ...] = ()
+    """Evaluations it was computed from."""
+
+
+def findings(rows: Sequence[Row], scores: Scores) -> list[Finding]:
+    """Every claim, tested on the plain cells (`paft.report.plain`) of rows that may be compared."""
+    chosen = plain(rows)
+    weights = sorted({r["lambda"] for r in chosen if r["lambda"]}) or [None]
+    objectives = sorted({r["preference"] for r in chosen if r["preference"]}) or ["dpo"]
+    found = []
+    for claim in CLAIMS:
+        for preference in [""] if claim.of_sft_alone else objectives:
+            for weight in weights if claim.needs_lambda else [None]:
+                found.append(_test(claim, preference, weight, chosen, scores))
+    decided = _decide(found)
+    return [*decided, *_same_with_orpo(decided)]
+
+
+def flat(finding: Finding) -> Row:
+    """One row of claims.csv; the effect, its error and interval in percentage points."""
+    e = finding.effect
+    points = {name: _points(getattr(e, name, None)) for name in ("value", "stderr", "low", "high")}
+    return {
+        "claim": finding.claim,
+        "preference": finding.preference,
+        "lambda": finding.weight,
+        "verdict": finding.verdict.value,
+        "effect": points["value"],
+        **{name: points[name] for name in ("stderr", "low", "high")},
+        "p": finding.p,
+        "p_corrected": finding.corrected,
+        "contrast": finding.contrast,
+        "num_items": e.num_items if e else None,
+        "num_seeds": e.num_seeds if e else None,
+        "why": finding.why,
+        "says": finding.says,
+        "source": finding.source,
+        "evaluate_keys": " ".join(finding.keys),
+    }
+
+
+def _points(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def pick(rows: Sequence[Row], wanted: Pick, preference: str, weight: float | None) -> list[Row]:
+    """The seeds of the cell that is meant; an adapter's own numbers are also in the cells merged from it."""
+    paradigms = [wanted.paradigm] if wanted.column == "average" else [wanted.paradigm, "parallel"]
+    for paradigm in paradigms:
+        fitting = [r for r in rows if r["paradigm"] == paradigm and _fits(r, wanted, preference, weight)]
+        if groups := members(fitting):
+            return max(groups.values(), key=lambda group: (len(group), str(group[0].get("finished"))))
+    return []
+
+
+def _fits(row: Row, wanted: Pick, preference: str, weight: float | None) -> bool:
+    """Whether a row has the number that is meant: what the branch it is of was trained with counts, and no more."""
+    of_sft = wanted.paradigm == "sft"
+    return (
+        (of_sft or row["preference"] == preference)
+        and (wanted.paradigm == "preference" or row["lambda"] == (weight if wanted.l1 else 0.0))
+        and (not wanted.merge or row["merge"] == wanted.merge)
+        and row.get(wanted.column) is not None
+    )
+
+
+def _test(
+    claim: Claim, preference: str, weight: float | None, rows: Sequence[Row], scores: Scores
+) -> Finding:
+    found = Finding(claim.name, claim.says, claim.source, preference, weight)
+    tested: dict[str, Estimate] = {}
+    missing: list[str] = []
+    keys: list[str] = []
+    for label, contrast in claim.contrasts.items():
+        terms = [Term(w, pick(rows, p, preference, weight), p.column) for w, p in contrast]
+        absent = [
+            name(p, preference, weight) for (_, p), t in zip(contrast, terms, strict=True) if not t.rows
+        ]
+        missing += absent
+        try:
+            effect = None if absent else combine(terms, scores, minus=claim.above)
+        except ValueError as error:
+            return replace(found, why=str(error))
+        if effect is not None:
+            tested[label] = effect
+            keys += [r["evaluate_key"] for t in terms for r in t.rows]
+    return _judge(replace(found, keys=tuple(dict.fromkeys(keys))), tested, list(dict.fromkeys(missing)))
+
+
+def _judge(found: Finding, tested: dict[str, Estimate], missing: list[str]) -> Finding:
+    """Effect and uncorrected p; `why` says what keeps a claim from being tested."""
+    lacks = f"no cell: {', '.join(missing)}" if missing else ""
+    if not tested:
+        return replace(found, why=lacks or "no numbers")
+    label, least = min(tested.items(), key=lambda pair: pair[1].value)
+    found = replace(found, effect=least, contrast=label, why=lacks)
+    sides = [
+        (e.p_above, e.p_below) for e in tested.values() if e.p_above is not None and e.p_below is not None
+    ]
+    if min(e.num_seeds for e in tested.values()) < 2 or len(sides) < len(tested):
+        one = "one seed in common: an interval over items says nothing of other trainings"
+        return replace(found, why="; ".join(filter(None, (lacks, one))))
+    holds = max(above for above, _ in sides) if not missing else 1.0
+    fails = min(1.0, len(sides) * min(below for _, below in sides))
+    verdict = Verdict.held if holds <= fails else Verdict.did_not_hold
+    return replace(found, p=min(1.0, 2 * min(holds, fails)), verdict=verdict)
+
+
+def _decide(found: Sequence[Finding]) -> list[Finding]:
+    """Verdicts after the correction: what is not significant cannot be told."""
+    tested = [f for f in found if f.p is not None]
+    corrected = dict(zip(map(id, tested), holm([f.p for f in tested if f.p is not None]), strict=True))
+    decided = []
+    for finding in found:
+        p = corrected.get(id(finding))
+        if p is None or p >= ALPHA:
+            why = finding.why or f"p after the correction is not below {ALPHA}"
+            decided.append(replace(finding, corrected=p, verdict=Verdict.cannot_tell, why=why))
+        else:
+            decided.append(replace(finding, corrected=p))
+    return decided
+
+
+def _same_with_orpo(found: Sequence[Finding]) -> list[Finding]:
+    """Appendix A: whether every claim comes out with ORPO as with DPO."""
+    by = {(f.claim, f.weight, f.preference): f for f in found}
+    pairs = [(f, by.get((f.claim, f.weight, "orpo"))) for f in found if f.preference == "dpo"]
+    says = "Every claim above comes out with ORPO as it does with DPO."
+    summary = Finding("ORPO shows the same", says, "appendix A and section 5", "dpo, orpo", None)
+    both = [(a.verdict, b.verdict) for a, b in pairs if b is not None]
+    told = [(a, b) for a, b in both if Verdict.cannot_tell not in (a, b)]
+    count = f"the same in {sum(a is b for a, b in told)} of {len(told)} tests decided with both; {len(pairs)} tests"
+    if any(a is not b for a, b in told):
+        return [replace(summary, verdict=Verdict.did_not_hold, why=count)]
+    verdict = Verdict.held if told and len(told) == len(pairs) else Verdict.cannot_tell
+    return [replace(summary, verdict=verdict, why=count)]
+
+
+def name(wanted: Pick, preference: str, weight: float | None) -> str:
+    """The cell that is meant, in words."""
+    penalty = f"λ={'> 0' if weight is None else short(weight)}" if wanted.l1 else "λ=0"
+    aligned = preference.upper()
+    match wanted.paradigm:
+        case "parallel":
+            return f"{TITLES[wanted.merge]} {aligned} {penalty}"
+        case "sequential":
+            return f"sequential {aligned} {penalty}"
+        case "sft":
+            return f"SFT alone {penalty}"
+    return f"{aligned} alone"

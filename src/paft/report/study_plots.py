@@ -1,0 +1,156 @@
+"""Figures over a whole study: lambda x merge as a heat map, and two skills against what is retained."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from paft.report.labels import TITLES, Column, Row, method, score_columns, short
+from paft.report.plain import plain
+from paft.report.style import (
+    BLACK,
+    GREY,
+    MARKERS,
+    MERGE_COLOURS,
+    add_legend,
+    clean,
+    new_figure,
+    new_panels,
+)
+
+PARETO = (("gsm8k_choice", "preference", "mmlu_dev"), ("tool_call", "honesty", "mmlu_dev"))
+"""Columns of known evaluations: the SFT branch's skill, the preference branch's, and what should be retained."""
+
+
+# --- lambda x merge ----------------------------------------------------------------------------------
+
+
+def heat_map(rows: Sequence[Row], name: str = "average") -> Figure | None:
+    """A panel for each preference objective: one score by lambda and merge method; None below two cells."""
+    merged = [r for r in plain(rows) if r["paradigm"] == "parallel"]
+    found = [c for c in score_columns(merged) if c.name == name]
+    if not found or len({(r["lambda"], r["merge"]) for r in merged}) < 2:
+        return None
+    (column,) = found
+    objectives = sorted({r["preference"] for r in merged})
+    methods = [m for m in TITLES if any(r["merge"] == m for r in merged)]
+    weights = sorted({r["lambda"] for r in merged})
+    width, height = 2.6 + 1.25 * len(weights), 1.7 + 0.55 * len(methods)
+    title = f"{column.title.capitalize()} of the merged model, ± 1 standard error"
+    figure = new_figure(max(6.5, width * len(objectives)), height, title)
+    panels = list(figure.subplots(1, len(objectives), sharey=True, squeeze=False).flat)
+    values = [v for r in merged if (v := column.value(r)) is not None]
+    for ax, objective in zip(panels, objectives, strict=True):
+        _cells(ax, [r for r in merged if r["preference"] == objective], column, methods, weights, values)
+        ax.set_title(f"SFT + {objective.upper()}", fontsize=11)
+    panels[0].set_yticks(range(len(methods)), [TITLES[m] for m in methods])
+    return figure
+
+
+def _cells(
+    ax: Axes,
+    rows: Sequence[Row],
+    column: Column,
+    methods: Sequence[str],
+    weights: Sequence[float],
+    every: Sequence[float],
+) -> None:
+    grid = np.full((len(methods), len(weights)), np.nan)
+    low, high = min(every), max(every)
+    for row in rows:
+        value, error = column.value(row), column.stderr(row)
+        if value is None:
+            continue
+        y, x = methods.index(row["merge"]), list(weights).index(row["lambda"])
+        grid[y, x] = value
+        text = column.text(value) + ("" if error is None else f"\n± {column.text(error)}")
+        dark = (value - low) < 0.55 * (high - low)
+        ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if dark else BLACK)
+    ax.imshow(grid, cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+    ax.set_xticks(range(len(weights)), [short(w) for w in weights])
+    ax.set_xlabel("lambda (L1 weight of SFT)")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+
+# --- two skills against retention --------------------------------------------------------------------
+
+
+def pareto(rows: Sequence[Row], names: Sequence[str] | None = None) -> Figure | None:
+    """Each skill against retention, and the skills against each other; a point a cell, grey the Pareto front.
+
+    Ringed cells are those that no other beats in all three at once. `names` gives the columns (skill, skill,
+    retained), by default those of `PARETO`; None where the rows do not have them.
+    """
+    by_name = {c.name: c for c in score_columns(rows)}
+    known = [names] if names else [n for n in PARETO if set(n) <= set(by_name)]
+    if not known or not set(known[0]) <= set(by_name):
+        return None
+    first, second, kept = (by_name[n] for n in known[0])
+    scored = [r for r in rows if all(c.value(r) is not None for c in (first, second, kept))]
+    if len(scored) < 3:
+        return None
+    ringed = front([[_upward(c, r) for c in (first, second, kept)] for r in scored])
+    figure, panels = new_panels(
+        3, "Two skills and what is retained, every cell, ± 1 standard error", width=4.2
+    )
+    figure.set_figheight(5.4)  # the legend is long
+    for ax, (x, y) in zip(panels, ((kept, first), (kept, second), (first, second)), strict=True):
+        _points(ax, scored, x, y, ringed)
+        ax.set_xlabel(_axis(x))
+        ax.set_ylabel(_axis(y))
+        clean(ax, "y")
+    add_legend(figure, panels)
+    return figure
+
+
+def front(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Which points no other is at least as good as in everything and better in something."""
+    table = np.array(points)
+    beaten = [((table >= p).all(1) & (table > p).any(1)).any() for p in table]
+    return [not b for b in beaten]
+
+
+def _points(ax: Axes, rows: Sequence[Row], x: Column, y: Column, ringed: Sequence[bool]) -> None:
+    places = [(x.value(r) or 0.0, y.value(r) or 0.0) for r in rows]
+    for row, (left, up), ring in zip(rows, places, ringed, strict=True):
+        colour, marker, label = _look(row)
+        ax.errorbar(
+            left,
+            up,
+            xerr=x.stderr(row) or 0.0,
+            yerr=y.stderr(row) or 0.0,
+            ecolor=colour,
+            elinewidth=0.6,
+            alpha=0.35,
+        )
+        fill = "none" if row["lambda"] == 0 else "full"
+        ax.plot(left, up, marker, color=colour, markersize=6, label=label, fillstyle=fill, alpha=0.85)
+        if ring:
+            ax.plot(
+                left, up, "o", color=BLACK, fillstyle="none", markersize=10, label="on the front of all three"
+            )
+    best = front([[_upward(x, r), _upward(y, r)] for r in rows])
+    line = sorted(p for p, b in zip(places, best, strict=True) if b)
+    ax.plot([p[0] for p in line], [p[1] for p in line], color=GREY, linewidth=1, linestyle="--", zorder=0)
+
+
+def _look(row: Row) -> tuple[str, str, str]:
+    """Colour, marker and legend entry: merges in the colour of their method, what is not merged black."""
+    if row["paradigm"] != "parallel":
+        marker = {"sequential": "*", "sft": "<", "preference": ">"}.get(row["paradigm"], "X")
+        name = {"sequential": "sequential", "sft": "SFT alone", "preference": "preference alone"}
+        return BLACK, marker, name.get(row["paradigm"], "base") + (", λ=0" if row["lambda"] == 0 else "")
+    place = list(TITLES).index(row["merge"]) if row["merge"] in TITLES else 0
+    name_of_method = method(row) if row["lambda"] else f"{method(row)}, λ=0"
+    return MERGE_COLOURS.get(row["merge"], GREY), MARKERS[place], name_of_method
+
+
+def _upward(column: Column, row: Row) -> float:
+    value = column.value(row) or 0.0
+    return value if column.higher_is_better else -value
+
+
+def _axis(column: Column) -> str:
+    return f"{column.title} (%)" if column.percent else column.title

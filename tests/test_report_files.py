@@ -1,0 +1,145 @@
+"""What the report writes and prints: tables, page, pictures."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from synthetic_store import EVALUATE, ITEMS, PAFT, fill, grid, with_lambda
+
+from paft.config import EvaluateConfig, Paradigm, TaskConfig, TinyModel
+from paft.report.__main__ import main
+from paft.report.build import build_report, studies
+from paft.report.table import columns, rows
+from paft.report.terminal import print_table
+
+PAPER = Path(__file__).parents[1] / "docs" / "paper_tables.csv"
+HOSTILE = replace(
+    PAFT,
+    model=TinyModel(name="<script>alert(1)</script> $x^$ [bold]"),
+    evaluate=EvaluateConfig(name="<b>&", tasks={"<i>$^{": TaskConfig("t", "m")}),
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("paper") / "stages"
+    fill(root, grid())
+    return root
+
+
+def test_report_writes_csv_page_and_pictures(store, tmp_path):
+    table = build_report(store, tmp_path)
+
+    frame = pd.read_csv(tmp_path / "results.csv", keep_default_na=False, na_values={"average": [""]})
+    every = rows(store)
+    assert list(frame.columns) == columns(every)
+    assert frame["evaluate_key"].tolist() == [r["evaluate_key"] for r in every]
+    assert frame["average"].tolist() == [r["average"] for r in every]
+    assert pd.read_csv(tmp_path / "cells.csv")["evaluate_key"].tolist() == [r["evaluate_key"] for r in table]
+    claims = pd.read_csv(tmp_path / "claims.csv")
+    assert set(claims["verdict"]) == {"cannot tell here"}, "one seed tells nothing of other trainings"
+    page = (tmp_path / "index.html").read_text()
+    assert all(f"{100 * r['honesty']:.2f}" in page and r["evaluate_key"] in page for r in table)
+    assert "Caution" not in page
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 8
+    assert all(p.name in page and imread(p).std() > 0.02 for p in pictures), "no empty picture"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_page_escapes_names_and_warns_of_limits_and_random_weights(tmp_path):
+    smoke = replace(PAFT, model=TinyModel(name="tiny"), evaluate=replace(EVALUATE, limit=8))
+    fill(tmp_path / "stages", [HOSTILE, smoke])
+
+    build_report(tmp_path / "stages", tmp_path)
+
+    page = (tmp_path / "index.html").read_text()
+    assert "<script" not in page and "<i>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "1 of 2 rows were scored on the first few items" in page
+    assert "random weights" in page
+
+
+def test_seeds_of_a_cell_are_one_row_with_their_mean_and_its_error(tmp_path):
+    fill(tmp_path / "stages", [replace(PAFT, seed=s) for s in (0, 1, 2)])
+    every = rows(tmp_path / "stages")
+
+    (cell,) = build_report(tmp_path / "stages", tmp_path)
+
+    honesty = np.array([r["honesty"] for r in every])
+    assert (cell["seeds"], cell["num_seeds"]) == ("0,1,2", 3)
+    assert cell["honesty"] == pytest.approx(honesty.mean())
+    assert cell["average"] == pytest.approx(np.mean([r["average"] for r in every]))
+    over_items = np.sqrt(cell["honesty"] * (1 - cell["honesty"]) / ITEMS)
+    assert cell["honesty_stderr"] >= 0.9 * over_items and cell["average_stderr"] > 0
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 3
+    assert len(pd.read_csv(tmp_path / "cells.csv")) == 1
+
+
+def test_papers_numbers_stand_beside_where_asked(tmp_path):
+    fill(tmp_path / "stages", [with_lambda(PAFT, 1e-4)])
+
+    build_report(tmp_path / "stages", tmp_path, paper=PAPER)
+    beside = (tmp_path / "index.html").read_text()
+    build_report(tmp_path / "stages", tmp_path)
+
+    assert "65.24" in beside and "66.02" in beside, "TIES with L1 in Table 1, both bases"
+    assert "65.24" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"column": "honesty"}', "[]"])
+def test_items_that_do_not_make_the_score_leave_lm_evals_error(tmp_path, caplog, damage):
+    (stage,) = fill(tmp_path, [PAFT])
+    samples = tmp_path / "evaluate" / stage.key / "samples.jsonl"
+    lines = [line for line in samples.read_text().splitlines() if "honesty" not in line]
+    wrong = [json.dumps({"column": "honesty", "item": n, "value": 0.123}) for n in range(10)]
+    samples.write_text("\n".join([*lines, *wrong, damage]))
+
+    with caplog.at_level(logging.WARNING, logger="paft"):
+        (study,) = studies(tmp_path, rows(tmp_path))
+
+    assert study.cells[0]["honesty_stderr"] == 0.02
+    assert stage.key in caplog.text
+
+
+@pytest.mark.parametrize("paradigm", list(Paradigm))
+def test_one_row_is_a_report(tmp_path, paradigm):
+    fill(tmp_path / "stages", [replace(PAFT, paradigm=paradigm)])
+
+    assert len(build_report(tmp_path / "stages", tmp_path)) == 1
+
+    assert (tmp_path / "1-scores_by_method.png").stat().st_size > 5_000
+
+
+def test_empty_store_writes_nothing_and_exits_with_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--store", str(tmp_path / "none"), "--out", str(tmp_path / "report")])
+
+    assert exit_.value.code == 2
+    assert "holds no finished evaluation" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_command_prints_scores_and_where_the_page_is(tmp_path, capsys):
+    fill(tmp_path / "stages", [HOSTILE, replace(HOSTILE, paradigm=Paradigm.base)])
+
+    main(["--store", str(tmp_path / "stages"), "--out", str(tmp_path / "report")])
+
+    printed = capsys.readouterr().out
+    assert "TIES" in printed and "[bold]" in printed
+    assert printed.splitlines()[-1] == f"Report: {tmp_path / 'report' / 'index.html'}"
+
+
+def test_print_table_shows_the_chosen_rows_and_their_base(store, capsys):
+    (study,) = studies(store, rows(store))
+
+    print_table(study.cells, [study.cells[0]["evaluate_key"]])
+
+    printed = capsys.readouterr().out
+    assert "SLERP" in printed and "SmolLM2-135M" in printed
+    assert "DARE TIES" not in printed
