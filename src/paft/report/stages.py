@@ -1,0 +1,43 @@
+"""One flat row for each finished stage of a store: what it took, and what it ran on."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paft.jsonfile import read_object
+from paft.report.labels import Row
+
+log = logging.getLogger("paft")
+
+VERSIONS = ("python", "paft", "torch", "transformers", "peft", "lm-eval")
+COLUMNS = ("stage", "key", "seconds", "peak_memory_gb", "finished", "commit", "host", *VERSIONS)
+
+
+def stage_rows(store: Path) -> list[Row]:
+    """In the order they were finished; a folder that cannot be read is left out with a warning that names it."""
+    found = []
+    for path in sorted(store.glob("*/*/stage.json")):
+        if "." in path.parent.name:  # unfinished, or moved aside
+            continue
+        try:
+            found.append(_row(read_object(path)))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            log.warning("%s is left out of the report: %s: %s", path, type(error).__name__, error)
+    return sorted(found, key=lambda row: (row["finished"], row["key"]))
+
+
+def _row(record: Mapping[str, Any]) -> Row:
+    """`seconds` are the stage's own: a merge and an evaluation that a training ran have rows of their own."""
+    run, metrics = record["run"], record.get("metrics") or {}
+    others = metrics.get("merge_then_evaluate_seconds", 0.0)
+    return {
+        "stage": record["stage"],
+        "key": record["key"],
+        "seconds": round(run["seconds"] - others, 1),
+        "peak_memory_gb": round(run["peak_memory_bytes"] / 1e9, 2),
+        "finished": run["finished"],
+        "commit": (run.get("git") or {}).get("commit") or "",
+        "host": run.get("host") or "",
+        **{name: run["versions"].get(name, "") for name in VERSIONS},
+    }
