@@ -70,6 +70,10 @@ def exact_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 class ChatTask(ConfigurableTask):
     """A task whose context is the messages of its document, of which there may be several."""
 
+    def __init__(self, config: dict[str, Any]) -> None:
+        # lm-eval leaves in the settings what tells it to make this class
+        super().__init__(config={name: value for name, value in config.items() if name != "class"})
+
     def fewshot_context(
         self,
         doc: dict[str, Any],
