@@ -1,7 +1,8 @@
 """lm-eval's Hugging Face model with log-likelihoods computed where they are asked for, and each token forwarded once.
 
-Two savings, neither of which changes a score: what requests begin with together is forwarded once for all of
-them (`paft.evaluate.tree`), and the output head is applied only to the positions before a target.
+Three savings, none of which changes a score: what requests begin with together is forwarded once for all of
+them (`paft.evaluate.tree`), the output head is applied only to the positions before a target, and its weight is not
+copied when text is generated.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,17 @@ class TrunkCache(DynamicCache):
 
 
 class SparingLM(HFLM):
-    """`HFLM` with the two savings of this module."""
+    """`HFLM` with the savings of this module."""
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        """As `HFLM`'s, but the head gets the last positions side by side: of rows that lie apart torch makes a batch,
+        and copies the head's weight, as large as the vocabulary, once for each."""
+        head = self.model.get_output_embeddings()
+        with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
+            generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        return generated
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
