@@ -130,3 +130,27 @@ def test_rolling_log_likelihood_against_hflm():
     ]
     a, b = (lm.loglikelihood_rolling(text, disable_tqdm=True) for lm in (ours, theirs))
     assert a == pytest.approx(b, abs=1e-3)  # a sum over some hundred tokens of about -6 each
+
+
+def test_generated_text_against_hflm():
+    theirs, ours = pair_of_models(batch_size=4)
+    settings = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
+    asked = [
+        Instance(
+            request_type="generate_until", doc={}, arguments=(f"{FEWSHOT}Q: {word}?\nA:", settings), idx=i
+        )
+        for i, word in enumerate(("item", "a much longer question", "x", "other things", "last"))
+    ]
+    assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+def test_generation_gives_the_head_rows_side_by_side():
+    """Of rows that lie apart torch copies the head's weight once for each."""
+    seen = []
+    _, ours = pair_of_models(batch_size=4)
+    context = torch.randint(3, 200, (4, 7))
+    lm_head = ours.model.get_output_embeddings()
+    plain = lm_head.forward
+    lm_head.forward = lambda hidden: seen.append(hidden.is_contiguous()) or plain(hidden)
+    ours._model_generate(context, 10, ["\n"], attention_mask=torch.ones_like(context), do_sample=False)
+    assert seen and all(seen)
