@@ -1,11 +1,13 @@
 """What the benchmarks share: a command in a process of its own, the machine's peak, one table, one file each.
 
-    python benchmarks/measure.py        # the table of everything that benchmarks/*.json holds
+    python benchmarks/measure.py                            # the table of everything that benchmarks/*.json holds
+    python benchmarks/measure.py --csv docs/benchmarks.csv  # and the same as a file
 
 A benchmark runs its contenders one after another with `run_child`, proves that their results are equal, and hands
 its rows to `publish`. Nothing here imports torch: a process's peak counts the memory of the one it was forked from.
 """
 
+import csv
 import importlib.util
 import json
 import os
@@ -158,10 +160,27 @@ def show(reports: Mapping[str, Sequence[Row]]) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def main() -> None:
+def write_csv(path: Path, reports: Mapping[str, Sequence[Row]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["benchmark", "what", "measured", "against", "its figure", "ratio", "to reach", "note"]
+        )
+        for name, rows in reports.items():
+            for row in rows:
+                ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
+                writer.writerow(
+                    [name, row.what, row.measured, row.against, row.reference, ratio, row.reach, row.note]
+                )
+
+
+def main(words: Sequence[str]) -> None:
     files = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-    show({name: [Row(**row) for row in data["rows"]] for name, data in files.items() if "rows" in data})
+    found = {name: [Row(**row) for row in data["rows"]] for name, data in files.items() if "rows" in data}
+    show(found)
+    if words[:1] == ["--csv"]:
+        write_csv(Path(words[1]), found)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -273,4 +273,7 @@ def test_own_tasks_need_no_index_of_lm_evals():
         "paft_tool_call",
         "paft_honesty",
         "paft_mmlu_dev",
+        "paft_gsm8k",
+        "paft_gsm8k_choice",
+        "paft_preference",
     }

@@ -30,6 +30,9 @@ TASKS = {
     "paft_tool_call": TaskSize(200, 24, 0, generated=25),
     "paft_honesty": TaskSize(200, 52, 24),
     "paft_mmlu_dev": TaskSize(282, 185, 90),
+    "paft_gsm8k_choice": TaskSize(256, 74, 17),
+    "paft_gsm8k": TaskSize(256, 69, 0, generated=122),
+    "paft_preference": TaskSize(256, 205, 77),
     "arc_challenge": TaskSize(1_172, 1_200, 32),
     "hellaswag": TaskSize(10_042, 1_070, 120),
     "mmlu": TaskSize(14_042, 110, 4, past=600, parts=57),
@@ -51,9 +54,11 @@ class Scoring:
 def scoring(config: EvaluateConfig) -> Scoring:
     """Columns that read off the same task with the same number of shots are scored once."""
     work, steps = Work(), 0.0
-    for task, _ in dict.fromkeys((t.task, t.num_fewshot) for t in config.tasks.values()):
+    for task, _, num_items in dict.fromkeys(
+        (t.task, t.num_fewshot, t.num_items) for t in config.tasks.values()
+    ):
         size = TASKS.get(task, UNKNOWN)
-        items = min(size.items, (config.limit or size.items) * size.parts)
+        items = min(size.items, num_items or size.items, (config.limit or size.items) * size.parts)
         scored = sequence_work(size.tokens, size.labels, past=size.past)
         written = sequence_work(size.generated, size.generated, past=size.past + size.tokens)
         work += (scored + written) * items

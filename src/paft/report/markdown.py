@@ -9,6 +9,7 @@ A table stands between two comments; what is between them is replaced. Paths are
     <!-- claims FILE -->                      every test of a claim, from claims.csv
     <!-- cells FILE: COLUMNS | CONDITIONS --> other cells; a condition is column=value,value
     <!-- time FILE -->                        stages and their seconds, from stages.csv
+    <!-- table FILE: COLUMNS | CONDITIONS --> rows of any other file as they are; columns with commas between
     <!-- end -->
 """
 
@@ -20,7 +21,7 @@ from paft.report.labels import MEASURES, Column, Row, method, score_columns, sec
 from paft.report.plain import plain
 
 TABLE = re.compile(
-    r"(<!-- (paper|claims|cells|time) (\S+?\.csv)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (paper|claims|cells|time|table) (\S+?\.csv)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
 
 
@@ -85,13 +86,9 @@ def some_cells(rows: Sequence[Row], words: str) -> list[str]:
     """`columns | conditions`: cells that meet the conditions, ordered by the columns."""
     names, _, conditions = words.partition("|")
     columns = names.replace(",", " ").split()
-    wanted = {
-        name: set(values.split(",")) for name, _, values in (c.partition("=") for c in conditions.split())
-    }
-    known = set().union(*rows)
-    if absent := [c for c in (*columns, *wanted) if c not in known]:
+    chosen = _meeting(rows, conditions.split())
+    if absent := [c for c in columns if c not in set().union(*rows)]:
         raise ValueError(f"there is no column {', '.join(absent)}")
-    chosen = [r for r in rows if all(_text(r.get(name)) in values for name, values in wanted.items())]
     scores = {c.name: c for c in score_columns(rows)} | {
         name: Column(name, percent=True) for name in MEASURES
     }
@@ -116,11 +113,37 @@ def time(rows: Sequence[Row], _: str) -> list[str]:
     return _grid(head, body)
 
 
+def table(rows: Sequence[Row], words: str) -> list[str]:
+    """`columns | conditions`, either of which may be left out; `column=*` is a column that is not empty."""
+    names, _, conditions = words.partition("|")
+    columns = [name.strip() for name in names.split(",") if name.strip()] or list(rows[0])
+    chosen = _meeting(rows, [c.strip() for c in conditions.split(";") if c.strip()])
+    return _grid(
+        columns,
+        [
+            ["" if r[c] is None else f"{r[c]:g}" if isinstance(r[c], float) else str(r[c]) for c in columns]
+            for r in chosen
+        ],
+    )
+
+
+def _meeting(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
+    wanted = {name: set(values.split(",")) for name, _, values in (c.partition("=") for c in conditions)}
+    if absent := [name for name in wanted if name not in set().union(*rows)]:
+        raise ValueError(f"there is no column {', '.join(absent)}")
+    return [
+        r
+        for r in rows
+        if all(_text(r.get(n)) in v or (v == {"*"} and r.get(n) is not None) for n, v in wanted.items())
+    ]
+
+
 KINDS: dict[str, Callable[[Sequence[Row], str], list[str]]] = {
     "paper": paper,
     "claims": claims,
     "cells": some_cells,
     "time": time,
+    "table": table,
 }
 
 
