@@ -68,7 +68,7 @@ def test_claims_table_has_every_test(report):
 
 
 def test_cells_are_chosen_by_conditions(report):
-    text = filled(page(report, "cells cells.csv: lambda merge average | paradigm=parallel lambda=1e-4"))
+    text = filled(page(report, "cells cells.csv: lambda, merge, average | paradigm=parallel; lambda=1e-4"))
     _, _, *body = table(text)
     wanted = [r for r in rows(report, "cells.csv") if r["paradigm"] == "parallel" and r["lambda"] == "0.0001"]
     assert [c[:2] for c in body] == [["1e-4", r["merge"]] for r in wanted]

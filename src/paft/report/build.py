@@ -71,7 +71,9 @@ def build_report(
         shown.append(Block(study.scope, study.cells, pictures, study.findings))
     joined = list({r["family"]: r for study in every for r in study.cells}.values())
     tested = [
-        {"base": s.scope.base, "evaluate": s.scope.evaluate} | flat(f) for s in every for f in s.findings
+        {name: getattr(s.scope, name) for name in ("base", "evaluate", "limit")} | flat(f)
+        for s in every
+        for f in s.findings
     ]
     replace(out / "results.csv", _csv(table, columns(table)))
     replace(out / "cells.csv", _csv(joined, columns(joined)))

@@ -5,12 +5,15 @@
 
 A table stands between two comments; what is between them is replaced. Paths are relative to the Markdown file.
 
-    <!-- paper FILE -->                       the rows of the paper's tables, from cells.csv
-    <!-- claims FILE -->                      every test of a claim, from claims.csv
-    <!-- cells FILE: COLUMNS | CONDITIONS --> other cells; a condition is column=value,value
+    <!-- paper FILE: | CONDITIONS -->         the rows of the paper's tables, from cells.csv
+    <!-- claims FILE: | CONDITIONS -->        every test of a claim, from claims.csv
+    <!-- cells FILE: COLUMNS | CONDITIONS --> other cells, ordered by the columns that are no scores
+    <!-- table FILE: COLUMNS | CONDITIONS --> rows of any other file as they are
     <!-- time FILE -->                        stages and their seconds, from stages.csv
-    <!-- table FILE: COLUMNS | CONDITIONS --> rows of any other file as they are; columns with commas between
     <!-- end -->
+
+Columns have commas between. Conditions have semicolons between and may be left out: `merge=ties,dare` is a choice,
+`limit=–` an empty cell, `sft_key=*` one that is not empty.
 """
 
 import re
@@ -51,9 +54,9 @@ def read(path: Path) -> list[Row]:
 # --- the kinds of table ------------------------------------------------------------------------------
 
 
-def paper(rows: Sequence[Row], _: str) -> list[str]:
+def paper(rows: Sequence[Row], words: str) -> list[str]:
     """Rows as in the paper's Table 1: mean over seeds ± standard error over items and seeds."""
-    chosen = plain(rows)
+    chosen = plain(_asked(rows, words)[1])
     scores = score_columns(chosen)
     head = ["", "method", "λ", "seeds", *(c.title for c in scores), "SFT < 1e-5", "preference < 1e-5"]
     body, before = [], ""
@@ -66,11 +69,11 @@ def paper(rows: Sequence[Row], _: str) -> list[str]:
     return _grid(head, body)
 
 
-def claims(rows: Sequence[Row], _: str) -> list[str]:
+def claims(rows: Sequence[Row], words: str) -> list[str]:
     """Effects in percentage points with their 95 % interval, and p after Holm's correction."""
     head = ["claim", "preference", "λ", "verdict", "effect", "95 % interval", "p", "least contrast, or why"]
     body = []
-    for r in rows:
+    for r in _asked(rows, words)[1]:
         interval = "–" if r["low"] is None else f"{r['low']:+.2f} to {r['high']:+.2f}"
         effect = "–" if r["effect"] is None else f"{r['effect']:+.2f}"
         p = "–" if r["p_corrected"] is None else f"{r['p_corrected']:.3f}"
@@ -83,12 +86,8 @@ def claims(rows: Sequence[Row], _: str) -> list[str]:
 
 
 def some_cells(rows: Sequence[Row], words: str) -> list[str]:
-    """`columns | conditions`: cells that meet the conditions, ordered by the columns."""
-    names, _, conditions = words.partition("|")
-    columns = names.replace(",", " ").split()
-    chosen = _meeting(rows, conditions.split())
-    if absent := [c for c in columns if c not in set().union(*rows)]:
-        raise ValueError(f"there is no column {', '.join(absent)}")
+    """Scores and measures as mean ± standard error, the other columns as they are."""
+    columns, chosen = _asked(rows, words)
     scores = {c.name: c for c in score_columns(rows)} | {
         name: Column(name, percent=True) for name in MEASURES
     }
@@ -114,28 +113,26 @@ def time(rows: Sequence[Row], _: str) -> list[str]:
 
 
 def table(rows: Sequence[Row], words: str) -> list[str]:
-    """`columns | conditions`, either of which may be left out; `column=*` is a column that is not empty."""
+    """Every column where none is named."""
+    columns, chosen = _asked(rows, words)
+    columns = columns or list(rows[0])
+    return _grid(columns, [["" if r[c] is None else _text(r[c]) for c in columns] for r in chosen])
+
+
+def _asked(rows: Sequence[Row], words: str) -> tuple[list[str], list[Row]]:
+    """The columns that are named, and the rows that meet the conditions."""
     names, _, conditions = words.partition("|")
-    columns = [name.strip() for name in names.split(",") if name.strip()] or list(rows[0])
-    chosen = _meeting(rows, [c.strip() for c in conditions.split(";") if c.strip()])
-    return _grid(
-        columns,
-        [
-            ["" if r[c] is None else f"{r[c]:g}" if isinstance(r[c], float) else str(r[c]) for c in columns]
-            for r in chosen
-        ],
-    )
-
-
-def _meeting(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
-    wanted = {name: set(values.split(",")) for name, _, values in (c.partition("=") for c in conditions)}
-    if absent := [name for name in wanted if name not in set().union(*rows)]:
+    columns = [name.strip() for name in names.split(",") if name.strip()]
+    pairs = (c.strip().partition("=") for c in conditions.split(";") if c.strip())
+    wanted = {name: set(values.split(",")) for name, _, values in pairs}
+    known: set[str] = set().union(*rows)
+    if absent := [name for name in (*columns, *wanted) if name not in known]:
         raise ValueError(f"there is no column {', '.join(absent)}")
-    return [
-        r
-        for r in rows
-        if all(_text(r.get(n)) in v or (v == {"*"} and r.get(n) is not None) for n, v in wanted.items())
-    ]
+    return columns, [r for r in rows if all(_meets(r.get(name), values) for name, values in wanted.items())]
+
+
+def _meets(value: object, allowed: set[str]) -> bool:
+    return _text(value) in allowed or (allowed == {"*"} and value is not None)
 
 
 KINDS: dict[str, Callable[[Sequence[Row], str], list[str]]] = {
