@@ -167,3 +167,16 @@ def test_answers_without_a_number_are_named(tokenizer, tmp_path):
     (tmp_path / "held_out.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=r"must end in '#### number' for a GSM8K task, got 'Hello'"):
         task_manager({"paft_gsm8k"}, {"sft_data": str(tmp_path)}).load(["paft_gsm8k"])
+
+
+def test_choice_goes_on_where_the_last_step_has_its_result(files, tokenizer, tmp_path):
+    prepare_sft(source(files["sft"]), tokenizer, tmp_path)
+    lm = SparingLM(pretrained=load_base(base_folder(MODEL), MODEL), tokenizer=tokenizer, device="cpu")
+    loaded = task_manager({"paft_gsm8k_choice"}, {"sft_data": str(tmp_path)}).load(["paft_gsm8k_choice"])
+    (task,) = loaded["tasks"].values()
+    rows = [row["messages"] for row in read_held_out(tmp_path)]
+    assert len(task.eval_docs) == len(rows) == HELD_OUT
+    for doc, (question_, solution) in zip(task.eval_docs, rows, strict=True):
+        begun = task.fewshot_context(doc, 0, apply_chat_template=True, chat_template=lm.apply_chat_template)
+        whole = lm.apply_chat_template([question_]) + solution["content"]
+        assert whole.startswith(begun + doc["answers"][0]) and len(set(doc["answers"])) == 4

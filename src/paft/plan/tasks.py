@@ -30,7 +30,7 @@ TASKS = {
     "paft_tool_call": TaskSize(200, 24, 0, generated=25),
     "paft_honesty": TaskSize(200, 52, 24),
     "paft_mmlu_dev": TaskSize(282, 185, 90),
-    "paft_gsm8k_choice": TaskSize(256, 74, 17),
+    "paft_gsm8k_choice": TaskSize(248, 170, 14),
     "paft_gsm8k": TaskSize(256, 69, 0, generated=122),
     "paft_preference": TaskSize(256, 205, 77),
     "arc_challenge": TaskSize(1_172, 1_200, 32),

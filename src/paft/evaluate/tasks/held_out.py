@@ -1,7 +1,7 @@
 """Tasks made of the rows that `data.<branch>.held_out` keeps from training; `paft.evaluate.run` says where they are."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,47 @@ def preference(preference_data: str, **_: Any) -> dict[str, Dataset]:
 
 
 def gsm8k(sft_data: str, **_: Any) -> dict[str, Dataset]:
-    """Questions the SFT branch never saw, their answer, and the answer among numbers that are as plausible."""
-    return _test(_question(row["messages"]) for row in read_held_out(Path(sft_data)))
+    """Questions the SFT branch never saw, and their answer."""
+    return _test({"messages": m[:-1], "answer": _answer(m[-1]["content"])} for m in _solved(sft_data))
 
 
-def _test(docs: Iterator[dict[str, Any]]) -> dict[str, Dataset]:
+def gsm8k_choice(sft_data: str, **_: Any) -> dict[str, Dataset]:
+    """The same with the solution up to the result of its last step, among numbers that are as plausible.
+
+    A few questions whose last step does not give the answer are left out. The answer right after the question, which
+    is at chance for a small model, and after the whole solution, which any model copies, tell nothing.
+    """
+    docs = ((messages, list(STEP.finditer(messages[-1]["content"]))) for messages in _solved(sft_data))
+    return _test(
+        _last_step(messages, steps[-1])
+        for messages, steps in docs
+        if steps and _plain(steps[-1][1]) == _answer(messages[-1]["content"])
+    )
+
+
+def _solved(folder: str) -> list[list[dict[str, str]]]:
+    return [row["messages"] for row in read_held_out(Path(folder))]
+
+
+def _test(docs: Iterable[dict[str, Any]]) -> dict[str, Dataset]:
     return {"test": Dataset.from_list(list(docs))}
 
 
-def _question(messages: list[dict[str, str]]) -> dict[str, Any]:
-    *before, solution = messages
-    found = ANSWER.search(solution["content"])
+def _answer(solution: str) -> str:
+    found = ANSWER.search(solution)
     if found is None:
         raise ValueError(
-            f"an answer must end in '#### number' for a GSM8K task, got {solution['content'][-80:]!r}; "
+            f"an answer must end in '#### number' for a GSM8K task, got {solution[-80:]!r}; "
             "leave the task out of evaluate.tasks for other data"
         )
-    answer = _plain(found[1])
-    numbers = plausible(answer, before[-1]["content"], solution["content"])
-    return {"messages": before, "answer": answer, "answers": [f"#### {n}" for n in numbers]}
+    return _plain(found[1])
+
+
+def _last_step(messages: list[dict[str, str]], step: re.Match[str]) -> dict[str, Any]:
+    *before, solution = messages
+    numbers = plausible(_plain(step[1]), before[-1]["content"], solution["content"])
+    begun = solution["content"][: step.start(1)]
+    return {"messages": before, "begun": begun, "answers": [f"{number}>>" for number in numbers]}
 
 
 def plausible(answer: str, question: str, solution: str) -> list[str]:
@@ -84,10 +106,13 @@ class ChatTask(ConfigurableTask):
         chat_template: Callable[..., str] | None = None,
         gen_prefix: str | None = None,
     ) -> str:
-        """The chat up to where the answer begins. Raises `ValueError` without a chat template or with shots."""
+        """The chat up to where the answer begins, or goes on after `begun`.
+
+        Raises `ValueError` without a chat template or with shots.
+        """
         if not (apply_chat_template and chat_template) or num_fewshot:
             raise ValueError(
                 f"{self.config.task} needs evaluate.apply_chat_template=true and num_fewshot=null, got "
                 f"{apply_chat_template} and {num_fewshot}: its items are conversations"
             )
-        return chat_template(doc["messages"])
+        return chat_template(doc["messages"]) + str(doc.get("begun") or "")
