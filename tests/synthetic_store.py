@@ -38,7 +38,7 @@ EVALUATE = EvaluateConfig(
         "tool_call": TaskConfig("paft_tool_call", "exact_match,none"),
         "honesty": TaskConfig("paft_honesty", "acc,none"),
         "mmlu_dev": TaskConfig("paft_mmlu_dev", "acc,none"),
-        "mmlu_dev_bits": TaskConfig("paft_mmlu_dev_cot", "bits", higher_is_better=False, in_average=False),
+        "bits": TaskConfig("paft_mmlu_dev_cot", "bits", higher_is_better=False, in_average=False),
     },
 )
 ITEMS = 100

@@ -24,9 +24,11 @@ REQUIRED = {
     "model=hub": ("model.name=some", "model.repo=org/some", f"model.revision={COMMIT}"),
 }
 """What a person must add to an option for it to say something."""
-NEEDS = {"trainer=a100x8": ("strategy=ddp",)} | {
-    f"hardware={gpu}": ("trainer=gpu",) for gpu in ("a100_40gb", "a100_80gb", "h100_80gb")
-}
+NEEDS = {
+    "evaluate=gsm8k_hh": ("data.sft.held_out=8", "data.preference.held_out=8"),
+    "evaluate=gsm8k_exact": ("data.sft.held_out=8",),
+    "trainer=a100x8": ("strategy=ddp",),
+} | {f"hardware={gpu}": ("trainer=gpu",) for gpu in ("a100_40gb", "a100_80gb", "h100_80gb")}
 """What some options are refused without."""
 
 

@@ -74,7 +74,7 @@ def test_row_of_a_merged_cell_holds_setting_scores_and_keys(tmp_path):
         "honesty": scores["tasks"]["honesty"]["score"],
         "honesty_stderr": 0.02,
         "average": scores["average"],
-        "lower_is_better": "mmlu_dev_bits",
+        "lower_is_better": "bits",
         "sft_sparsity": 0.81,
         "preference_sparsity": 0.11,
         "sign_conflict": 0.3,

@@ -19,7 +19,11 @@ from paft.report.style import (
     new_panels,
 )
 
-PARETO = (("gsm8k_choice", "preference", "mmlu_dev_bits"), ("tool_call", "honesty", "mmlu_dev_bits"))
+PARETO = (
+    ("gsm8k_choice", "preference", "mmlu_dev_bits"),
+    ("tool_call", "honesty", "mmlu_dev_bits"),
+    ("tool_call", "honesty", "mmlu_dev"),
+)
 """Columns of known evaluations: the SFT branch's skill, the preference branch's, and what should be retained."""
 
 
