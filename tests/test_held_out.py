@@ -93,10 +93,10 @@ def test_cell_is_scored_on_rows_it_did_not_train_on(compose, files, tmp_path):
     cell = build(config)
     folder = run_cell(config, cell)
     results = json.loads((folder / "results.json").read_text())
-    assert list(results["tasks"])[:2] == ["gsm8k_choice", "preference"]
+    assert list(results["tasks"])[:2] == ["gsm8k_choice", "hh_choice"]
     assert results["tasks"]["gsm8k_choice"]["num_items"] == 4
     assert results["average"] == pytest.approx(
-        sum(results["tasks"][c]["score"] for c in ("gsm8k_choice", "preference", "mmlu_dev")) / 3
+        sum(results["tasks"][c]["score"] for c in ("gsm8k_choice", "hh_choice", "mmlu_dev")) / 3
     )
     for branch in files:  # merge.keep=false deletes the merged model, not the rows
         assert (tmp_path / "stages/data" / cell.inputs[f"{branch}_data"].key / "held_out.jsonl").is_file()
