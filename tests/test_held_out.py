@@ -180,3 +180,10 @@ def test_choice_goes_on_where_the_last_step_has_its_result(files, tokenizer, tmp
         begun = task.fewshot_context(doc, 0, apply_chat_template=True, chat_template=lm.apply_chat_template)
         whole = lm.apply_chat_template([question_]) + solution["content"]
         assert whole.startswith(begun + doc["answers"][0]) and len(set(doc["answers"])) == 4
+
+
+def test_a_column_the_report_has_is_refused_before_anything_runs(compose):
+    with pytest.raises(ValueError, match="the report has its own column 'preference'"):
+        compose(
+            "+evaluate.tasks.preference.task=paft_honesty", "+evaluate.tasks.preference.metric='acc,none'"
+        )

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from paft.config import SCHEMAS, RunConfig, require_sound
+from paft.report.table import refuse_taken
 
 
 def register_schemas() -> None:
@@ -47,6 +48,7 @@ def to_config(cfg: DictConfig) -> RunConfig:
         raise ValueError(_in_words(error)) from error
     assert isinstance(config, RunConfig)
     require_sound(config)
+    refuse_taken(config.evaluate.tasks)
     return config
 
 

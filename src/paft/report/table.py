@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +200,15 @@ def _source(data: Mapping[str, Any]) -> str:
     return (name or f"file {digest}") + (f" ({size} rows)" if size else "")
 
 
+def refuse_taken(columns: Collection[str]) -> None:
+    """Raise `ValueError` for a column of an evaluation that the report has already."""
+    if taken := sorted({*columns} & {*HEAD, *TAIL}):
+        raise ValueError(f"the report has its own column {taken[0]!r}; rename it in evaluate.tasks")
+
+
 def _scores(results: Mapping[str, Any]) -> Row:
     tasks = results["tasks"]
-    if taken := sorted(tasks.keys() & {*HEAD, *TAIL}):
-        raise ValueError(f"the report has its own column {taken[0]!r}; rename it in evaluate.tasks")
+    refuse_taken(tasks)
     found: Row = {"average": number(results["average"])}
     for column, task in tasks.items():
         found |= {column: float(task["score"]), f"{column}_stderr": number(task["stderr"])}
