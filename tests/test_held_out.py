@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import hydra
 import pytest
+from omegaconf import open_dict
 from tiny import MODEL
 
+from paft.compose import to_config
 from paft.config import FileSource, Template
 from paft.data.chat import encode_pair
 from paft.data.held_out import draw, read_held_out
@@ -183,7 +186,10 @@ def test_choice_goes_on_where_the_last_step_has_its_result(files, tokenizer, tmp
 
 
 def test_a_column_the_report_has_is_refused_before_anything_runs(compose):
+    compose()  # registers the schemas
+    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        config = hydra.compose("train")
+    with open_dict(config):
+        config.evaluate.tasks["preference"] = config.evaluate.tasks.honesty
     with pytest.raises(ValueError, match="the report has its own column 'preference'"):
-        compose(
-            "+evaluate.tasks.preference.task=paft_honesty", "+evaluate.tasks.preference.metric='acc,none'"
-        )
+        to_config(config)
