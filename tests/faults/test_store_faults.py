@@ -81,6 +81,11 @@ def test_wrong_clocks_change_nothing(cell, smoke_grid, tmp_path):
     assert_same_results(store, smoke_grid.store)
 
 
+def training(branches: list[Path]) -> list[str]:
+    """The branches that have made a step and are not finished."""
+    return [branch.name for branch in branches if list(branch.glob("*.partial/work/history.jsonl"))]
+
+
 def in_own_network() -> tuple[str, ...]:
     words = ("unshare", "--net")
     if (
@@ -105,8 +110,9 @@ def test_two_runs_in_two_networks_share_the_work_and_one_outlives_the_other(cell
     first, second = (start(*CELL, logs=tmp_path, under=under) for _ in range(2))
     networks = {os.readlink(f"/proc/{run.process.pid}/ns/net") for run in (first, second)}
     branches = [tmp_path / "stages" / name for name in ("sft", "preference")]
-    first.until(lambda: all(list(branch.glob("*.partial/work/history.jsonl")) for branch in branches))
-    holder, other = (first, second) if "waiting" not in first.said else (second, first)
+    started: list[str] = []
+    first.until(lambda: started.extend(training(branches)) or started)
+    holder, other = (first, second) if f"{started[0]}:" in first.said else (second, first)
     holder.send(signal.SIGSTOP)
     other.until(lambda: "waiting for" in other.said)
 

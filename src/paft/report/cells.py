@@ -11,10 +11,13 @@ from paft.report.statistics import Arm, Estimate, estimate
 
 
 def members(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each cell, by family, one a seed; where a family has a seed twice, the one finished last."""
-    found: dict[str, dict[int | None, Row]] = {}
+    """The rows of each cell, by family, one a seed; where a family has a seed twice, the one finished last.
+
+    Cells come in the order of the rows.
+    """
+    found: dict[str, dict[int | None, Row]] = {row["family"]: {} for row in rows}
     for row in sorted(rows, key=lambda r: str(r.get("finished"))):
-        found.setdefault(row["family"], {})[row["seed"]] = row
+        found[row["family"]][row["seed"]] = row
     return {
         name: [by[s] for s in sorted(by, key=lambda s: -1 if s is None else s)] for name, by in found.items()
     }
