@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from filelock import Timeout
 
 from paft.beside import free_name, lock, move_aside, own_folder
+from paft.config.checks import identifies
 from paft.damage import PARTIAL, WORK, digests, find_damage
 from paft.diskfull import naming_full_disk
 from paft.jsonfile import read_object, write_json
@@ -45,7 +46,7 @@ def canonical(value: Any, *, whole: bool = False) -> Any:
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        kept = [f.name for f in fields(value) if whole or _identifies(f, getattr(value, f.name))]
+        kept = [f.name for f in fields(value) if whole or identifies(f, getattr(value, f.name))]
         return {"type": type(value).__name__} | {k: canonical(getattr(value, k), whole=whole) for k in kept}
     if isinstance(value, Mapping):
         return {str(k): canonical(v, whole=whole) for k, v in value.items()}
@@ -54,11 +55,6 @@ def canonical(value: Any, *, whole: bool = False) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a stage config holds only dataclasses, lists, dicts and primitives, got {value!r}")
-
-
-def _identifies(of: Field[Any], value: Any) -> bool:
-    rule = of.metadata.get("identity", True)
-    return value != of.default if rule == "unless default" else bool(rule)
 
 
 @dataclass(frozen=True)

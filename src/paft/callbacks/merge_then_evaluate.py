@@ -26,7 +26,6 @@ COLUMNS = ("step", "column", "score", "stderr", "higher_is_better", "merge_key",
 class MergeThenEvaluate(Callback):
     """Logs the merged model's scores as `merged/<column>` to the branch's loggers (W&B, history.csv).
 
-
     It acts in a branch whose partner is already in the store. After the last step it runs the cell's own
     `merge` and `evaluate` stages, so nothing is done twice; with `every_n_train_steps` it also scores the
     merged model during training, which leaves the trained adapter bitwise unchanged. One device only: on

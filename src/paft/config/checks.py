@@ -2,11 +2,17 @@
 
 import math
 import re
-from dataclasses import field, fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, get_args, get_origin
 
 UNLESS_DEFAULT = {"identity": "unless default"}
 """Of a field that older keys do not know of: it is part of a key only where it is set."""
+
+
+def identifies(option: "Field[Any]", value: object) -> bool:
+    """Whether a field with this value is part of what a result is known by: it can change it."""
+    rule = option.metadata.get("identity", True)
+    return value != option.default if rule == "unless default" else bool(rule)
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:

@@ -63,14 +63,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         for column, task in self.evaluate.tasks.items():
-            held_out = getattr(self.data, task.rows.value).held_out if task.rows else 1
-            where = f"data.{task.rows.value}.held_out" if task.rows else ""
-            require(
-                held_out > 0,
-                where,
-                held_out,
-                f"positive, as the items of evaluate.tasks.{column} are such rows",
-            )
+            if task.rows:
+                held_out = getattr(self.data, task.rows.value).held_out
+                allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"
+                require(held_out > 0, f"data.{task.rows.value}.held_out", held_out, allowed)
         loaded_as = self.evaluate.dtype or self.model.dtype
         if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
             raise ValueError(

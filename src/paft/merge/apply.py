@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from paft.config import SCHEMAS, DType, MergeConfig, Norm, Slerp, WeightedMerge
+from paft.config.checks import identifies
 from paft.merge.adapter import StoredFactors, read_adapters
 from paft.merge.checkpoint import Array, Bits, Stored, blocks_of, decode, read_checkpoint
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
@@ -82,14 +83,11 @@ def method_name(method: MergeConfig) -> str:
 
 def variant(method: MergeConfig) -> str:
     """One line that states the method and every option which can change its result."""
-    options = {f.name: getattr(method, f.name) for f in fields(method) if _matters(f, method)}
+    options = {
+        f.name: getattr(method, f.name) for f in fields(method) if identifies(f, getattr(method, f.name))
+    }
     stated = (f"{name}={_text(value)}" for name, value in options.items() if value is not None)
     return " ".join([method_name(method), *stated])
-
-
-def _matters(option: "Field[Any]", method: MergeConfig) -> bool:
-    rule = option.metadata.get("identity", True)
-    return getattr(method, option.name) != option.default if rule == "unless default" else bool(rule)
 
 
 def _weights(method: MergeConfig) -> list[float]:
