@@ -5,8 +5,10 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from omegaconf import open_dict
 from tiny import MODEL
+from transformers import AutoModelForCausalLM
 
 from paft.compose import to_config
 from paft.config import FileSource, Template
@@ -105,6 +107,33 @@ def test_cell_is_scored_on_rows_it_did_not_train_on(compose, files, tmp_path):
         assert (tmp_path / "stages/data" / cell.inputs[f"{branch}_data"].key / "held_out.jsonl").is_file()
     base = compose(*words(files, tmp_path), "paradigm=base")
     assert (run_cell(base, build(base)) / "results.json").is_file()
+
+
+def test_margin_against_log_probabilities_of_transformers(compose, files, tokenizer, tmp_path):
+    config = compose(*words(files, tmp_path), "paradigm=base", "evaluate.dtype=float32")
+    cell = build(config)
+    lines = (run_cell(config, cell) / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    margins = {s["item"]: s["value"] for s in samples if s["column"] == "hh_margin"}
+    right = {s["item"]: s["value"] for s in samples if s["column"] == "hh_choice"}
+    model = AutoModelForCausalLM.from_pretrained(base_folder(config.model), dtype=torch.float32).eval()
+    rows = read_held_out(tmp_path / "stages/data" / cell.inputs["preference_data"].key)
+    assert len(margins) == 4
+    for item, margin in margins.items():
+        pair = encode_pair(tokenizer, PreferencePair(**rows[item]))
+        chosen, rejected = (
+            log_probability(model, tokenizer, pair.prompt_ids, rows[item][side][0]["content"])
+            for side in ("chosen", "rejected")
+        )
+        assert margin == pytest.approx(chosen - rejected, abs=1e-3)  # float32 sums of some ten nats
+        assert right[item] == float(chosen > rejected)
+
+
+@torch.no_grad()
+def log_probability(model, tokenizer, prompt: list[int], answer: str) -> float:
+    ids = tokenizer(answer, add_special_tokens=False).input_ids
+    logps = model(torch.tensor([[*prompt, *ids]])).logits[0].double().log_softmax(-1)
+    return sum(float(logps[len(prompt) + i - 1, token]) for i, token in enumerate(ids))
 
 
 def test_a_task_of_held_out_rows_needs_some(compose, files, tmp_path):

@@ -89,6 +89,15 @@ def exact_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     return {"exact_match": float(found is not None and _plain(found[1]) == doc["answer"])}
 
 
+def likelier_and_margin(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """1 if the chosen answer is the likelier one, and log pi(chosen) - log pi(rejected) in nats.
+
+    What a model's mean margin is above the base model's is DPO's implicit reward margin divided by beta.
+    """
+    (chosen, _), (rejected, _) = results
+    return {"acc": float(chosen > rejected), "margin": chosen - rejected}
+
+
 class ChatTask(ConfigurableTask):
     """A task whose context is the messages of its document, of which there may be several."""
 
