@@ -223,9 +223,19 @@ def test_first_training_goes_by_the_assumed_share_of_the_peak(tmp_path):
         CELL, store=str(tmp_path), hardware=HardwareConfig(efficiency=0.8, forward_efficiency=1.0)
     )
 
-    shares = "40% in training and 50% in scoring of 0.8 TFLOP/s (hardware=cpu), 3 s to start"
+    shares = "sft: 40% in training and 50% in scoring of 0.8 TFLOP/s (hardware=cpu), 2.5 s to start"
     assert found.seconds.assumed and shares in found.assumed
-    assert estimates(double)["sft"].seconds.value - 3 == pytest.approx((found.seconds.value - 3) / 2)
+    assert estimates(double)["sft"].seconds.value - 2.5 == pytest.approx((found.seconds.value - 2.5) / 2)
+
+
+def test_small_batches_reach_less_of_the_peak(tmp_path):
+    hardware = HardwareConfig(efficiency=0.6, half_speed_tokens=8 * 46)  # a step of 8 rows of 46 tokens
+    config = replace(CELL, store=str(tmp_path), hardware=hardware)
+    one_batch = estimates(replace(config, sft=replace(CELL.sft, global_batch_size=8)))["sft"]
+    tiny = replace(config, trainer=replace(CELL.trainer, micro_batch_size=1))
+
+    assert any("sft: 30% in training" in said for said in one_batch.assumed)
+    assert any("sft: 7% in training" in said for said in estimates(tiny)["sft"].assumed)
 
 
 def test_next_training_goes_by_what_the_last_one_reached(finished):
@@ -236,6 +246,20 @@ def test_next_training_goes_by_what_the_last_one_reached(finished):
     # ten seconds less four of steps, one of validation and three of another stage
     assert found.seconds == (pytest.approx(found.flops.value / 0.25e12 + 2), False)
     assert found.measured == ("sft of SmolLM2-135M: 0.25 TFLOP/s in training, 0.5 in scoring, 2 s to start",)
+
+
+def test_next_reference_goes_by_what_the_last_one_on_its_pairs_took(finished):
+    write(finished, "data", train=COUNTS)
+    write(finished, "reference", seconds=4.5, rows=64, devices=1)
+    longer = replace(finished, preference=DPO(max_steps=3, global_batch_size=16, lr=1e-9))
+    on_two = replace(longer, trainer=TrainerConfig(devices=2), strategy=StrategyConfig(StrategyName.ddp))
+
+    found = estimates(longer)["reference"]
+
+    # half a second to start, then 48 of the 64 pairs
+    assert found.seconds.value == pytest.approx(0.5 + 4 * 48 / 64)
+    assert found.measured[0].startswith("references of these pairs: ")
+    assert not estimates(on_two)["reference"].measured[0].startswith("references")
 
 
 def test_the_other_branch_is_a_precedent_too(finished):
@@ -288,7 +312,7 @@ def test_devices_and_nodes_divide_the_time_of_training_alone(tmp_path):
 
     four = estimates(replace(many, store=str(tmp_path)))
 
-    assert four["sft"].seconds.value - 3 == pytest.approx((one["sft"].seconds.value - 3) / 4)
+    assert four["sft"].seconds.value - 2.5 == pytest.approx((one["sft"].seconds.value - 2.5) / 4)
     assert four["evaluate"].seconds == one["evaluate"].seconds
 
 

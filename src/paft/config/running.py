@@ -24,9 +24,11 @@ class HardwareConfig:
     fragmentation: float = 0.5
     """Memory the allocator holds beyond what is in use, as a share of the activations."""
     efficiency: float = 0.4
-    """Assumed share of the peak in training; what trainings of the store reached takes its place."""
+    """Assumed share of the peak in training with large batches; what trainings of the store reached takes its place."""
     forward_efficiency: float = 0.5
     """The same where nothing is learnt: validation, references, evaluation."""
+    half_speed_tokens: int = 0
+    """Tokens of a micro-batch with which half of that is reached: what a batch costs whatever its size, in tokens."""
 
     def __post_init__(self) -> None:
         for name in ("peak_tflops", "memory_gb", "bandwidth_gb_s"):
@@ -34,6 +36,8 @@ class HardwareConfig:
             require(value is None or value > 0, f"hardware.{name}", value, "positive")
         for name in ("efficiency", "forward_efficiency"):
             require(0 < getattr(self, name) <= 1, f"hardware.{name}", getattr(self, name), "in (0, 1]")
+        tokens = self.half_speed_tokens
+        require(tokens >= 0, "hardware.half_speed_tokens", tokens, "zero or positive")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from paft.config import (
@@ -27,7 +27,7 @@ from paft.cost import (
 )
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
-from paft.plan.speed import STARTUP_SECONDS, Speed
+from paft.plan.speed import STARTUP_SECONDS, Batches, Speed
 from paft.plan.tasks import scoring
 from paft.stage import Stage, Store
 from paft.work import Work, forwards_reference, pair_work
@@ -40,6 +40,8 @@ MERGED_PER_SECOND = 1e8
 """Bytes of the base read, merged in float32 and written."""
 EVALUATION_TOKENS = 4096
 """Forwarded at once: `evaluate.tree.MAX_TOKENS`."""
+EVALUATION_BATCH = 512
+"""They are pieces of many lengths, each after what it begins with, and go about as fast as batches of this size."""
 
 
 class Figure(NamedTuple):
@@ -91,7 +93,7 @@ class Estimator:
     def data(self, stage: Stage) -> Estimate:
         rows = count(stage, self.store)
         tokens = rows.tokens * (rows.num + rows.held_out)
-        seconds = tokens / TOKENISED_PER_SECOND + STARTUP_SECONDS
+        seconds = tokens / TOKENISED_PER_SECOND + STARTUP_SECONDS["data"]
         return Estimate(Figure(tokens, True), seconds=Figure(seconds, True), assumed=rows.assumed)
 
     def training(self, stage: Stage, shape: ModelShape) -> Estimate:
@@ -118,7 +120,12 @@ class Estimator:
             stored_scores=self.hardware.accelerator == "cpu" and stage.config.model.attention == "auto",
         )
         held = sum(memory.values()) + self.hardware.fragmentation * memory["activations"]
-        return self._estimate(stage, rows, trained, (flops, forward_flops(shape, row * checked)), held)
+        batches = Batches(
+            mean_batch(row, trainer, most=branch.global_batch_size / self.devices),
+            mean_batch(row, trainer, most=checked / self.devices),
+        )
+        work = flops, forward_flops(shape, row * checked)
+        return self._estimate(stage, rows, trained, work, self.speed(stage, batches), held)
 
     def reference(self, stage: Stage, shape: ModelShape) -> Estimate:
         """One forward pass of the training pairs, or of those its first steps read, through the frozen base."""
@@ -128,13 +135,29 @@ class Estimator:
         batch = largest_batch(rows, row, self.config.trainer, most=num)
         model = stage.config.model
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model), weight_bytes=weight_bytes(model))
-        return self._estimate(stage, rows, num, (0.0, forward_flops(shape, row * num)), memory)
+        tokens = mean_batch(row, self.config.trainer, most=num / self.devices)
+        speed, flops = self.speed(stage, Batches(tokens, tokens)), forward_flops(shape, row * num)
+        return self._estimate(
+            stage, rows, num, (0.0, flops), self._as_before(stage, flops / num, speed), memory
+        )
+
+    def _as_before(self, stage: Stage, flops: float, speed: Speed) -> Speed:
+        """The rate of finished reference stages on the same pairs, of so many FLOPs each, where there are some."""
+
+        def rate(record: Record) -> float:
+            return record["metrics"]["rows"] * flops / self.devices / (run_seconds(record) - speed.startup)
+
+        found = median(self.precedents.references(stage, self.devices), rate)
+        if found is None:
+            return speed
+        said = f"references of these pairs: {found / 1e12:.3g} TFLOP/s"
+        return replace(speed, forward=found, measured=(said,), assumed=())
 
     def _estimate(
-        self, stage: Stage, rows: Rows, num: int, flops: tuple[float, float], memory: float
+        self, stage: Stage, rows: Rows, num: int, flops: tuple[float, float], speed: Speed, memory: float
     ) -> Estimate:
         """Of `num` rows whose training takes the first of two numbers of FLOPs and whose scoring the second."""
-        speed, unsure = self.speed(stage), bool(rows.assumed)
+        unsure = bool(rows.assumed)
         seconds = (flops[0] / speed.training + flops[1] / speed.forward) / self.devices + speed.startup
         return Estimate(
             Figure(rows.tokens * num, unsure),
@@ -161,7 +184,9 @@ class Estimator:
 
     def evaluation(self, stage: Stage, shape: ModelShape) -> Estimate:
         """Forward passes at the device's rate; a generated token also reads all weights and starts every kernel."""
-        config, model, speed = stage.config.evaluate, stage.config.model, self.speed(stage)
+        config, model = stage.config.evaluate, stage.config.model
+        batches = Batches(EVALUATION_BATCH, EVALUATION_BATCH)
+        speed = Speed.assumed_of(stage, self.hardware, self.precedents, batches)  # `found` corrects it
         base = parameters(shape) * item_bytes(model)
 
         def modelled(evaluate: EvaluateConfig) -> float:
@@ -189,8 +214,8 @@ class Estimator:
 
     # --- the machine -------------------------------------------------------------------------------
 
-    def speed(self, stage: Stage) -> Speed:
-        return Speed.of(stage, self.hardware, self.precedents)
+    def speed(self, stage: Stage, batches: Batches) -> Speed:
+        return Speed.of(stage, self.hardware, self.precedents, batches)
 
     @property
     def hardware(self) -> HardwareConfig:
@@ -203,6 +228,11 @@ class Estimator:
     @property
     def runtime(self) -> float:
         return 1e9 * self.hardware.runtime_gb
+
+
+def mean_batch(row: Work, trainer: TrainerConfig, *, most: float) -> float:
+    """Tokens of a micro-batch of mean rows, of which there are at most `most` at a time."""
+    return max(min(trainer.micro_batch_size * row.tokens, most * row.tokens, trainer.micro_batch_tokens), 1.0)
 
 
 def largest_batch(rows: Rows, row: Work, trainer: TrainerConfig, *, most: int) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any
 
 from paft.config import HardwareConfig, ModelConfig
 from paft.jsonfile import read_object
-from paft.stage import canonical
+from paft.stage import Stage, canonical
 
 Record = dict[str, Any]
 """A stage.json."""
@@ -41,6 +41,16 @@ class Precedents:
         """Of this branch; of the other one where this has none."""
         found = {b: [r for r in self.of(b, model) if throughput(r).get("flops")] for b in TRAINED}
         return found.get(name) or [r for records in found.values() for r in records]
+
+    def references(self, stage: Stage, devices: int) -> list[Record]:
+        """The finished reference stages on the pairs of this one, on as many devices."""
+        data = stage.inputs["data"].identity
+        found = self.of("reference", stage.config.model)
+        return [
+            r
+            for r in found
+            if r["identity"]["inputs"]["data"] == data and r["metrics"].get("devices") == devices
+        ]
 
     def peak_tflops(self) -> float | None:
         """The peak that trainings measured before they started."""

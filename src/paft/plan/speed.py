@@ -1,6 +1,7 @@
 """How fast a stage's arithmetic may be expected to go: as trainings of its model went, or by the data sheet."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from paft.config import HardwareConfig
 from paft.plan.precedents import (
@@ -12,8 +13,15 @@ from paft.plan.precedents import (
 )
 from paft.stage import Stage
 
-STARTUP_SECONDS = 3.0
-"""Of a stage: loading libraries or the base, measuring an adapter."""
+STARTUP_SECONDS = {"data": 3.0, "reference": 0.5, "sft": 2.5, "preference": 2.5, "evaluate": 1.5}
+"""Of a stage beside its arithmetic, for a small model: loading the base, measuring an adapter, building requests."""
+
+
+class Batches(NamedTuple):
+    """Tokens of a micro-batch."""
+
+    training: float
+    scoring: float
 
 
 @dataclass(frozen=True)
@@ -27,22 +35,33 @@ class Speed:
     assumed: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, stage: Stage, hardware: HardwareConfig, precedents: Precedents) -> "Speed":
-        """What trainings of the stage's model reached on this hardware, else its peak times assumed efficiencies."""
+    def of(cls, stage: Stage, hardware: HardwareConfig, precedents: Precedents, batches: Batches) -> "Speed":
+        """What trainings of the stage's model reached on this hardware, else its peak times assumed efficiencies,
+        which are lower for batches of few tokens."""
         trainings = precedents.trainings(stage.name, stage.config.model)
-        training, startup = median(trainings, flops_per_second), median(trainings, startup_seconds)
-        if training is None or startup is None:
-            return cls._assumed(hardware, precedents.peak_tflops())
+        training, start = median(trainings, flops_per_second), median(trainings, startup_seconds)
+        if training is None or start is None:
+            return cls.assumed_of(stage, hardware, precedents, batches)
         forward = median(trainings, forward_flops_per_second) or training
+        startup = start if stage.name in ("sft", "preference") else STARTUP_SECONDS[stage.name]
         reached = f"{training / 1e12:.3g} TFLOP/s in training, {forward / 1e12:.3g} in scoring"
-        said = f"{stage.name} of {stage.config.model.name}: {reached}, {startup:.0f} s to start"
+        said = f"{stage.name} of {stage.config.model.name}: {reached}, {startup:.3g} s to start"
         return cls(training, forward, startup, measured=(said,))
 
     @classmethod
-    def _assumed(cls, hardware: HardwareConfig, measured_peak: float | None) -> "Speed":
+    def assumed_of(
+        cls, stage: Stage, hardware: HardwareConfig, precedents: Precedents, batches: Batches
+    ) -> "Speed":
+        """The peak, measured by trainings where there are some, times the assumed efficiencies."""
+        measured_peak = precedents.peak_tflops()
         peak = measured_peak or hardware.peak_tflops
+        half = hardware.half_speed_tokens
+        training = hardware.efficiency * batches.training / (batches.training + half)
+        forward = hardware.forward_efficiency * batches.scoring / (batches.scoring + half)
+        shares = [f"{forward:.0%} in scoring"]
+        if stage.name in ("sft", "preference"):
+            shares.insert(0, f"{training:.0%} in training")
         where = "measured on this store" if measured_peak else f"hardware={hardware.name}"
-        shares = f"{hardware.efficiency:.0%} in training and {hardware.forward_efficiency:.0%} in scoring"
-        said = f"{shares} of {peak:.3g} TFLOP/s ({where}), {STARTUP_SECONDS:.0f} s to start"
-        training, forward = (1e12 * peak * e for e in (hardware.efficiency, hardware.forward_efficiency))
-        return cls(training, forward, STARTUP_SECONDS, assumed=(said,))
+        startup = STARTUP_SECONDS[stage.name]
+        said = f"{stage.name}: {' and '.join(shares)} of {peak:.3g} TFLOP/s ({where}), {startup:g} s to start"
+        return cls(1e12 * peak * training, 1e12 * peak * forward, startup, assumed=(said,))

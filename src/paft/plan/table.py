@@ -136,7 +136,9 @@ def describe(stage: Stage) -> str:
             branch = config["branch"]
             return f"{config['model']['name']}, {branch['type']} beta={branch['beta']:g}, lr={branch['lr']:g}"
         case "reference":
-            return f"{config['model']['name']}, log-probabilities of every pair"
+            only = config.get("only")
+            pairs = f"{only['max_steps'] * only['global_batch_size']:,} pairs" if only else "every pair"
+            return f"{config['model']['name']}, log-probabilities of {pairs}"
         case "merge":
             method = {k: v for k, v in config["method"].items() if k != "type" and v is not None}
             return " ".join([config["method"]["type"], *(f"{k}={v}" for k, v in method.items())])
