@@ -40,6 +40,7 @@ study: setup  ## docs/study.md on embedded data: the paper's rows, the controls,
 	$(CELLS) experiment=study/merged_curve evaluate=study logs=logs/study/curve paradigm=sft
 	$(CELLS) experiment=study/merged_curve evaluate=study logs=logs/study/curve
 	$(BIN)/python -m paft.report --store logs/study/demo/stages --out logs/study/demo/report --paper
+	$(BIN)/python -m paft.report --store logs/study/demo/stages --out logs/study/demo/report ask docs/study/questions.csv
 
 # SFT_ROWS=gsm8k_train.jsonl PREFERENCE_ROWS=hh_harmless_train.jsonl take the place of the hub's files
 ROWS = $(if $(SFT_ROWS),data=jsonl data.sft.path=$(SFT_ROWS) data.preference.path=$(PREFERENCE_ROWS))

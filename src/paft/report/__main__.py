@@ -2,6 +2,7 @@
 
     python -m paft.report                                write tables, pictures and index.html, print every cell
     python -m paft.report compare A B                    two cells, or two sweeps cell by cell
+    python -m paft.report ask QUESTIONS.csv              many such comparisons, corrected together
     python -m paft.report wandb                          the same report in W&B, or its JSON where there is no key
     python -m paft.report docs FILE.md                   fill the tables of a Markdown file from such a report
 
@@ -12,10 +13,10 @@ import argparse
 from pathlib import Path
 
 from paft.config import Wandb
-from paft.report import markdown
+from paft.report import markdown, questions
 from paft.report.build import build_report
 from paft.report.compare import compare
-from paft.report.terminal import print_comparison, print_table
+from paft.report.terminal import print_answers, print_comparison, print_table
 
 PAPER = Path("docs/paper_tables.csv")
 
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given.command == "compare":
             print_comparison(compare(given.store, given.left, given.right), given.left, given.right)
+        elif given.command == "ask":
+            _ask(given)
         elif given.command == "wandb":
             from paft.report.wandb_report import publish
 
@@ -53,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
     pair.add_argument("left", metavar="A")
     pair.add_argument("right", metavar="B")
+    listed = commands.add_parser(
+        "ask", help="a list of comparisons", description=questions.__doc__, formatter_class=raw
+    )
+    listed.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
+    listed.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder for comparisons.csv")
+    listed.add_argument("file", type=Path, metavar="QUESTIONS.csv")
     text = commands.add_parser(
         "docs", help="tables of a Markdown file", description=markdown.__doc__, formatter_class=raw
     )
@@ -85,6 +94,14 @@ def _fill(file: Path, *, check: bool) -> None:
         )
     if not check:
         file.write_text(text, encoding="utf-8")
+
+
+def _ask(given: argparse.Namespace) -> None:
+    if not given.file.is_file():
+        raise ValueError(f"there is no file {given.file}")
+    found = questions.answers(given.store, questions.read_questions(given.file))
+    questions.write_answers(found, given.out / "comparisons.csv")
+    print_answers(found)
 
 
 def _report(given: argparse.Namespace) -> None:

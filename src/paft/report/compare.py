@@ -77,7 +77,7 @@ def compare(store: Path, left: str, right: str) -> Comparison:
             f"{store} holds no finished evaluation; run `python train.py` or give another --store"
         )
     one, other = select(table, left), select(table, right)
-    matched, shared, alone = _match(one, other)
+    matched, shared, alone = match(one, other)
     scores = Scores(store, [*one.rows, *other.rows])
     columns = [c for c in score_columns([*one.rows, *other.rows]) if _in_all(c, matched)]
     if not columns:
@@ -146,12 +146,11 @@ def _text(value: object) -> str:
 # --- which cells belong together ---------------------------------------------------------------------
 
 
-def _match(
-    one: Selection, other: Selection
-) -> tuple[list[tuple[list[Row], list[Row]]], list[str], list[str]]:
+def match(one: Selection, other: Selection) -> tuple[list[tuple[list[Row], list[Row]]], list[str], list[str]]:
     """(pairs of cells, settings that tell the pairs apart, cells without a partner).
 
-    A setting that a side does not have (a merge method, for sequential training) fits any.
+    A setting that a side does not have (a merge method, for sequential training) fits any. Raises `ValueError` where
+    nothing fits, or more than one cell.
     """
     left, right = list(one.cells.values()), list(other.cells.values())
     named = one.named | other.named

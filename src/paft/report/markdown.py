@@ -7,6 +7,7 @@ A table stands between two comments; what is between them is replaced. Paths are
 
     <!-- paper FILE: | CONDITIONS -->         the rows of the paper's tables, from cells.csv
     <!-- claims FILE: | CONDITIONS -->        every test of a claim, from claims.csv
+    <!-- comparisons FILE: | CONDITIONS -->   differences of cells, from comparisons.csv
     <!-- cells FILE: COLUMNS | CONDITIONS --> other cells, ordered by the columns that are no scores
     <!-- table FILE: COLUMNS | CONDITIONS --> rows of any other file as they are
     <!-- time FILE -->                        stages and their seconds, from stages.csv
@@ -24,7 +25,8 @@ from paft.report.labels import MEASURES, Column, Row, method, score_columns, sec
 from paft.report.plain import plain
 
 TABLE = re.compile(
-    r"(<!-- (paper|claims|cells|time|table) (\S+?\.csv)(?:: (.*?))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (paper|claims|comparisons|cells|time|table) (\S+?\.csv)(?:: (.*?))? -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -85,12 +87,23 @@ def claims(rows: Sequence[Row], words: str) -> list[str]:
     return _grid(head, body)
 
 
+def comparisons(rows: Sequence[Row], words: str) -> list[str]:
+    """Either side's mean and their difference with its 95 % interval, and p after Holm's correction."""
+    head = ["question", "column", "A", "B", "A - B", "95 % interval", "p"]
+    body = []
+    for r in _asked(rows, words)[1]:
+        numbers = ["–" if r[side] is None else f"{r[side]:.3g}" for side in ("left", "right")]
+        apart = "–" if r["difference"] is None else f"{r['difference']:+.3g}"
+        interval = "–" if r["low"] is None else f"{r['low']:+.3g} to {r['high']:+.3g}"
+        p = "–" if r["p_corrected"] is None else f"{r['p_corrected']:.3f}"
+        body.append([r["question"], r["column"].replace("_", " "), *numbers, apart, interval, p])
+    return _grid(head, body)
+
+
 def some_cells(rows: Sequence[Row], words: str) -> list[str]:
     """Scores and measures as mean ± standard error, the other columns as they are."""
     columns, chosen = _asked(rows, words)
-    scores = {c.name: c for c in score_columns(rows)} | {
-        name: Column(name, percent=True) for name in MEASURES
-    }
+    scores = {c.name: c for c in score_columns(rows)} | MEASURES
     settings = [c for c in columns if c not in scores]
     chosen.sort(key=lambda r: [_order(r.get(c)) for c in settings])
     body = [[_score(r, scores[c]) if c in scores else _text(r.get(c)) for c in columns] for r in chosen]
@@ -138,6 +151,7 @@ def _meets(value: object, allowed: set[str]) -> bool:
 KINDS: dict[str, Callable[[Sequence[Row], str], list[str]]] = {
     "paper": paper,
     "claims": claims,
+    "comparisons": comparisons,
     "cells": some_cells,
     "time": time,
     "table": table,

@@ -21,6 +21,7 @@ log = logging.getLogger("paft")
 HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", "seed", "evaluate", "limit")
 TAIL = (
     "average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
+    "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_nll",
     "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
     "l1_target", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished", "commit",
     "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
@@ -35,6 +36,13 @@ GROUPS = {
     "Linear": "linear",
 }
 """Type of a merge config -> its name on the command line."""
+SPARSITY = {
+    "sparsity": "share_below_1e-5",
+    "zeros": "share_zero",
+    "hoyer": "hoyer",
+    "rank": "effective_rank",
+}
+"""Column of a branch -> its measure in sparsity.json."""
 
 
 def rows(store: Path) -> list[Row]:
@@ -68,10 +76,12 @@ def row(folder: Path) -> Row:
     found = dict.fromkeys(HEAD) | _cell(record["identity"], merge) | _labels_of(branches)
     found |= {"variant": report.get("variant", ""), "family": family(record["identity"])} | _scores(results)
     for name in branches:
-        sparsity = _read_if_there(store / name / keys[f"{name}_key"] / "sparsity.json")
-        means = sparsity.get("mean_over_layers", {})
-        found[f"{name}_sparsity"] = number(means.get("share_below_1e-5"))
-        found[f"{name}_hoyer"] = number(means.get("hoyer"))
+        trained = store / name / keys[f"{name}_key"]
+        means = _read_if_there(trained / "sparsity.json").get("mean_over_layers", {})
+        found |= {f"{name}_{column}": number(means.get(measure)) for column, measure in SPARSITY.items()}
+        if name == "sft":
+            metrics = _read_if_there(trained / "stage.json").get("metrics", {})
+            found["sft_nll"] = number(metrics.get("validation/nll"))
     found |= {name: number(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
     run = record.get("run", {})
     found |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}

@@ -90,6 +90,29 @@ def print_comparison(found: Comparison, left: str, right: str) -> None:
         out.print(f"without a partner, left out: {name}", markup=False, soft_wrap=True)
 
 
+def print_answers(found: Sequence[Row]) -> None:
+    """The answers to a list of questions, and why some have none."""
+    out = console()
+    caption = "paired, over items and seeds; p by Holm over the table"
+    table = Table(caption=caption, caption_justify="left")
+    for name in ("question", "column", "A", "B", "A - B", "95 % interval", "p, corrected"):
+        table.add_column(name, justify="left" if name in ("question", "column") else "right")
+    for row in found:
+        numbers = [_number(row[name]) for name in ("left", "right", "difference")]
+        interval = "–" if row["low"] is None else f"{row['low']:+.3g} to {row['high']:+.3g}"
+        table.add_row(
+            escape(row["question"]), escape(row["column"]), *numbers, interval, _number(row["p_corrected"])
+        )
+    out.print(table)
+    for row in found:
+        if row["why"]:
+            out.print(f"{row['question']}, {row['column']}: {row['why']}", markup=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
 def _caption(found: Comparison) -> str:
     seeds = min(d.difference.num_seeds for d in found.differences)
     over = (

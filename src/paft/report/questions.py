@@ -1,0 +1,115 @@
+"""A list of comparisons asked of a store at once, corrected together: comparisons.csv.
+
+A list is a CSV file with the columns question, both, left, right, columns. `left` and `right` are selectors as in
+`python -m paft.report compare`, `both` is added to each of them, `columns` are names with blanks between; where the
+sides are measured by different columns, as the sparsity of either branch, `sft_hoyer:preference_hoyer`.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paft.report.cells import Term, combine
+from paft.report.compare import match, select
+from paft.report.items import Scores
+from paft.report.labels import MEASURES, Column, Row, score_columns
+from paft.report.statistics import Estimate, holm
+from paft.report.table import rows
+
+FIELDS = ("question", "both", "left", "right", "columns")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared: two selections of cells, and a column of each."""
+
+    text: str
+    left: str
+    right: str
+    left_column: str
+    right_column: str
+
+    @property
+    def column(self) -> str:
+        same = self.left_column == self.right_column
+        return self.left_column if same else f"{self.left_column} - {self.right_column}"
+
+
+def read_questions(path: Path) -> list[Question]:
+    """One question for each row and column named in it. Raises `ValueError` with the row that is not as it must be."""
+    found = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            if tuple(row) != FIELDS or None in row.values():
+                raise ValueError(f"{path}, row {number}: the columns must be {', '.join(FIELDS)}, got {row}")
+            left, right = (",".join(filter(None, (row["both"], row[side]))) for side in ("left", "right"))
+            for name in row["columns"].split():
+                mine, _, theirs = name.partition(":")
+                found.append(Question(row["question"], left, right, mine, theirs or mine))
+    if not found:
+        raise ValueError(f"{path} asks nothing: give it rows of {', '.join(FIELDS)}")
+    return found
+
+
+def answers(store: Path, questions: Sequence[Question]) -> list[Row]:
+    """One row a question in its order: either side's mean over pairs of cells, their difference, its 95 % interval
+    and its p after Holm's correction over all of them; in percentage points, or in the column's own unit.
+
+    A question that the store cannot answer says why.
+    """
+    table = rows(store)
+    scores = Scores(store, table)
+    columns = {c.name: c for c in score_columns(table)} | MEASURES
+    found = [_answer(q, table, columns, scores) for q in questions]
+    tested = [row for row in found if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_corrected"] = p
+    return found
+
+
+def write_answers(found: Sequence[Row], path: Path) -> None:
+    import pandas as pd
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(found).to_csv(path, index=False)
+
+
+def _answer(question: Question, table: Sequence[Row], columns: dict[str, Column], scores: Scores) -> Row:
+    row: Row = {"question": question.text, "column": question.column}
+    row |= dict.fromkeys(("left", "right", "difference", "stderr", "low", "high", "p", "p_corrected"))
+    row |= {"num_pairs": 0, "num_items": None, "num_seeds": 0, "why": ""}
+    row |= {"selects_left": question.left, "selects_right": question.right, "evaluate_keys": ""}
+    try:
+        pairs, _, _ = match(select(table, question.left), select(table, question.right))
+        row |= _difference(question, pairs, columns, scores)
+    except ValueError as error:
+        row["why"] = str(error)
+    return row
+
+
+def _difference(
+    question: Question,
+    pairs: Sequence[tuple[list[Row], list[Row]]],
+    columns: dict[str, Column],
+    scores: Scores,
+) -> Row:
+    for name in (question.left_column, question.right_column):
+        if name not in columns:
+            raise ValueError(f"there is no column {name!r}; there are {', '.join(columns)}")
+    share, column = 1 / len(pairs), columns[question.left_column]
+    left = [Term(share, a, question.left_column) for a, _ in pairs]
+    right = [Term(share, b, question.right_column) for _, b in pairs]
+    sides = combine(left, scores), combine(right, scores)
+    apart = combine([*left, *(t._replace(weight=-share) for t in right)], scores)
+    if apart is None or None in sides:
+        raise ValueError(f"some of the cells have no {question.column}")
+    means = {side: column.scaled(e.value) for side, e in zip(("left", "right"), sides, strict=True) if e}
+    keys = dict.fromkeys(r["evaluate_key"] for pair in pairs for cell in pair for r in cell)
+    return means | _flat(apart, column) | {"num_pairs": len(pairs), "evaluate_keys": " ".join(keys)}
+
+
+def _flat(e: Estimate, column: Column) -> Row:
+    scaled = {"difference": e.value, "stderr": e.stderr, "low": e.low, "high": e.high}
+    sizes = {"p": e.p, "num_items": e.num_items, "num_seeds": e.num_seeds}
+    return {name: column.scaled(value) for name, value in scaled.items()} | sizes
