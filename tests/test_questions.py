@@ -14,12 +14,12 @@ from paft.report.markdown import filled
 from paft.report.questions import answers, read_questions
 from paft.report.statistics import holm
 
-HEAD = "question,both,left,right,columns\n"
+HEAD = "topic,question,both,left,right,columns\n"
 LIST = (
     HEAD
-    + "TIES against DARE,,merge=ties,merge=dare,average honesty\n"
-    + '"TIES against DARE, dense",lambda=0,merge=ties,merge=dare,average\n'
-    + "sparsity,paradigm=sequential,lambda=1e-4,lambda=0,preference_sparsity:sft_sparsity\n"
+    + "a,TIES against DARE,,merge=ties,merge=dare,average honesty\n"
+    + 'a,"TIES against DARE, dense",lambda=0,merge=ties,merge=dare,average\n'
+    + "b,sparsity,paradigm=sequential,lambda=1e-4,lambda=0,preference_sparsity:sft_sparsity\n"
 )
 
 
@@ -75,13 +75,13 @@ def test_sides_may_be_measured_by_different_columns(store, tmp_path):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("x,,merge=ties,merge=linear,average\n", "no cell has merge=linear; there are"),
-        ("x,lambda=0,merge=ties,merge=dare,nothing\n", "there is no column 'nothing'; there are"),
+        ("a,x,,merge=ties,merge=linear,average\n", "no cell has merge=linear; there are"),
+        ("a,x,lambda=0,merge=ties,merge=dare,nothing\n", "there is no column 'nothing'; there are"),
     ],
 )
 def test_a_question_without_an_answer_says_why(store, tmp_path, line, why):
     good, bad = answers(
-        store, read_questions(asked(tmp_path, HEAD + "y,,merge=ties,merge=dare,average\n" + line))
+        store, read_questions(asked(tmp_path, HEAD + "a,y,,merge=ties,merge=dare,average\n" + line))
     )
 
     assert why in bad["why"] and bad["difference"] is bad["p_corrected"] is None
@@ -93,8 +93,8 @@ def test_a_question_without_an_answer_says_why(store, tmp_path, line, why):
     [
         (HEAD, "asks nothing"),
         (
-            HEAD + "x,,merge=ties,merge=dare\n",
-            "row 2: the columns must be question, both, left, right, columns",
+            HEAD + "a,x,,merge=ties,merge=dare\n",
+            "row 2: the columns must be topic, question, both, left, right, columns",
         ),
         ("question,left,right\nx,a,b\n", "row 2: the columns must be"),
     ],

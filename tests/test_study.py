@@ -22,7 +22,7 @@ CELLS = {
     "l1_of": 3 + 9 + 9 + 6,
     "proximal": 12 + 12,
     "target_sparsity": 9 + 9,
-    "equal_norm": 45,
+    "equal_norm": 60,
     "slerp_space": 12 + 6,
     "election": 24,
     "density": 30,

@@ -1,6 +1,6 @@
 """A list of comparisons asked of a store at once, corrected together: comparisons.csv.
 
-A list is a CSV file with the columns question, both, left, right, columns. `left` and `right` are selectors as in
+A list is a CSV file with the columns topic, question, both, left, right, columns. `left` and `right` are selectors as in
 `python -m paft.report compare`, `both` is added to each of them, `columns` are names with blanks between; where the
 sides are measured by different columns, as the sparsity of either branch, `sft_hoyer:preference_hoyer`.
 """
@@ -17,13 +17,14 @@ from paft.report.labels import MEASURES, Column, Row, score_columns
 from paft.report.statistics import Estimate, holm
 from paft.report.table import rows
 
-FIELDS = ("question", "both", "left", "right", "columns")
+FIELDS = ("topic", "question", "both", "left", "right", "columns")
 
 
 @dataclass(frozen=True)
 class Question:
     """What is compared: two selections of cells, and a column of each."""
 
+    topic: str
     text: str
     left: str
     right: str
@@ -46,7 +47,7 @@ def read_questions(path: Path) -> list[Question]:
             left, right = (",".join(filter(None, (row["both"], row[side]))) for side in ("left", "right"))
             for name in row["columns"].split():
                 mine, _, theirs = name.partition(":")
-                found.append(Question(row["question"], left, right, mine, theirs or mine))
+                found.append(Question(row["topic"], row["question"], left, right, mine, theirs or mine))
     if not found:
         raise ValueError(f"{path} asks nothing: give it rows of {', '.join(FIELDS)}")
     return found
@@ -76,7 +77,7 @@ def write_answers(found: Sequence[Row], path: Path) -> None:
 
 
 def _answer(question: Question, table: Sequence[Row], columns: dict[str, Column], scores: Scores) -> Row:
-    row: Row = {"question": question.text, "column": question.column}
+    row: Row = {"topic": question.topic, "question": question.text, "column": question.column}
     row |= dict.fromkeys(("left", "right", "difference", "stderr", "low", "high", "p", "p_corrected"))
     row |= {"num_pairs": 0, "num_items": None, "num_seeds": 0, "why": ""}
     row |= {"selects_left": question.left, "selects_right": question.right, "evaluate_keys": ""}
