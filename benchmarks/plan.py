@@ -24,7 +24,8 @@ from paft.config import RunConfig
 from paft.graph import build
 from paft.plan.estimate import Estimate
 from paft.plan.table import estimate
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 
 ROOT = FOLDER.parent
 TRAIN = ROOT / "train.py"

@@ -16,7 +16,8 @@ from paft.config import RunConfig
 from paft.graph import build
 from paft.pipeline import run_stage
 from paft.run import Context
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 
 CONF = Path(__file__).parents[1] / "conf"
 OVERRIDES = (

@@ -29,8 +29,9 @@ from paft.config import (
     TrainerConfig,
 )
 from paft.graph import build
-from paft.jsonfile import write_json
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.jsonfile import write_json
+from paft.store.store import Store
 
 EVALUATE = EvaluateConfig(
     name="demo",

@@ -15,7 +15,7 @@ from paft.callbacks.sparsity import DeltaSparsity
 from paft.graph import build
 from paft.pipeline import run_stage
 from paft.run import Context
-from paft.stage import Store
+from paft.store.store import Store
 
 EVERY_2 = ("callbacks.merge_then_evaluate.every_n_train_steps=2", "callbacks.sparsity.every_n_train_steps=3")
 

@@ -11,7 +11,8 @@ from paft.config import RunConfig, decode
 from paft.graph import build
 from paft.pipeline import run_stage
 from paft.run import Context
-from paft.stage import Stage, Store, canonical
+from paft.stage import Stage, canonical
+from paft.store.store import Store
 
 SAME = 2e-5
 """As in tests/distributed/test_strategies.py."""

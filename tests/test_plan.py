@@ -27,11 +27,12 @@ from paft.config import (
 from paft.cost import parameters
 from paft.evaluate.tree import MAX_TOKENS
 from paft.graph import build
-from paft.jsonfile import write_json
 from paft.plan import show_plan
 from paft.plan.estimate import EVALUATION_TOKENS, Estimate
 from paft.plan.table import estimate
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.jsonfile import write_json
+from paft.store.store import Store
 
 SHAPE = ModelShape(576, 1536, 30, 9, 3, 64, 49152, True)
 CELL = with_lambda(replace(PAFT, model=replace(PAFT.model, shape=SHAPE)), 1e-4)

@@ -19,7 +19,8 @@ from paft.delta import read_adapter
 from paft.graph import build
 from paft.model import base_folder, load_base
 from paft.pipeline import run_cell
-from paft.stage import Store, canonical
+from paft.stage import canonical
+from paft.store.store import Store
 from paft.training.module import BranchModule
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install 'paft[qlora]'")

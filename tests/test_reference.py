@@ -14,7 +14,8 @@ from paft.graph import FirstSteps, build, unique
 from paft.model import base_folder, load_base
 from paft.pipeline import run_stage
 from paft.run import Context
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 from paft.training.batches import StepLoader
 from paft.training.pairs import two_row_tensors
 from paft.training.reference import FILE, ScoredPair, rows_read, score_pairs, scored

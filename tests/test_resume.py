@@ -14,8 +14,8 @@ import torch
 from resumable import configured, stage_of, train
 from safetensors.torch import load_file
 
-from paft.damage import digests
 from paft.model import base_folder
+from paft.store.damage import digests
 from paft.training.checkpoint import last_checkpoint
 
 HERE = Path(__file__).parent

@@ -14,8 +14,8 @@ import pytest
 from filelock import FileLock
 from toy_graph import CELL, DATA_SFT, MERGE, PREFERENCE, SFT, noting, read_notes
 
-from paft.damage import find_damage
-from paft.stage import Store
+from paft.store.damage import find_damage
+from paft.store.store import Store
 
 
 @pytest.fixture

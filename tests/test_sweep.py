@@ -9,7 +9,7 @@ import pytest
 
 from paft.graph import build
 from paft.pipeline import run_cell
-from paft.stage import Store
+from paft.store.store import Store
 from paft.sweep import flag_first
 
 pytestmark = pytest.mark.slow

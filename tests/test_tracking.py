@@ -14,7 +14,7 @@ from wandb_file import OfflineRun, read_runs
 
 from paft.config import Csv, Wandb, WandbMode
 from paft.run import Context
-from paft.stage import Store
+from paft.store.store import Store
 from paft.tracking import branch_id, cell_id, log_cell, mode, survive
 
 

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paft.stage import Run, Stage, Store
+from paft.stage import Stage
+from paft.store.store import Run, Store
 
 DATA_SFT, DATA_PREFERENCE = Stage("data", 1, {"rows": "sft"}), Stage("data", 1, {"rows": "preference"})
 SFT = Stage("sft", 1, {"lr": 1e-3}, {"data": DATA_SFT})

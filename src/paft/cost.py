@@ -20,7 +20,7 @@ from paft.config import (
     Quantization,
     SFTConfig,
 )
-from paft.jsonfile import read_object
+from paft.store.jsonfile import read_object
 from paft.work import Work
 
 HEAD_BLOCK = 512

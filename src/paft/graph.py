@@ -32,8 +32,8 @@ from paft.config import (
     Template,
 )
 from paft.data.demo import DEMO_VERSION
-from paft.fingerprint import content_sha256, file_sha256, folder_sha256
 from paft.stage import Stage
+from paft.store.fingerprint import content_sha256, file_sha256, folder_sha256
 
 VERSIONS = {"data": 1, "reference": 1, "sft": 2, "preference": 2, "merge": 1, "evaluate": 1}
 """Part of every key. Raise a stage's number when its results change; golden files tell when they do."""

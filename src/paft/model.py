@@ -25,10 +25,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.data.chat import template_text
-from paft.jsonfile import read_object
 from paft.layers.attention import AUTO
 from paft.merge.checkpoint import read_checkpoint
 from paft.stage import canonical
+from paft.store.jsonfile import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,9 +8,10 @@ from typing import Any
 
 from paft.config import Quantization, RunConfig
 from paft.graph import Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
-from paft.jsonfile import write_json
 from paft.run import Context
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.jsonfile import write_json
+from paft.store.store import Store
 
 log = logging.getLogger("paft")
 

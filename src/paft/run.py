@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from paft.config import RunConfig
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from paft.compose import to_config
 from paft.config import EvaluateSplit, RunConfig
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 
 TRAINED = ("sft", "preference")
 log = logging.getLogger("paft")

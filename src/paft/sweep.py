@@ -26,7 +26,7 @@ from paft.interrupt import Interrupted, ignore_signals, stop_on_signals
 from paft.plan import show_plan
 from paft.search import best_trial, objective, refuse_training, warn_of_split
 from paft.slurm import requeued, require_nodes
-from paft.stage import Store
+from paft.store.store import Store
 
 CONF = Path(__file__).parents[2] / "conf"
 log = logging.getLogger("paft")

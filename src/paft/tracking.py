@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from paft.config import Wandb, WandbMode
 from paft.graph import lambda_of
-from paft.jsonfile import write_json
 from paft.run import Context
 from paft.stage import Stage, canonical
+from paft.store.jsonfile import write_json
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

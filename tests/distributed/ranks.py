@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from paft.config import RunConfig
-from paft.jsonfile import read_object
+from paft.store.jsonfile import read_object
 from paft.training.launch import main, write_job
 
 

@@ -14,8 +14,8 @@ from tiny import BFLOAT16, BRANCHES, make, rows_for, whole_batch
 from torch.distributed.device_mesh import init_device_mesh
 
 from paft.adapter import Policy
-from paft.jsonfile import write_json
 from paft.model import base_folder, load_base
+from paft.store.jsonfile import write_json
 from paft.training.strategy import decoder_layers, shard
 
 HOW = (

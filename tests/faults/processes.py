@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from conftest import ROOT
 
-from paft.damage import find_damage
+from paft.store.damage import find_damage
 
 CRASH = Path(__file__).parent / "crash"
 LIMIT = 180.0

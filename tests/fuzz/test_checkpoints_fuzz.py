@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 
 from paft.config import LocalModel
 from paft.cost import read_shape
-from paft.fingerprint import folder_sha256
 from paft.merge.apply import apply_adapters
 from paft.merge.checkpoint import read_checkpoint
 from paft.model import load_base
+from paft.store.fingerprint import folder_sha256
 
 pytestmark = pytest.mark.fuzz
 

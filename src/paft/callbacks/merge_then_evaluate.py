@@ -12,10 +12,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from paft.damage import WORK
-from paft.replacing import replacing
 from paft.run import Context
 from paft.stage import Stage
+from paft.store.damage import WORK
+from paft.store.replacing import replacing
 
 log = logging.getLogger("paft")
 

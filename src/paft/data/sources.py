@@ -21,8 +21,8 @@ from paft.data.rows import (
     parse_preference_pair,
     preference_format,
 )
-from paft.fingerprint import file_sha256
-from paft.jsonfile import parse
+from paft.store.fingerprint import file_sha256
+from paft.store.jsonfile import parse
 
 Split = Literal["train", "validation", "held_out"]
 Row = TypeVar("Row", Conversation, PreferencePair)

@@ -18,8 +18,8 @@ from paft.config import EvaluateConfig, ModelConfig, Template
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
 from paft.evaluate.splits import choose
-from paft.jsonfile import write_json
 from paft.model import load_base, load_tokenizer
+from paft.store.jsonfile import write_json
 
 TASKS = Path(__file__).parent / "tasks"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from paft.jsonfile import read_object
 from paft.merge.checkpoint import FLOATS, PANEL, Array, Stored, decode, read_header, row_blocks
+from paft.store.jsonfile import read_object
 
 PREFIX = "base_model.model."
 

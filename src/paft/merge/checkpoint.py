@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from paft.jsonfile import parse, read_object
+from paft.store.jsonfile import parse, read_object
 
 Array = NDArray[np.float32]
 Bits = NDArray[Any]

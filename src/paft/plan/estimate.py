@@ -29,7 +29,8 @@ from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
 from paft.plan.speed import STARTUP_SECONDS, Batches, Speed
 from paft.plan.tasks import scoring
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 from paft.work import Work, forwards_reference, pair_work
 
 TOKENISED_PER_SECOND = 2.5e5

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from paft.config import BranchConfig, DemoSource, FileSource, HubSource, SFTConfig, Skill, Source
 from paft.data.sources import DEMO_VALIDATION_ROWS, has_validation
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 from paft.work import Work, learns_prompt, pair_work, sequence_work
 
 

@@ -9,7 +9,8 @@ from rich.table import Table
 from paft.config import RunConfig
 from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
 from paft.plan.precedents import Precedents
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 
 WIDTH = 110
 """Columns of a table that is not printed to a terminal."""

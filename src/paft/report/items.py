@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paft.jsonfile import read_object
 from paft.report.labels import Row
 from paft.report.statistics import Floats, Items, redraw
+from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 

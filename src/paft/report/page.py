@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from paft.provenance import git_state
 from paft.report.claims import CLAIMS
 from paft.report.findings import Finding, Verdict, flat
 from paft.report.labels import Column, Row, Scope, labels, ranked, score_columns, section, short
 from paft.report.paper import printed, printed_effects
+from paft.store.provenance import git_state
 
 CAPTIONS = {
     "scores_by_lambda": "A line per merge method; level lines are what there is without merging.",

@@ -1,8 +1,8 @@
 """A list of comparisons asked of a store at once, corrected together: comparisons.csv.
 
-A list is a CSV file with the columns topic, question, both, left, right, columns. `left` and `right` are selectors as in
-`python -m paft.report compare`, `both` is added to each of them, `columns` are names with blanks between; where the
-sides are measured by different columns, as the sparsity of either branch, `sft_hoyer:preference_hoyer`.
+A list is a CSV file with the columns topic, question, both, left, right, columns. `left` and `right` are selectors as
+in `python -m paft.report compare`, `both` is added to each of them, `columns` are names with blanks between; where
+the sides are measured by different columns, as the sparsity of either branch, `sft_hoyer:preference_hoyer`.
 """
 
 import csv

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from paft.jsonfile import read_object
 from paft.report.labels import Row, ranked
+from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.config import Wandb
-from paft.jsonfile import read_object, write_json
 from paft.report.build import Study, studies
 from paft.report.findings import flat
 from paft.report.labels import SECTIONS, TITLES, Column, Row, labels, score_columns, section, short
 from paft.report.plain import plain
 from paft.report.study_plots import PARETO
 from paft.report.table import rows
+from paft.store.jsonfile import read_object, write_json
 from paft.tracking import mode, survive
 
 if TYPE_CHECKING:

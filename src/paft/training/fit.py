@@ -11,10 +11,10 @@ from paft.config import DPO, ORPO, SFTConfig, TrainerConfig
 from paft.data.prepare import read_preference, read_sft
 from paft.delta import adapter_statistics, read_adapter
 from paft.graph import BranchStage
-from paft.jsonfile import write_json
 from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
 from paft.run import Context
 from paft.stage import Stage
+from paft.store.jsonfile import write_json
 from paft.tracking import finish_branch
 from paft.training.batches import StepLoader, num_steps
 from paft.training.checkpoint import last_checkpoint

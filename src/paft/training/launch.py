@@ -16,9 +16,10 @@ from paft import slurm
 from paft.config import RunConfig, TrainerConfig, decode
 from paft.graph import build
 from paft.interrupt import SIGNALS, Interrupted, Postponed, ignore_signals, stop, stop_on_signals
-from paft.jsonfile import write_json
 from paft.run import Context
-from paft.stage import Stage, Store, canonical
+from paft.stage import Stage, canonical
+from paft.store.jsonfile import write_json
+from paft.store.store import Store
 from paft.training.agent import die_with_parent
 from paft.training.allocator import keep_freed_memory
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paft.replacing import replacing
+from paft.store.replacing import replacing
 
 
 def write_json(path: Path, data: Any) -> None:

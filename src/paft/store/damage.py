@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from paft.jsonfile import read_object
-from paft.replacing import UNFINISHED
+from paft.store.jsonfile import read_object
+from paft.store.replacing import UNFINISHED
 
 PARTIAL = ".partial"
 """How the name of a folder ends while a stage fills it."""
