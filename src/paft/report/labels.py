@@ -192,20 +192,23 @@ class Column:
         return 100 * value if self.percent else value
 
 
-MEASURES = {
-    name: Column(name, percent=True)
-    for name in (
-        *("sft_sparsity", "preference_sparsity", "sft_zeros", "preference_zeros"),
-        *("sft_hoyer", "preference_hoyer", "sign_conflict", "cosine", "rounded_back"),
-    )
-} | {
-    "sft_nll": Column("sft_nll", percent=False, higher_is_better=False),
-    "sft_rank": Column("sft_rank", percent=False),
-    "preference_rank": Column("preference_rank", percent=False),
-}
+MEASURES = (
+    {
+        name: Column(name, percent=True)
+        for name in (
+            *("sft_sparsity", "preference_sparsity", "sft_zeros", "preference_zeros"),
+            *("sft_hoyer", "preference_hoyer", "sign_conflict", "cosine", "rounded_back"),
+        )
+    }
+    | {
+        name: Column(name, percent=False)
+        for name in ("sft_rank", "preference_rank", "sft_norm", "preference_norm")
+    }
+    | {"sft_nll": Column("sft_nll", percent=False, higher_is_better=False)}
+)
 """Columns beside the scores that are measured once for each seed: shares of a delta's elements that are below 1e-5
-and that are 0, its Hoyer sparsity and effective rank (means over layers), what the merge found, and the SFT branch's
-loss on its validation rows in nats a token."""
+and that are 0, its Hoyer sparsity and effective rank (means over layers), its Frobenius norm (over all elements), what
+the merge found, and the SFT branch's loss on its validation rows in nats a token."""
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:

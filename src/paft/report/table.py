@@ -21,7 +21,7 @@ log = logging.getLogger("paft")
 HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", "seed", "evaluate", "limit")
 TAIL = (
     "average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
-    "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_nll",
+    "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
     "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
     "l1_target", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished", "commit",
     "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
@@ -77,8 +77,10 @@ def row(folder: Path) -> Row:
     found |= {"variant": report.get("variant", ""), "family": family(record["identity"])} | _scores(results)
     for name in branches:
         trained = store / name / keys[f"{name}_key"]
-        means = _read_if_there(trained / "sparsity.json").get("mean_over_layers", {})
+        sparsity = _read_if_there(trained / "sparsity.json")
+        means = sparsity.get("mean_over_layers", {})
         found |= {f"{name}_{column}": number(means.get(measure)) for column, measure in SPARSITY.items()}
+        found[f"{name}_norm"] = number(sparsity.get("over_elements", {}).get("l2"))
         if name == "sft":
             metrics = _read_if_there(trained / "stage.json").get("metrics", {})
             found["sft_nll"] = number(metrics.get("validation/nll"))
