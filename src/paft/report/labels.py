@@ -20,7 +20,6 @@ TITLES = {
 """Merge methods in the order of the paper's Table 1."""
 SECTIONS = ("parallel", "sequential", "sft", "preference", "base")
 SETTINGS = (
-    "preference",
     "sft_lr",
     "preference_lr",
     "preference_beta",
@@ -111,17 +110,21 @@ def method(row: Row) -> str:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """`method` of each row, with the settings in which rows of that method differ.
+    """`method` of each row, with the settings in which rows of that method and objective differ.
 
     Rows of one section and lambda that are still alike get the start of their key.
     """
-    peers: dict[str, list[Row]] = {}
+    peers: dict[tuple[str, Any], list[Row]] = {}
     for row in rows:
-        peers.setdefault(method(row), []).append(row)
+        peers.setdefault((method(row), row["preference"]), []).append(row)
     differing = {name: _differing(group) for name, group in peers.items()}
-    texts = [
-        " ".join([method(r), *filter(None, (_setting(r, c) for c in differing[method(r)]))]) for r in rows
-    ]
+    several = {name for name, count in Counter(name for name, _ in peers).items() if count > 1}
+    texts = []
+    for row in rows:
+        columns = differing[method(row), row["preference"]]
+        objective = ["preference"] if method(row) in several else []
+        settings = filter(None, (_setting(row, c) for c in (*objective, *columns)))
+        texts.append(" ".join([method(row), *settings]))
     places = [(section(r), r["lambda"], text) for r, text in zip(rows, texts, strict=True)]
     count = Counter(places)
     return [
@@ -134,7 +137,10 @@ def _differing(rows: list[Row]) -> list[str]:
     options = dict.fromkeys(c for r in rows for c in r if c.startswith("merge."))
     if all(r.get("merge.seed") == r.get("seed") for r in rows):
         options.pop("merge.seed", None)
-    return [c for c in (*options, *SETTINGS) if len({str(r.get(c)) for r in rows}) > 1]
+    apart = [
+        s for s in SETTINGS if s != "seed" or not all("seeds" in r for r in rows)
+    ]  # a cell has many seeds
+    return [c for c in (*options, *apart) if len({str(r.get(c)) for r in rows}) > 1]
 
 
 def _setting(row: Row, column: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -41,7 +41,9 @@ def _terminal_table(scope: Scope, block: list[Row]) -> Table:
     caption = "± 1 standard error over items" + (f" and {seeds[-1]} seeds" if seeds and seeds[-1] > 1 else "")
     table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
     for name in ("method", "lambda", *(c.title for c in found), "SFT < 1e-5"):
-        table.add_column(escape(name), justify="left" if name == "method" else "right", no_wrap=True)
+        least = {"lambda": 6}.get(name)  # of a number that is cut nothing is left
+        side: JustifyMethod = "left" if name == "method" else "right"
+        table.add_column(escape(name), justify=side, no_wrap=True, min_width=least)
     best = [c.best(block) for c in found]
     named = zip(block, labels(block), strict=True)
     for heading, lines in groupby(named, key=lambda pair: section(pair[0])):
