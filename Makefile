@@ -48,6 +48,7 @@ ROWS = $(if $(SFT_ROWS),data=jsonl data.sft.path=$(SFT_ROWS) data.preference.pat
 study-gsm8k-hh: setup  ## the paper's rows on GSM8K and HH; hours
 	$(CELLS) 'experiment=[study/rows,study/gsm8k_hh]' $(ROWS) logs=logs/study/gsm8k_hh
 	$(BIN)/python -m paft.report --store logs/study/gsm8k_hh/stages --out logs/study/gsm8k_hh/report --paper
+	$(BIN)/python -m paft.report --store logs/study/gsm8k_hh/stages --out logs/study/gsm8k_hh/report ask docs/study/questions_gsm8k_hh.csv
 
 test: $(VENV)/.installed-dev  ## the whole test suite, offline
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist loadfile

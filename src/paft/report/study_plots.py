@@ -20,7 +20,7 @@ from paft.report.style import (
 )
 
 PARETO = (
-    ("gsm8k_choice", "hh_choice", "mmlu_dev_bits"),
+    ("gsm8k_choice", "hh_margin", "mmlu_dev_bits"),
     ("tool_call", "honesty", "mmlu_dev_bits"),
     ("tool_call", "honesty", "mmlu_dev"),
 )
