@@ -138,6 +138,14 @@ def _points(ax: Axes, rows: Sequence[Row], x: Column, y: Column, ringed: Sequenc
     best = front([[_upward(x, r), _upward(y, r)] for r in rows])
     line = sorted(p for p, b in zip(places, best, strict=True) if b)
     ax.plot([p[0] for p in line], [p[1] for p in line], color=GREY, linewidth=1, linestyle="--", zorder=0)
+    # errors over items are common to all cells and may be many times what cells differ by
+    ax.set_xlim(_around([left for left, _ in places]))
+    ax.set_ylim(_around([up for _, up in places]))
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    margin = 0.12 * (max(values) - min(values)) or 1.0
+    return min(values) - margin, max(values) + margin
 
 
 def _look(row: Row) -> tuple[str, str, str]:
