@@ -55,14 +55,14 @@ def scope_of(row: Row) -> Scope:
 
 
 def blocks(rows: Sequence[Row]) -> list[tuple[Scope, list[Row]]]:
-    """The rows by widest scope, each block in the order of the paper's Table 1.
+    """The rows by widest scope, the one of most rows first, each block in the order of the paper's Table 1.
 
     A baseline that uses one data set, or none, is in every block it fits.
     """
     every = list(dict.fromkeys(map(scope_of, rows)))
     widest = [s for s in every if not any(s != other and s.within(other) for other in every)]
-    widest.sort(key=lambda s: tuple(map(str, s)))
-    return [(s, sorted((r for r in rows if scope_of(r).within(s)), key=_rank)) for s in widest]
+    found = [(s, sorted((r for r in rows if scope_of(r).within(s)), key=_rank)) for s in widest]
+    return sorted(found, key=lambda block: (-len(block[1]), *map(str, block[0])))
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
