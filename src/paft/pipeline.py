@@ -38,10 +38,10 @@ def run_cell(config: RunConfig, cell: Stage) -> Path:
     for stage in cell.walk():
         if stage.key not in missing and store.complete(stage):
             log.info("%-10s %s  hit               %s", stage.name, stage.key, store.path(stage))
-    for name in sorted({stage.name for stage in missing.values()}):
-        importlib.import_module(
-            IMPLEMENTED_IN[name]
-        )  # before a stage's clock runs: its seconds are its own work
+    # before a stage's clock runs, so that its seconds are its own work; children on several devices load their own
+    elsewhere = {"reference", "sft", "preference"} if config.trainer.world_size > 1 else set()
+    for name in sorted({stage.name for stage in missing.values()} - elsewhere):
+        importlib.import_module(IMPLEMENTED_IN[name])
     folder = store.ensure(cell, lambda stage, inputs, out: run_stage(stage, inputs, out, context))
     from paft.tracking import log_cell
 

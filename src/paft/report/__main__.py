@@ -14,7 +14,7 @@ from pathlib import Path
 
 from paft.config import Wandb
 from paft.report import markdown, questions
-from paft.report.build import build_report
+from paft.report.build import build_report, csv_bytes, replace
 from paft.report.compare import compare
 from paft.report.terminal import print_answers, print_comparison, print_table
 
@@ -100,7 +100,8 @@ def _ask(given: argparse.Namespace) -> None:
     if not given.file.is_file():
         raise ValueError(f"there is no file {given.file}")
     found = questions.answers(given.store, questions.read_questions(given.file))
-    questions.write_answers(found, given.out / "comparisons.csv")
+    given.out.mkdir(parents=True, exist_ok=True)
+    replace(given.out / "comparisons.csv", csv_bytes(found, list(found[0])))
     print_answers(found)
 
 

@@ -75,10 +75,10 @@ def build_report(
         for s in every
         for f in s.findings
     ]
-    replace(out / "results.csv", _csv(table, columns(table)))
-    replace(out / "cells.csv", _csv(joined, columns(joined)))
-    replace(out / "claims.csv", _csv(tested, list(tested[0])))
-    replace(out / "stages.csv", _csv(stage_rows(store), COLUMNS))
+    replace(out / "results.csv", csv_bytes(table, columns(table)))
+    replace(out / "cells.csv", csv_bytes(joined, columns(joined)))
+    replace(out / "claims.csv", csv_bytes(tested, list(tested[0])))
+    replace(out / "stages.csv", csv_bytes(stage_rows(store), COLUMNS))
     replace(out / "index.html", page(shown, table, printed).encode())
     return joined
 
@@ -183,7 +183,7 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _csv(table: Sequence[Row], names: Sequence[str]) -> bytes:
+def csv_bytes(table: Sequence[Row], names: Sequence[str]) -> bytes:
     import pandas as pd
 
     return pd.DataFrame(table, columns=list(names)).to_csv(index=False).encode()

@@ -226,17 +226,21 @@ def _pair(
     return Pair(label, left, right, {c: e for c, e in found.items() if e is not None})
 
 
+def over_pairs(
+    pairs: Sequence[tuple[list[Row], list[Row]]], left_column: str, right_column: str, scores: Scores
+) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
+    """Means over all pairs of the left sides, of the right sides and of the differences; None without the numbers."""
+    share = 1 / len(pairs)
+    left = [Term(share, a, left_column) for a, _ in pairs]
+    right = [Term(share, b, right_column) for _, b in pairs]
+    apart = [*left, *(t._replace(weight=-share) for t in right)]
+    return combine(left, scores), combine(right, scores), combine(apart, scores)
+
+
 def _over_pairs(columns: Sequence[Column], pairs: Sequence[Pair], scores: Scores) -> list[Difference]:
     found = []
     for column in columns:
-        share = 1 / len(pairs)
-        left = [Term(share, p.left, column.name) for p in pairs]
-        right = [Term(-share, p.right, column.name) for p in pairs]
-        estimates = (
-            combine(left, scores),
-            combine([t._replace(weight=share) for t in right], scores),
-            combine([*left, *right], scores),
-        )
+        estimates = over_pairs([(p.left, p.right) for p in pairs], column.name, column.name, scores)
         if all(estimates):
             found.append((column, *estimates))
     ps = [e[3].p for e in found if e[3] is not None and e[3].p is not None]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paft.report.cells import Term, combine
-from paft.report.compare import match, select
+from paft.report.compare import match, over_pairs, select
 from paft.report.items import Scores
 from paft.report.labels import MEASURES, Column, Row, score_columns
 from paft.report.statistics import Estimate, holm
@@ -69,13 +68,6 @@ def answers(store: Path, questions: Sequence[Question]) -> list[Row]:
     return found
 
 
-def write_answers(found: Sequence[Row], path: Path) -> None:
-    import pandas as pd
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(found).to_csv(path, index=False)
-
-
 def _answer(question: Question, table: Sequence[Row], columns: dict[str, Column], scores: Scores) -> Row:
     row: Row = {"topic": question.topic, "question": question.text, "column": question.column}
     row |= dict.fromkeys(("left", "right", "difference", "stderr", "low", "high", "p", "p_corrected"))
@@ -98,14 +90,11 @@ def _difference(
     for name in (question.left_column, question.right_column):
         if name not in columns:
             raise ValueError(f"there is no column {name!r}; there are {', '.join(columns)}")
-    share, column = 1 / len(pairs), columns[question.left_column]
-    left = [Term(share, a, question.left_column) for a, _ in pairs]
-    right = [Term(share, b, question.right_column) for _, b in pairs]
-    sides = combine(left, scores), combine(right, scores)
-    apart = combine([*left, *(t._replace(weight=-share) for t in right)], scores)
-    if apart is None or None in sides:
+    column = columns[question.left_column]
+    left, right, apart = over_pairs(pairs, question.left_column, question.right_column, scores)
+    if left is None or right is None or apart is None:
         raise ValueError(f"some of the cells have no {question.column}")
-    means = {side: column.scaled(e.value) for side, e in zip(("left", "right"), sides, strict=True) if e}
+    means = {"left": column.scaled(left.value), "right": column.scaled(right.value)}
     keys = dict.fromkeys(r["evaluate_key"] for pair in pairs for cell in pair for r in cell)
     return means | _flat(apart, column) | {"num_pairs": len(pairs), "evaluate_keys": " ".join(keys)}
 
