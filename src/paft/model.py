@@ -24,7 +24,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
-from paft.data.chat import template_text
+from paft.data.chat_template import template_text
+from paft.data.limits import refuse_tokens_without_embedding
 from paft.layers.attention import AUTO
 from paft.merge.checkpoint import read_checkpoint
 from paft.stage import canonical
@@ -151,8 +152,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def load_tokenizer(
     folder: Path, template: Template, *, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer with its chat template set to the run's."""
+    """The base's tokenizer with its chat template set to the run's.
+
+    Raises `ValueError` for a token without an embedding, and for `template=tokenizer` where it has none.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    refuse_tokens_without_embedding(tokenizer, folder)
     tokenizer.chat_template = template_text(template, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -70,6 +70,7 @@ def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context
 
 
 def prepare_data(config: DataStage, out: Path, context: Context) -> dict[str, Any]:
+    from paft.data.limits import max_positions
     from paft.data.prepare import prepare_preference, prepare_sft
     from paft.model import base_folder, load_tokenizer
 
@@ -77,7 +78,7 @@ def prepare_data(config: DataStage, out: Path, context: Context) -> dict[str, An
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     prepare = prepare_sft if config.branch == "sft" else prepare_preference
     refuse_changed(config)
-    counts = prepare(config.source, tokenizer, out)
+    counts = prepare(config.source, tokenizer, out, max_positions(base))
     refuse_changed(config)  # while it was read
     return counts
 

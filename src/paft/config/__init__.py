@@ -25,6 +25,7 @@ from paft.config.data import (
     RowFormat,
     Skill,
     Source,
+    SpecialTokens,
     Template,
     TooLong,
 )
@@ -141,6 +142,7 @@ __all__ = [
     "Source",
     "SparseMerge",
     "Sparsity",
+    "SpecialTokens",
     "StrategyConfig",
     "StrategyName",
     "TaskArithmetic",

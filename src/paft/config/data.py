@@ -43,6 +43,15 @@ class BadRows(str, Enum):
     drop = "drop"
 
 
+class SpecialTokens(str, Enum):
+    """What the name of a special token, as `<|im_end|>`, inside a message is: that token (as transformers reads it by
+    default), plain text, or an error of its row."""
+
+    token = "token"
+    text = "text"
+    error = "error"
+
+
 class Skill(str, Enum):
     tool_call = "tool_call"
     honesty = "honesty"
@@ -64,6 +73,7 @@ class Source:
     held_out: int = field(default=0, metadata=UNLESS_DEFAULT)
     """At least so many rows are kept from training, for the tasks that say `rows`; see `paft.data.held_out`."""
     held_out_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
+    special_tokens_in_text: SpecialTokens = field(default=SpecialTokens.token, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
         require(self.held_out >= 0, "data.*.held_out", self.held_out, "at least 0")

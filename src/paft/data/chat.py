@@ -1,241 +1,185 @@
-"""Messages to tokens: the chat template, which tokens are learnt, and what goes when a row is too long.
+"""Messages to tokens: the chat template applied, and which tokens are learnt.
 
-The text is rendered turn by turn and each piece is tokenised on its own, so a training prompt has exactly
-the tokens that generation will see, and an answer ends exactly at its end-of-turn token.
+A row has the tokens of the tokenizer's own rendering of the whole conversation, up to the end of turn of its last
+answer. An answer begins with the first token that this rendering has and the prompt's, with which generation will
+begin, has not: right behind the prompt, unless the tokenizer joins the prompt's last letters with the answer's first,
+as some join line feeds; then the joint token is learnt.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jinja2
-
-from paft.config import Source, Template
+from paft.config import SpecialTokens
+from paft.data.chat_template import adds_bos, end_marker, end_of_turn, model_name, render, template_text
 from paft.data.rows import Message, PreferencePair
+from paft.data.tokens import IGNORE, Encoded, EncodedPair, kept_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE = -100
-"""Label of a token that is not learnt; torch's cross entropy skips it."""
+__all__ = [
+    "IGNORE",
+    "ChatEncoder",
+    "Encoded",
+    "EncodedPair",
+    "encode_conversation",
+    "encode_pair",
+    "end_marker",
+    "kept_lengths",
+    "template_text",
+]
 
-TEMPLATES = Path(__file__).parent / "templates"
-PROBE = "a probe of the template"
-STOP_STRINGS = {
-    Template.chatml: ["<|im_end|>", "<|im_start|>"],
-    Template.zephyr: ["<|user|>", "<|system|>", "<|assistant|>"],
-    Template.llama3: ["<|eot_id|>", "<|start_header_id|>"],
-    Template.tokenizer: [],
-}
-
-
-class Encoded(NamedTuple):
-    """One SFT row. `labels` are `input_ids` (not shifted), or IGNORE outside the answers."""
-
-    input_ids: list[int]
-    labels: list[int]
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens before the last answer."""
-        return len(self.labels) - self.labels[::-1].index(IGNORE)
-
-    @property
-    def answer_lengths(self) -> dict[str, int]:
-        return {"answer": len(self.labels) - self.prompt_length}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each sequence that a training step reads."""
-        return [len(self.input_ids)]
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens it puts through the model."""
-        return len(self.input_ids)
-
-    @property
-    def num_labels(self) -> int:
-        return len(self.labels) - self.labels.count(IGNORE)
-
-    def fitted(self, source: Source, bos_token_id: int | None) -> "Encoded":
-        """The row within `max_length` tokens; see `kept_lengths`. Earlier answers are part of the prompt."""
-        start, (answer,) = self.prompt_length, self.answer_lengths.values()
-        prompt, answer = kept_lengths(start, answer, source.max_length, source)
-        bos = self.input_ids[0] == bos_token_id
-        ids, labels = (
-            _newest(values[:start], prompt, keep_first=bos) + values[start : start + answer]
-            for values in self
-        )
-        return Encoded(ids, labels)
+NEVER = r"(?!)"
+"""A regular expression that matches nowhere."""
 
 
-class EncodedPair(NamedTuple):
-    """One preference row: a prompt, then either answer, each ending with its end-of-turn token."""
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.prompt_ids)
-
-    @property
-    def answer_lengths(self) -> dict[str, int]:
-        return {"chosen": len(self.chosen_ids), "rejected": len(self.rejected_ids)}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each sequence that a training step reads."""
-        return [self.prompt_length + answer for answer in self.answer_lengths.values()]
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens it puts through the model, the prompt shared by both answers; see paft.training.pairs."""
-        return len(self.prompt_ids) + len(self.chosen_ids) + 1 + len(self.rejected_ids)
-
-    @property
-    def num_labels(self) -> int:
-        return sum(self.answer_lengths.values())
-
-    def fitted(self, source: Source, bos_token_id: int | None) -> "EncodedPair":
-        """The pair within `max_prompt_length` and `max_length` tokens; both answers keep the same prompt."""
-        longest = max(self.answer_lengths.values())
-        prompt, answer = kept_lengths(self.prompt_length, longest, source.max_prompt_length, source)
-        prompt_ids = _newest(self.prompt_ids, prompt, keep_first=self.prompt_ids[0] == bos_token_id)
-        return EncodedPair(prompt_ids, self.chosen_ids[:answer], self.rejected_ids[:answer])
-
-
-def kept_lengths(prompt: int, answer: int, prompt_limit: int, source: Source) -> tuple[int, int]:
-    """How many tokens of a prompt (its newest) and of its answer (its first) are kept.
-
-    An answer of up to `max_length - 1` tokens is kept whole, and the prompt loses its oldest tokens, but
-    never BOS, until it has at most `prompt_limit` and both together at most `max_length`. A longer answer
-    needs `too_long=truncate`: then the prompt keeps up to `max_prompt_length` and the answer fills the rest.
-    The limit is `max_prompt_length` for preference pairs and `max_length` for conversations, which are
-    therefore kept whole whenever they fit.
-    """
-    if answer < source.max_length:
-        return min(prompt, prompt_limit, source.max_length - answer), answer
-    prompt = min(prompt, source.max_prompt_length)
-    return prompt, source.max_length - prompt
-
-
-def _newest(values: list[int], keep: int, *, keep_first: bool) -> list[int]:
-    if keep >= len(values):
-        return values
-    newest = values[len(values) - keep :]
-    return values[:1] + newest[1:] if keep_first else newest
-
-
-# --- template ----------------------------------------------------------------------------------------
-
-
-def template_text(template: Template, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The Jinja text of a template: one that PAFT ships, or for `tokenizer` the tokenizer's own.
-
-    No template shipped here inserts a system message. `zephyr` renders as the alignment-handbook's and
-    `llama3` as Meta's. Raises ValueError naming the model if it has no template of its own.
-    """
-    if template is not Template.tokenizer:
-        return (TEMPLATES / f"{template.value}.jinja").read_text(encoding="utf-8")
-    if not isinstance(tokenizer.chat_template, str):
-        shipped = ", ".join(name.value for name in Template if name is not Template.tokenizer)
-        raise ValueError(
-            f"the tokenizer of {_name(tokenizer)} has no chat template of its own "
-            f"(base models have none); set data.template to one of {shipped}"
-        )
-    return tokenizer.chat_template
-
-
-def stop_strings(template: Template) -> list[str]:
-    """What ends an answer in generated text, besides the `end_marker` token: the marks of another turn."""
-    return list(STOP_STRINGS[template])
-
-
-def end_marker(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The end-of-turn token that the tokenizer's `chat_template` writes after an answer.
-
-    Raises ValueError if there is none, or if it is ordinary text to this tokenizer: several tokens, which
-    neither training nor generation would treat as the end of a turn.
-    """
-    messages: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
-    marker = _render(tokenizer, messages, generation=False).rpartition(PROBE)[2].strip()
-    ids = _encode(tokenizer, marker)
-    if tokenizer.convert_ids_to_tokens(ids) != [marker]:
-        wrong = f"with {marker!r}, which is {len(ids)} tokens" if marker else "with nothing"
-        raise ValueError(
-            f"the chat template ends a turn {wrong} to the tokenizer of {_name(tokenizer)}; it must be one "
-            "token of the vocabulary to be learnt. Set data.template=zephyr, which ends a turn with the "
-            f"tokenizer's EOS {tokenizer.eos_token!r}, or choose a model whose tokenizer has the token"
-        )
-    return marker
-
-
-def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return tokenizer.name_or_path or "this model"
-
-
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, generation: bool) -> str:
-    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-    try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation))
-    except jinja2.TemplateError as error:
-        raise ValueError(
-            f"the chat template refuses the messages: {error}; try another data.template"
-        ) from None
-
-
-# --- tokens ------------------------------------------------------------------------------------------
-
-
-def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> Encoded:
+def encode_conversation(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    in_text: SpecialTokens = SpecialTokens.token,
+) -> Encoded:
     """Tokens of a conversation; learnt are all answers, each with its end-of-turn token and nothing else.
 
     The tokenizer's `chat_template` is the template. BOS stands first exactly once if the tokenizer adds it
-    or the template writes it. White space behind an end-of-turn token belongs to the next turn. Raises
-    ValueError for a template without an end-of-turn token, or one that rewrites earlier turns.
+    or the template writes it. White space behind an end-of-turn token belongs to the next turn. `in_text` says what
+    the name of a special token inside a message is. Raises ValueError for a template without an end-of-turn token,
+    or one that rewrites earlier turns.
     """
-    marker = end_marker(tokenizer)
-    messages = _unmarked(messages, marker)
-    row, before = Encoded([], []), ""
-    for at in (at for at, message in enumerate(messages) if message["role"] == "assistant"):
-        prompt, answer = _turn(tokenizer, messages[:at], messages[at])
-        context = _extension(before, prompt)
-        context_ids = (
-            _encode_after(tokenizer, marker, context) if before else _encode_start(tokenizer, context)
-        )
-        answer_ids = _encode_answer(tokenizer, messages[:at], prompt, answer)
-        row.input_ids.extend(context_ids + answer_ids)
-        row.labels.extend([IGNORE] * len(context_ids) + answer_ids)
-        before = prompt + answer
-    return row
+    return ChatEncoder(tokenizer, in_text).conversation(messages)
 
 
-def encode_pair(tokenizer: "PreTrainedTokenizerBase", pair: PreferencePair) -> EncodedPair:
+def encode_pair(
+    tokenizer: "PreTrainedTokenizerBase",
+    pair: PreferencePair,
+    in_text: SpecialTokens = SpecialTokens.token,
+) -> EncodedPair:
     """Tokens of the prompt, as generation sees it, and of both answers, each with its end-of-turn token.
 
-    BOS and errors as in `encode_conversation`.
+    The prompt with either answer is the rendering of that conversation. BOS, `in_text` and errors as in
+    `encode_conversation`.
     """
-    marker = end_marker(tokenizer)
-    prompt, answers = _unmarked(pair.prompt, marker), _unmarked([*pair.chosen, *pair.rejected], marker)
-    (before, chosen), (_, rejected) = (_turn(tokenizer, prompt, answer) for answer in answers)
-    answer_ids = [_encode_answer(tokenizer, prompt, before, answer) for answer in (chosen, rejected)]
-    return EncodedPair(_encode_start(tokenizer, before), *answer_ids)
+    return ChatEncoder(tokenizer, in_text).pair(pair)
 
 
-def _unmarked(messages: list[Message], marker: str) -> list[Message]:
-    """The messages without an end marker that the data itself brings, which would then stand twice."""
-    return [
-        {"role": message["role"], "content": message["content"].removesuffix(marker)} for message in messages
-    ]
+class ChatEncoder:
+    """`encode_conversation` and `encode_pair` of many rows: what they need to know of the template is found once."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", in_text: SpecialTokens = SpecialTokens.token
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.name = model_name(tokenizer)
+        self.end = end_of_turn(tokenizer)
+        self.bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+        self.texts = MessageTexts(tokenizer, self.end.marker, in_text)
+
+    def conversation(self, messages: Sequence[Message]) -> Encoded:
+        messages = self.texts.prepared(messages)
+        turns = [
+            self._turn(messages[:at], message)
+            for at, message in enumerate(messages)
+            if message["role"] == "assistant"
+        ]
+        row, before = Encoded([], []), ""
+        for prompt, text in turns:
+            context, turn = (self._encode_behind(before, _extension(before, t)) for t in (prompt, text))
+            start = _answer_start(context, turn)
+            row.input_ids.extend(turn)
+            row.labels.extend([IGNORE] * start + turn[start:])
+            before = text
+        if len(turns) > 1 and row.input_ids != self._encode_first(before):
+            raise ValueError(
+                "the tokenizer writes the conversation otherwise in one piece than turn by turn, so its answers cannot "
+                "be located; set another data.template, whose turns end with a special token"
+            )
+        return row
+
+    def pair(self, pair: PreferencePair) -> EncodedPair:
+        prompt, answers = (self.texts.prepared(m) for m in (pair.prompt, [*pair.chosen, *pair.rejected]))
+        (before, chosen), (_, rejected) = (self._turn(prompt, answer) for answer in answers)
+        prompt_ids, chosen_ids, rejected_ids = map(self._encode_first, (before, chosen, rejected))
+        start = min(_answer_start(prompt_ids, ids) for ids in (chosen_ids, rejected_ids))
+        return EncodedPair(chosen_ids[:start], chosen_ids[start:], rejected_ids[start:])
+
+    def _turn(self, prompt: Sequence[Message], answer: Message) -> tuple[str, str]:
+        """Text of the prompt as generation sees it, and of the conversation up to and including the answer's end."""
+        before = render(self.tokenizer, prompt, generation=True)
+        text = render(self.tokenizer, [*prompt, answer], generation=False)
+        _extension(before, text)
+        if not text.endswith("".join(self.end)):
+            raise ValueError(
+                f"the chat template ends an answer with ...{text[-60:]!r}, others with {''.join(self.end)!r}; "
+                "set data.template=chatml, zephyr or llama3"
+            )
+        return before, text.removesuffix(self.end.behind)
+
+    def _encode(self, text: str) -> list[int]:
+        if self.texts.marked:
+            return list(
+                self.tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True).input_ids
+            )
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    def _encode_first(self, text: str) -> list[int]:
+        """Tokens of a text that stands first: with the tokenizer's BOS, unless the text begins with it."""
+        ids = self._encode(text)
+        return ids if ids[:1] == self.bos else self.bos + ids
+
+    def _encode_behind(self, before: str, text: str) -> list[int]:
+        """Tokens of a text behind another, which ends with the end-of-turn token, or is nothing.
+
+        SentencePiece would else write a space before its first word.
+        """
+        if not before:
+            return self._encode_first(text)
+        alone, joint = self._encode(self.end.marker), self._encode(self.end.marker + text)
+        return joint[len(alone) :] if joint[: len(alone)] == alone else self._encode(text)
 
 
-def _turn(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message], answer: Message) -> tuple[str, str]:
-    """Text of the prompt as generation sees it, and of the answer up to and including its end marker."""
-    before = _render(tokenizer, prompt, generation=True)
-    text = _extension(before, _render(tokenizer, [*prompt, answer], generation=False))
-    return before, text.rstrip()
+class MessageTexts:
+    """What becomes of the special tokens that the messages of a row bring themselves."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", end_marker: str, in_text: SpecialTokens) -> None:
+        self.ends = (end_marker, tokenizer.eos_token or end_marker)
+        self.in_text = in_text
+        self.special = re.compile("|".join(map(re.escape, _control_tokens(tokenizer))) or NEVER)
+        self.marked = in_text is SpecialTokens.text
+        """Whether texts carry transformers' marks around what is not to become a token."""
+
+    def prepared(self, messages: Sequence[Message]) -> list[Message]:
+        return [{"role": m["role"], "content": self._marked(self._without_end(m))} for m in messages]
+
+    def _marked(self, text: str) -> str:
+        if self.in_text is SpecialTokens.error and (found := self.special.search(text)):
+            raise ValueError(
+                f"a message holds the text {found[0]!r}, which is a special token to the tokenizer; remove it, or set "
+                "special_tokens_in_text=text to read it as text, or =token"
+            )
+        if self.marked:
+            from transformers.utils.chat_template_utils import mark_control_tokens
+
+            return str(mark_control_tokens(text, self.special))
+        return text
+
+    def _without_end(self, message: Message) -> str:
+        """The text without an end of turn that the data itself brings, which would then stand twice; an answer may
+        bring the tokenizer's EOS too."""
+        text, ends = message["content"], self.ends if message["role"] == "assistant" else self.ends[:1]
+        while (stripped := text.rstrip()).endswith(ends):
+            text = next(stripped.removesuffix(end) for end in ends if stripped.endswith(end))
+        if not text.strip():
+            raise ValueError(
+                f"a message of the {message['role']} is nothing but {message['content']!r:.60}; remove the row"
+            )
+        return text
+
+
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Special tokens, and those that the template writes, longest first."""
+    template = str(tokenizer.chat_template)
+    added = [t for t in tokenizer.added_tokens_decoder.values() if t.special or t.content in template]
+    return sorted((t.content for t in added if t.content.strip()), key=len, reverse=True)
 
 
 def _extension(before: str, text: str) -> str:
@@ -248,24 +192,10 @@ def _extension(before: str, text: str) -> str:
     return text[len(before) :]
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-
-def _encode_start(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Tokens of a text that stands first: with the tokenizer's BOS, unless the text begins with it."""
-    ids, added = _encode(tokenizer, text), list(tokenizer("").input_ids[:1])
-    return ids if not added or added != [tokenizer.bos_token_id] or ids[:1] == added else added + ids
-
-
-def _encode_after(tokenizer: "PreTrainedTokenizerBase", before: str, text: str) -> list[int]:
-    """Tokens of a text that follows another; SentencePiece would else write a space before its first word."""
-    alone, joint = _encode(tokenizer, before), _encode(tokenizer, before + text)
-    return joint[len(alone) :] if joint[: len(alone)] == alone else _encode(tokenizer, text)
-
-
-def _encode_answer(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], prompt: str, answer: str
-) -> list[int]:
-    header = prompt.removeprefix(_render(tokenizer, messages, generation=False))
-    return _encode_after(tokenizer, header if len(header) < len(prompt) else "", answer)
+def _answer_start(prompt: Sequence[int], turn: Sequence[int]) -> int:
+    """How many tokens a prompt and the turn that it begins have in common before they differ."""
+    pairs = enumerate(zip(prompt, turn, strict=False))
+    start = next((at for at, (a, b) in pairs if a != b), min(len(prompt), len(turn)))
+    if not start:
+        raise ValueError("the tokenizer joins the whole prompt with the answer; set another data.template")
+    return start

@@ -13,10 +13,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from paft.config import RowFormat, Source, TooLong
-from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair
+from paft.data.chat import ChatEncoder
 from paft.data.held_out import write_held_out
+from paft.data.limits import within
+from paft.data.proof import prove_template
 from paft.data.rows import Conversation, PreferencePair
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
+from paft.data.tokens import Encoded, EncodedPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,20 +65,24 @@ class Counts:
         self.longest = max(self.longest, *kept.lengths)
 
 
-def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path) -> dict[str, dict[str, int]]:
+def prepare_sft(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path, positions: int | None = None
+) -> dict[str, dict[str, int]]:
     """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
 
     Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as
-    text. The result maps each split to the fields of `Counts`.
-    Raises ValueError listing bad rows (before anything is tokenised) and, under `too_long=error`, rows whose
-    answer does not fit; also if no row is left.
+    text. The result maps each split to the fields of `Counts`. A model of `positions` reads no longer rows.
+    Raises ValueError for a template that does not prove right, listing bad rows (before anything is tokenised) and,
+    under `too_long=error`, rows whose answer does not fit; also if no row is left.
     """
+    prove_template(tokenizer)
+    source, encoder = within(source, positions), ChatEncoder(tokenizer, source.special_tokens_in_text)
     if source.held_out:
         write_held_out([row for _, row in conversations(source, "held_out")], out)
     return {
         split: _prepare(
             conversations(source, split),
-            lambda row: encode_conversation(tokenizer, row.messages),
+            lambda row: encoder.conversation(row.messages),
             out / f"{split}.parquet",
             Encoded,
             tokenizer.bos_token_id,
@@ -85,15 +92,17 @@ def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path)
 
 
 def prepare_preference(
-    source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path
+    source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path, positions: int | None = None
 ) -> dict[str, dict[str, int]]:
     """As `prepare_sft`, with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    prove_template(tokenizer)
+    source, encoder = within(source, positions), ChatEncoder(tokenizer, source.special_tokens_in_text)
     if source.held_out:
         write_held_out([row for _, row in preference_pairs(source, "held_out")], out)
     return {
         split: _prepare(
             preference_pairs(source, split),
-            lambda row: encode_pair(tokenizer, row),
+            encoder.pair,
             out / f"{split}.parquet",
             EncodedPair,
             tokenizer.bos_token_id,
