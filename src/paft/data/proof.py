@@ -1,4 +1,4 @@
-"""Before a row is tokenised: what this module's template and tokenizer make of a few conversations is proved.
+"""Before a row is tokenised: what the rows of a template and tokenizer will be is proved on a few conversations.
 
 The truth is transformers' own `apply_chat_template(..., tokenize=True)` of a whole conversation, in one call.
 """
@@ -81,11 +81,9 @@ def _prove_prompt(encoder: ChatEncoder, messages: Sequence[Message]) -> None:
 
 def _rendering(encoder: ChatEncoder, messages: Sequence[Message], *, generation: bool) -> list[int]:
     """transformers' own tokens, with the BOS that the tokenizer would add to any other text."""
+    conversation: Any = messages
     rendered: Any = encoder.tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        tokenize=True,
-        add_generation_prompt=generation,
-        return_dict=True,
+        conversation, tokenize=True, add_generation_prompt=generation, return_dict=True
     )
     ids = list(rendered["input_ids"])
     return ids if ids[:1] == encoder.bos else encoder.bos + ids

@@ -2,7 +2,8 @@
 
 Three savings, none of which changes a score: what requests begin with together is forwarded once for all of
 them (`paft.evaluate.tree`), the output head is applied only to the positions before a target, and its weight is not
-copied when text is generated.
+copied when text is generated. And a generated answer ends where the chat template ends a turn, which lm-eval knows
+nothing of.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from paft.data.chat_template import stop_ids
 from paft.evaluate.tree import Request, Row, Trunk, batches, branches_of, grow
 from paft.layers.attention import AUTO
 from paft.losses import BLOCK_N
@@ -42,11 +44,19 @@ class SparingLM(HFLM):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
-        """As `HFLM`'s, but the head gets the last positions side by side: of rows that lie apart torch makes a batch,
-        and copies the head's weight, as large as the vocabulary, once for each."""
-        head = self.model.get_output_embeddings()
+        """As `HFLM`'s, but every row ends at the first token that ends a turn, whatever its neighbours still write.
+
+        The head gets the last positions side by side: of rows that lie apart torch makes a batch, and copies the
+        head's weight, as large as the vocabulary, once for each.
+        """
+        head, ends = self.model.get_output_embeddings(), end_ids(self.model, self.tokenizer)
         with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
-            generated: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+            generated: Tensor = super()._model_generate(
+                context, max_length, stop, **{"eos_token_id": ends, **generation_kwargs}
+            )
+        answers_BT = generated[:, context.shape[1] :]
+        over_BT = torch.isin(answers_BT, torch.tensor(ends, device=generated.device)).cumsum(1) > 0
+        answers_BT[over_BT] = self.eot_token_id  # skipped when it is decoded, as padding may not be
         return generated
 
     def _loglikelihood_tokens(
@@ -130,6 +140,12 @@ class SparingLM(HFLM):
             logps[block] = logits_NV[row, target] - logits_NV.logsumexp(-1)[row]
             likeliest[block] = logits_NV.argmax(-1)[row] == target
         return logps, likeliest
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a generated answer: those of the model's generation_config, the EOS, the template's end of turn."""
+    own = model.generation_config.eos_token_id
+    return sorted({*(own if isinstance(own, list) else [own]), *stop_ids(tokenizer)} - {None})
 
 
 def look_back(ends_BT: Tensor, start: int, dtype: torch.dtype) -> Tensor:

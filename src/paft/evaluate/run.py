@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from paft.config import EvaluateConfig, ModelConfig, Template
+from paft.data.chat_template import adds_bos
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
 from paft.evaluate.splits import choose
@@ -67,7 +68,12 @@ def score_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lm = SparingLM(
-        pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device
+        pretrained=model.to(device),
+        tokenizer=tokenizer,
+        batch_size=config.batch_size,
+        device=device,
+        # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
+        add_bos_token=adds_bos(tokenizer) if config.apply_chat_template else None,
     )
     manager = task_manager({t.task for t in config.tasks.values()}, rows)
     scores: dict[str, Score] = {}
