@@ -92,8 +92,9 @@ def score_reference(stage: Stage, inputs: dict[str, Path], out: Path, context: C
 
 
 def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    from paft.data.standalone import write_tokenizer
     from paft.merge.apply import apply_adapters, merge_adapters
-    from paft.model import base_folder
+    from paft.model import base_folder, load_tokenizer
 
     base = base_folder(config.model, offline=context.config.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}
@@ -101,6 +102,8 @@ def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Conte
         report = apply_adapters(base, adapters, out, config.method.dtype)
     else:
         report = merge_adapters(base, adapters, config.method, out)
+    tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
+    write_tokenizer(tokenizer, base, out)
     write_json(out / "merge.json", report)
     return {name: value for name, value in report.items() if name != "layers"}
 

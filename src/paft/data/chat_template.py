@@ -74,12 +74,12 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> EndOfTurn:
         tokenizer(whole, add_special_tokens=False, verbose=False).input_ids
     )
     marker = tokens[0] if tokens else ""
-    is_token = tokens == [whole] or (after.startswith(marker) and marker in tokenizer.get_added_vocab())
-    if not marker or not is_token:
-        wrong = f"with {whole!r}, which is {len(tokens)} tokens" if whole else "with nothing"
+    if not marker or not after.startswith(marker) or marker not in special_tokens(tokenizer):
+        size = f"{len(tokens)} tokens" if len(tokens) > 1 else "a word as others"
+        wrong = f"with {whole!r}, which is {size}" if whole else "with nothing"
         raise ValueError(
             f"the chat template ends a turn {wrong} to the tokenizer of {model_name(tokenizer)}; it must be one "
-            "token of the vocabulary to be learnt. Set data.template=zephyr, which ends a turn with the "
+            "special or added token to be learnt. Set data.template=zephyr, which ends a turn with the "
             f"tokenizer's EOS {tokenizer.eos_token!r}, or choose a model whose tokenizer has the token"
         )
     return EndOfTurn(marker, after.removeprefix(marker))
@@ -97,6 +97,11 @@ def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         with suppress(ValueError):
             ends.append(tokenizer.convert_tokens_to_ids(end_marker(tokenizer)))
     return sorted({end for end in ends if end is not None})
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """Special and added tokens: what the tokenizer finds in a text before it looks for words."""
+    return {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:

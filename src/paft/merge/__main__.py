@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from paft.config import SCHEMAS, MergeConfig
+from paft.data.standalone import brought_tokenizer, copy_tokenizer
 from paft.merge.apply import merge_adapters
+from paft.store.appearing import appearing
 
 METHODS = {name: kind for name, kind in SCHEMAS.items() if issubclass(kind, MergeConfig)}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, merge, print what was done. The options are the fields of the chosen method's dataclass."""
+    """Parse, merge, print what was done. The options are the fields of the chosen method's dataclass.
+
+    The model has the tokenizer and generation_config that the adapters bring, else the base's. Raises `ValueError`
+    for an `--out` in use.
+    """
     parser = argparse.ArgumentParser(prog="python -m paft.merge", description=__doc__, add_help=False)
     parser.add_argument("--method", required=True, choices=METHODS)
     method = METHODS[parser.parse_known_args(arguments)[0].method]
@@ -25,7 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
         add_option(parser, option, get_type_hints(method)[option.name])
     given = parser.parse_args(arguments)
     chosen = method(**{option.name: getattr(given, option.name) for option in options})
-    report = merge_adapters(given.base, {"sft": given.sft, "preference": given.preference}, chosen, given.out)
+    adapters = {"sft": given.sft, "preference": given.preference}
+    brought = brought_tokenizer(adapters.values())
+    with appearing(given.out) as out:
+        report = merge_adapters(given.base, adapters, chosen, out)
+        if brought is not None:
+            copy_tokenizer(brought, out)
     print(report["variant"])
     for key, value in report.items():
         if isinstance(value, int | float):

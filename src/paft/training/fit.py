@@ -9,6 +9,7 @@ import lightning as L
 from paft.adapter import base_fingerprint, text_fingerprint
 from paft.config import DPO, ORPO, SFTConfig, TrainerConfig
 from paft.data.prepare import read_preference, read_sft
+from paft.data.standalone import write_tokenizer
 from paft.delta import adapter_statistics, read_adapter
 from paft.graph import BranchStage
 from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
@@ -32,7 +33,7 @@ READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "pr
 
 
 def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Train the stage's branch into `out`: `adapter/`, `sparsity.json`, `history.csv`.
+    """Train the stage's branch into `out`: `adapter/` with its tokenizer, `sparsity.json`, `history.csv`.
 
     Continues from a checkpoint in `out/work` where a killed run left one. Returns the metrics for stage.json.
     """
@@ -102,6 +103,7 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
     metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
     if trainer.is_global_zero:
+        write_tokenizer(tokenizer, base, out / "adapter")
         metrics = last_averages(history) | metrics | finish(out, history)
         finish_branch(stage, out, metrics, context)
     return metrics
