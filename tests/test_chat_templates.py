@@ -154,7 +154,7 @@ def test_a_word_is_no_end_of_a_turn() -> None:
 
 def test_a_tokenizer_that_reads_turns_otherwise_in_one_piece_is_refused() -> None:
     tokenizer = tokenizer_of("byte level", "chatml")
-    tokenizer.add_tokens([AddedToken("<|im_end|>\n<|im_start|>user\nb")])
+    tokenizer.add_tokens([AddedToken("<|im_end|>\n<|im_start|>user\nb", normalized=False)])
     assert encode_conversation(tokenizer, chat("a", "No", "c", "No")).labels
     with pytest.raises(ValueError, match="otherwise in one piece than turn by turn"):
         encode_conversation(tokenizer, chat("a", "No", "b", "No"))
