@@ -41,13 +41,14 @@ MARKS = [
 ALPHABET = sorted(set(WORDS) | set("▁") | {chr(c) for c in range(33, 127)})
 
 
-def byte_level(*, prefix_space: bool = False) -> Tokenizer:
+def byte_level(*texts: str, prefix_space: bool = False) -> Tokenizer:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        [WORDS] * 4, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+        texts or [WORDS] * 4,
+        trainers.BpeTrainer(vocab_size=600 if texts else 420, initial_alphabet=alphabet, show_progress=False),
     )
     return core
 
@@ -130,7 +131,10 @@ TEMPLATES = {
 
 def tokenizer_of(kind: str, template: str, *, adds_bos: bool = False) -> PreTrainedTokenizerFast:
     """The tokenizer with all marks special, BOS `<s>` and EOS `</s>`."""
-    core = KINDS[kind]()
+    return finished(KINDS[kind](), template, adds_bos=adds_bos)
+
+
+def finished(core: Tokenizer, template: str, *, adds_bos: bool = False) -> PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS])
     if adds_bos:
         core.post_processor = processors.TemplateProcessing(
