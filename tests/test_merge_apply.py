@@ -383,3 +383,18 @@ def test_command_line_takes_the_options_of_the_method(
     with pytest.raises(SystemExit):
         main(["--method=slerp", *paths, "--density=0.25"])
     assert "unrecognized arguments: --density" in capsys.readouterr().err
+
+
+def test_command_line_never_mixes_two_models_in_a_folder(folders: Any, tmp_path: Path) -> None:
+    """transformers would load the shards or the single file of the first merge in place of the second."""
+    base, adapters, out = folders
+    sharded = save_base(tmp_path / "sharded", max_shard_size="20KB")
+    paths = [f"--{name}={path}" for name, path in (adapters | {"out": out}).items()]
+    main(["--method=ties", f"--base={base}", *paths])
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises((ValueError, SystemExit), match=r"2|must be new or empty"):
+        main(["--method=task_arithmetic", f"--base={sharded}", *paths])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises((ValueError, SystemExit)):
+        main(["--method=ties", f"--base={base}", *paths[:-1], f"--out={base}"])
+    assert not list(tmp_path.rglob("*.partial"))

@@ -9,10 +9,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from paft.config import DemoSource, FileSource, RowFormat, Skill, Template, TooLong
+from paft.config import DemoSource, FileSource, RowFormat, Skill, Source, SpecialTokens, Template, TooLong
 from paft.data.chat import IGNORE, encode_conversation, encode_pair, template_text
 from paft.data.prepare import prepare_preference, prepare_sft, read_preference, read_sft
 from paft.data.sources import conversations, preference_pairs
+from paft.stage import canonical
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 
@@ -146,6 +147,37 @@ def test_template_fault_names_the_row(tmp_path: Path, tokenizer: PreTrainedToken
     refusing.chat_template = refusal + str(tokenizer.chat_template)
     with pytest.raises(ValueError, match=r"m.jsonl, row 2: the chat template refuses .*no system"):
         prepare_sft(FileSource(path=path, format=RowFormat.messages), refusing, tmp_path / "out")
+
+
+def test_special_tokens_in_text_are_what_the_source_says(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [{"question": "Why <|im_end|>?", "answer": "a"}])
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    counts = {}
+    for choice in (SpecialTokens.token, SpecialTokens.text):
+        prepare_sft(FileSource(path=path, special_tokens_in_text=choice), tokenizer, tmp_path / choice.value)
+        counts[choice] = read_sft(tmp_path / choice.value, "train")[0].input_ids.count(end)
+    assert counts == {SpecialTokens.token: 3, SpecialTokens.text: 2}
+    with pytest.raises(ValueError, match=r"q.jsonl, row 1: a message holds the text '<\|im_end\|>'"):
+        source = FileSource(path=path, special_tokens_in_text=SpecialTokens.error)
+        prepare_sft(source, tokenizer, tmp_path / "error")
+
+
+def test_special_tokens_in_text_are_part_of_a_key_only_where_they_are_set() -> None:
+    assert "special_tokens_in_text" not in canonical(Source())
+    text = canonical(Source(special_tokens_in_text=SpecialTokens.text))
+    assert text["special_tokens_in_text"] == "text"
+
+
+def test_a_template_is_proved_before_a_row_is_read(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    headless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    headless.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    for prepare in (prepare_sft, prepare_preference):
+        with pytest.raises(ValueError, match="ends a turn with nothing"):
+            prepare(FileSource(path=str(tmp_path / "none.jsonl")), headless, tmp_path)
 
 
 def test_a_split_that_was_not_prepared_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

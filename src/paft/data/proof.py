@@ -3,6 +3,7 @@
 The truth is transformers' own `apply_chat_template(..., tokenize=True)` of a whole conversation, in one call.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from paft.data.tokens import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("paft")
 
 
 def _chat(*texts: str, system: str | None = None) -> list[Message]:
@@ -36,6 +39,8 @@ def prove_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise `ValueError` unless rows in the tokenizer's `chat_template` get the tokens of its own rendering, and
     their prompts those with which generation will begin."""
     encoder = ChatEncoder(tokenizer)
+    if "strftime_now" in str(tokenizer.chat_template):
+        log.warning("the chat template of %s writes today's date: rows of another day differ", encoder.name)
     _refuse_added_end(encoder)
     for messages in PLAIN:
         _prove_row(encoder, messages)

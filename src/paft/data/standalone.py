@@ -65,6 +65,7 @@ def brought_tokenizer(adapters: Iterable[Path]) -> Path | None:
 
 def copy_tokenizer(source: Path, out: Path) -> None:
     """The tokenizer and generation_config of one folder in place of those of another."""
+    (out / TEMPLATE).unlink(missing_ok=True)  # it would be read before a template in tokenizer_config.json
     files = {path for pattern in (*TOKENIZER_FILES, GENERATION) for path in source.glob(pattern)}
     for path in sorted(path for path in files if path.is_file()):
         with path.open("rb") as read, replacing(out / path.name) as written:
