@@ -124,6 +124,32 @@ def test_a_message_that_is_nothing_but_an_end_is_refused() -> None:
         encode_conversation(tokenizer_of("byte level", "chatml"), chat("a", " <|im_end|>"))
 
 
+def test_a_message_that_the_template_passes_over_is_refused() -> None:
+    tokenizer = tokenizer_of("byte level", "chatml")
+    tokenizer.chat_template = (
+        TEMPLATES["chatml"]
+        .replace(
+            "{%- for message in messages %}", "{%- for message in messages if message['role'] != 'system' %}"
+        )
+        .replace(
+            "{% for message in messages %}", "{% for message in messages if message['role'] != 'system' %}"
+        )
+    )
+    assert encode_conversation(tokenizer, chat("a", "No")).labels
+    with pytest.raises(ValueError, match=r"does not write a message of the system as it is, 'Be brief.'"):
+        encode_conversation(tokenizer, chat("a", "No", system="Be brief."))
+    pair = PreferencePair(chat("a", system="Be brief."), chat("", "No")[1:], chat("", "yes")[1:])
+    with pytest.raises(ValueError, match="does not write a message of the system"):
+        encode_pair(tokenizer, pair)
+
+
+def test_answers_that_the_template_makes_alike_are_refused() -> None:
+    pair = PreferencePair(chat("a"), chat("", "No")[1:], chat("", " No\n")[1:])
+    assert encode_pair(tokenizer_of("byte level", "chatml"), pair).rejected_ids
+    with pytest.raises(ValueError, match="the chosen and the rejected answer alike"):
+        encode_pair(tokenizer_of("byte level", "llama3"), pair)
+
+
 # --- proof -----------------------------------------------------------------------------------------------
 
 
@@ -158,6 +184,18 @@ def test_a_tokenizer_that_reads_turns_otherwise_in_one_piece_is_refused() -> Non
     assert encode_conversation(tokenizer, chat("a", "No", "c", "No")).labels
     with pytest.raises(ValueError, match="otherwise in one piece than turn by turn"):
         encode_conversation(tokenizer, chat("a", "No", "b", "No"))
+
+
+def test_what_is_learnt_before_every_answer_and_a_date_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = tokenizer_of("byte level", "chatml")
+    prove_template(tokenizer)
+    assert not caplog.text
+    tokenizer.chat_template = TEMPLATES["chatml"].partition("{% if add")[0].partition("{%- if add")[0]
+    prove_template(tokenizer)
+    assert "writes '<|im_start|>assistant' before an answer but not at the end of a prompt" in caplog.text
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}" + TEMPLATES["chatml"]
+    prove_template(tokenizer)
+    assert "writes today's date" in caplog.text
 
 
 # --- templates by name -----------------------------------------------------------------------------------

@@ -47,6 +47,13 @@ def test_a_token_without_an_embedding_is_named(base: Path, nested: bool) -> None
         load_tokenizer(base, Template.chatml)
 
 
+def test_a_tokenizer_without_an_eos_is_named(base: Path) -> None:
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    with pytest.raises(ValueError, match="names no EOS; set eos_token"):
+        load_tokenizer(base, Template.chatml)
+
+
 def test_a_larger_embedding_is_right(base: Path) -> None:
     assert len(load_tokenizer(configure(base, vocab_size=320), Template.chatml)) == 259
 

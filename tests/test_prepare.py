@@ -9,7 +9,17 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from paft.config import DemoSource, FileSource, RowFormat, Skill, Source, SpecialTokens, Template, TooLong
+from paft.config import (
+    BadRows,
+    DemoSource,
+    FileSource,
+    RowFormat,
+    Skill,
+    Source,
+    SpecialTokens,
+    Template,
+    TooLong,
+)
 from paft.data.chat import IGNORE, encode_conversation, encode_pair, template_text
 from paft.data.prepare import prepare_preference, prepare_sft, read_preference, read_sft
 from paft.data.sources import conversations, preference_pairs
@@ -147,6 +157,12 @@ def test_template_fault_names_the_row(tmp_path: Path, tokenizer: PreTrainedToken
     refusing.chat_template = refusal + str(tokenizer.chat_template)
     with pytest.raises(ValueError, match=r"m.jsonl, row 2: the chat template refuses .*no system"):
         prepare_sft(FileSource(path=path, format=RowFormat.messages), refusing, tmp_path / "out")
+    drop = FileSource(path=path, bad_rows=BadRows.drop)
+    counts = prepare_sft(drop, refusing, tmp_path / "out")["train"]
+    assert (counts["rows"], counts["bad_rows"]) == (1, 1)
+    jsonl(tmp_path / "m.jsonl", rows[1:])
+    with pytest.raises(ValueError, match=r"no row is left for train.parquet: all 1 rows are bad"):
+        prepare_sft(drop, refusing, tmp_path / "out")
 
 
 def test_special_tokens_in_text_are_what_the_source_says(

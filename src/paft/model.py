@@ -154,10 +154,15 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerBase":
     """The base's tokenizer with its chat template set to the run's.
 
-    Raises `ValueError` for a token without an embedding, and for `template=tokenizer` where it has none.
+    Raises `ValueError` for a token without an embedding, a tokenizer without an EOS, and for `template=tokenizer` where
+    it has no template.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     refuse_tokens_without_embedding(tokenizer, folder)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer in {folder} names no EOS; set eos_token in its tokenizer_config.json"
+        )
     tokenizer.chat_template = template_text(template, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

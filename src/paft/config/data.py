@@ -37,7 +37,8 @@ class TooLong(str, Enum):
 
 
 class BadRows(str, Enum):
-    """What happens to a row with a missing or empty field, wrong roles, or identical answers; counts are reported."""
+    """What happens to a row with a missing or empty field, wrong roles, or identical answers, or that the chat template
+    refuses; counts are reported."""
 
     error = "error"
     drop = "drop"

@@ -81,6 +81,7 @@ class ChatEncoder:
             for at, message in enumerate(messages)
             if message["role"] == "assistant"
         ]
+        _refuse_unwritten(messages, turns[-1][1])
         row, before = Encoded([], []), ""
         for prompt, text in turns:
             context, turn = (self._encode_behind(before, _extension(before, t)) for t in (prompt, text))
@@ -98,6 +99,12 @@ class ChatEncoder:
     def pair(self, pair: PreferencePair) -> EncodedPair:
         prompt, answers = (self.texts.prepared(m) for m in (pair.prompt, [*pair.chosen, *pair.rejected]))
         (before, chosen), (_, rejected) = (self._turn(prompt, answer) for answer in answers)
+        _refuse_unwritten([*prompt, answers[0]], chosen)
+        _refuse_unwritten(answers[1:], rejected)
+        if chosen == rejected:
+            raise ValueError(
+                "the chat template writes the chosen and the rejected answer alike, so the row states no preference"
+            )
         prompt_ids, chosen_ids, rejected_ids = map(self._encode_first, (before, chosen, rejected))
         start = min(_answer_start(prompt_ids, ids) for ids in (chosen_ids, rejected_ids))
         return EncodedPair(chosen_ids[:start], chosen_ids[start:], rejected_ids[start:])
@@ -180,6 +187,16 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     template = str(tokenizer.chat_template)
     added = [t for t in tokenizer.added_tokens_decoder.values() if t.special or t.content in template]
     return sorted((t.content for t in added if t.content.strip()), key=len, reverse=True)
+
+
+def _refuse_unwritten(messages: Sequence[Message], text: str) -> None:
+    """Some templates pass over a system message, for one."""
+    for message in messages:
+        if message["content"].strip() not in text:
+            raise ValueError(
+                f"the chat template does not write a message of the {message['role']} as it is, "
+                f"{message['content']!r:.60}; remove it from the row, or set data.template=chatml, zephyr or llama3"
+            )
 
 
 def _extension(before: str, text: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from paft.config import RowFormat, Source, TooLong
+from paft.config import BadRows, RowFormat, Source, TooLong
 from paft.data.chat import ChatEncoder
 from paft.data.held_out import write_held_out
 from paft.data.limits import within
@@ -48,7 +48,7 @@ class Counts:
     label_tokens: int = 0
     """Learnt: all answers with their end-of-turn tokens."""
     bad_rows: int = 0
-    """Left out because they do not parse (`bad_rows=drop`)."""
+    """Left out because they do not parse or the template refuses them (`bad_rows=drop`)."""
     dropped: int = 0
     """Left out because an answer is too long (`too_long=drop`)."""
     truncated_prompts: int = 0
@@ -125,11 +125,17 @@ def _prepare(
     counts = Counts(bad_rows=rows.num_bad)
     _write(_encoded(rows, encode, bos_token_id, counts), kind, path)
     if not counts.rows:
-        raise ValueError(
-            f"no row is left for {path.name}: the answers of all {counts.dropped} rows exceed "
-            f"max_length={rows.source.max_length} tokens; raise it or set too_long=truncate"
-        )
+        raise ValueError(f"no row is left for {path.name}: {_why_none(counts, rows.source)}")
     return asdict(counts)
+
+
+def _why_none(counts: Counts, source: Source) -> str:
+    if not counts.dropped:
+        return f"all {counts.bad_rows} rows are bad; bad_rows=error says why"
+    return (
+        f"the answers of all {counts.dropped} rows exceed max_length={source.max_length} tokens; "
+        "raise it or set too_long=truncate"
+    )
 
 
 def _encoded(
@@ -138,7 +144,13 @@ def _encoded(
     """The rows within the limits of their source, counted."""
     too_long = Problems()
     for location, row in tqdm(rows, f"tokenising {rows.split}", unit=" rows", delay=QUIET_SECONDS):
-        whole = _encode_at(location, encode, row)
+        try:
+            whole = encode(row)
+        except ValueError as error:
+            if rows.source.bad_rows is BadRows.error:
+                raise ValueError(f"{location}: {error}") from None
+            counts.bad_rows += 1
+            continue
         excess = _excess(whole, rows)
         if excess and rows.source.too_long is TooLong.error:
             too_long.add(location, excess)
@@ -149,13 +161,6 @@ def _encoded(
             counts.add(whole, kept)
             yield kept
     too_long.raise_if_any()
-
-
-def _encode_at(location: str, encode: Callable[[Row], Tokens], row: Row) -> Tokens:
-    try:
-        return encode(row)
-    except ValueError as error:
-        raise ValueError(f"{location}: {error}") from None
 
 
 def _excess(whole: Encoded | EncodedPair, rows: CheckedRows[Row]) -> ValueError | None:

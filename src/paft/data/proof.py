@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from paft.data.chat import ChatEncoder
+from paft.data.chat_template import render
 from paft.data.rows import Message
 from paft.data.tokens import IGNORE
 
@@ -39,8 +40,7 @@ def prove_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise `ValueError` unless rows in the tokenizer's `chat_template` get the tokens of its own rendering, and
     their prompts those with which generation will begin."""
     encoder = ChatEncoder(tokenizer)
-    if "strftime_now" in str(tokenizer.chat_template):
-        log.warning("the chat template of %s writes today's date: rows of another day differ", encoder.name)
+    _warn(encoder)
     _refuse_added_end(encoder)
     for messages in PLAIN:
         _prove_row(encoder, messages)
@@ -51,6 +51,20 @@ def prove_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         except ValueError:
             continue
         _prove_row(encoder, messages)
+
+
+def _warn(encoder: ChatEncoder) -> None:
+    if "strftime_now" in str(encoder.tokenizer.chat_template):
+        log.warning("the chat template of %s writes today's date: rows of another day differ", encoder.name)
+    *prompt, answer = PLAIN[0]
+    before = render(encoder.tokenizer, prompt, generation=True)
+    whole = render(encoder.tokenizer, [*prompt, answer], generation=False)
+    header = whole.removeprefix(before).partition(answer["content"])[0].strip()
+    if header:
+        log.warning(
+            "the chat template of %s writes %r before an answer but not at the end of a prompt: it is learnt as part "
+            "of every answer, and generated answers begin with it", encoder.name, header
+        )  # fmt: skip
 
 
 def _refuse_added_end(encoder: ChatEncoder) -> None:
