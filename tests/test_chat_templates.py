@@ -119,11 +119,6 @@ def test_a_user_who_asks_about_eos_keeps_the_word() -> None:
     assert tokenizer.eos_token_id in ids
 
 
-def test_a_message_that_is_nothing_but_an_end_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"assistant is nothing but ' <\|im_end\|>'"):
-        encode_conversation(tokenizer_of("byte level", "chatml"), chat("a", " <|im_end|>"))
-
-
 def test_a_message_that_the_template_passes_over_is_refused() -> None:
     tokenizer = tokenizer_of("byte level", "chatml")
     tokenizer.chat_template = (
@@ -141,13 +136,6 @@ def test_a_message_that_the_template_passes_over_is_refused() -> None:
     pair = PreferencePair(chat("a", system="Be brief."), chat("", "No")[1:], chat("", "yes")[1:])
     with pytest.raises(ValueError, match="does not write a message of the system"):
         encode_pair(tokenizer, pair)
-
-
-def test_answers_that_the_template_makes_alike_are_refused() -> None:
-    pair = PreferencePair(chat("a"), chat("", "No")[1:], chat("", " No\n")[1:])
-    assert encode_pair(tokenizer_of("byte level", "chatml"), pair).rejected_ids
-    with pytest.raises(ValueError, match="the chosen and the rejected answer alike"):
-        encode_pair(tokenizer_of("byte level", "llama3"), pair)
 
 
 # --- proof -----------------------------------------------------------------------------------------------

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paft.config import SpecialTokens
-from paft.data.chat_template import adds_bos, end_marker, end_of_turn, model_name, render, template_text
+from paft.data.chat_template import (
+    adds_bos,
+    end_marker,
+    end_of_turn,
+    end_tokens,
+    model_name,
+    render,
+    template_text,
+)
 from paft.data.rows import Message, PreferencePair
 from paft.data.tokens import IGNORE, Encoded, EncodedPair, kept_lengths
 
@@ -26,8 +34,11 @@ __all__ = [
     "encode_conversation",
     "encode_pair",
     "end_marker",
+    "end_tokens",
     "kept_lengths",
     "template_text",
+    "unmarked",
+    "without_end",
 ]
 
 NEVER = r"(?!)"
@@ -72,24 +83,21 @@ class ChatEncoder:
         self.name = model_name(tokenizer)
         self.end = end_of_turn(tokenizer)
         self.bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-        self.texts = MessageTexts(tokenizer, self.end.marker, in_text)
+        self.texts = MessageTexts(tokenizer, in_text)
 
     def conversation(self, messages: Sequence[Message]) -> Encoded:
         messages = self.texts.prepared(messages)
-        turns = [
-            self._turn(messages[:at], message)
-            for at, message in enumerate(messages)
-            if message["role"] == "assistant"
-        ]
-        _refuse_unwritten(messages, turns[-1][1])
+        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         row, before = Encoded([], []), ""
-        for prompt, text in turns:
+        for at in answers:
+            prompt, text = self._turn(messages[:at], messages[at])
             context, turn = (self._encode_behind(before, _extension(before, t)) for t in (prompt, text))
             start = _answer_start(context, turn)
             row.input_ids.extend(turn)
             row.labels.extend([IGNORE] * start + turn[start:])
             before = text
-        if len(turns) > 1 and row.input_ids != self._encode_first(before):
+        _refuse_unwritten(messages, before)
+        if len(answers) > 1 and row.input_ids != self._encode_first(before):
             raise ValueError(
                 "the tokenizer writes the conversation otherwise in one piece than turn by turn, so its answers cannot "
                 "be located; set another data.template, whose turns end with a special token"
@@ -101,10 +109,6 @@ class ChatEncoder:
         (before, chosen), (_, rejected) = (self._turn(prompt, answer) for answer in answers)
         _refuse_unwritten([*prompt, answers[0]], chosen)
         _refuse_unwritten(answers[1:], rejected)
-        if chosen == rejected:
-            raise ValueError(
-                "the chat template writes the chosen and the rejected answer alike, so the row states no preference"
-            )
         prompt_ids, chosen_ids, rejected_ids = map(self._encode_first, (before, chosen, rejected))
         start = min(_answer_start(prompt_ids, ids) for ids in (chosen_ids, rejected_ids))
         return EncodedPair(chosen_ids[:start], chosen_ids[start:], rejected_ids[start:])
@@ -147,15 +151,15 @@ class ChatEncoder:
 class MessageTexts:
     """What becomes of the special tokens that the messages of a row bring themselves."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", end_marker: str, in_text: SpecialTokens) -> None:
-        self.ends = (end_marker, tokenizer.eos_token or end_marker)
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", in_text: SpecialTokens) -> None:
+        self.ends = end_tokens(tokenizer)
         self.in_text = in_text
         self.special = re.compile("|".join(map(re.escape, _control_tokens(tokenizer))) or NEVER)
         self.marked = in_text is SpecialTokens.text
         """Whether texts carry transformers' marks around what is not to become a token."""
 
     def prepared(self, messages: Sequence[Message]) -> list[Message]:
-        return [{"role": m["role"], "content": self._marked(self._without_end(m))} for m in messages]
+        return [{**m, "content": self._marked(m["content"])} for m in unmarked(messages, self.ends)]
 
     def _marked(self, text: str) -> str:
         if self.in_text is SpecialTokens.error and (found := self.special.search(text)):
@@ -169,17 +173,23 @@ class MessageTexts:
             return str(mark_control_tokens(text, self.special))
         return text
 
-    def _without_end(self, message: Message) -> str:
-        """The text without an end of turn that the data itself brings, which would then stand twice; an answer may
-        bring the tokenizer's EOS too."""
-        text, ends = message["content"], self.ends if message["role"] == "assistant" else self.ends[:1]
-        while (stripped := text.rstrip()).endswith(ends):
-            text = next(stripped.removesuffix(end) for end in ends if stripped.endswith(end))
-        if not text.strip():
-            raise ValueError(
-                f"a message of the {message['role']} is nothing but {message['content']!r:.60}; remove the row"
-            )
-        return text
+
+def unmarked(messages: Sequence[Message], ends: tuple[str, ...]) -> list[Message]:
+    """The messages without the `end_tokens` that the data itself brings, which would then stand twice.
+
+    Of a message that is no answer only the end of turn goes: somebody may ask what an EOS is.
+    """
+    return [
+        {**m, "content": without_end(m["content"], ends if m["role"] == "assistant" else ends[:1])}
+        for m in messages
+    ]
+
+
+def without_end(content: str, ends: tuple[str, ...]) -> str:
+    """What comes before the `ends` with which a message ends, and before white space behind each of them."""
+    while (text := content.rstrip()).endswith(ends):
+        content = text.removesuffix(next(end for end in ends if text.endswith(end)))
+    return content
 
 
 def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:

@@ -90,6 +90,12 @@ def end_marker(tokenizer: "PreTrainedTokenizerBase") -> str:
     return end_of_turn(tokenizer).marker
 
 
+def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """The `end_marker`, and the tokenizer's EOS if that is another token: with what an answer in a file may end."""
+    marker, eos = end_marker(tokenizer), tokenizer.eos_token
+    return (marker, eos) if eos and eos != marker else (marker,)
+
+
 def stop_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Ids that end a generated answer: the tokenizer's EOS and, where it has a template that ends turns, that end."""
     ends = [tokenizer.eos_token_id]
