@@ -102,7 +102,11 @@ def test_finished_branch_keeps_its_work_apart_from_its_result(runs):
         assert set(digests(out)) == {
             "adapter/adapter_config.json",
             "adapter/adapter_model.safetensors",
+            "adapter/chat_template.jinja",
+            "adapter/generation_config.json",
             "adapter/paft.json",
+            "adapter/tokenizer.json",
+            "adapter/tokenizer_config.json",
             "history.csv",
             "sparsity.json",
         }
