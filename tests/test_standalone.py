@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from chat_tokenizers import finished, sentencepiece
 from peft import AutoPeftModelForCausalLM
 from taught import ITEMS, config, teach, tokenizer_for
 from tiny import MODEL
+from tokenizers import normalizers
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 from paft.adapter import Policy
 from paft.config import LoraConfig, Template
+from paft.data.chat import encode_conversation
+from paft.data.proof import reads_alike
 from paft.data.standalone import brought_tokenizer, write_tokenizer
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.run import score_tasks
@@ -92,8 +96,51 @@ def test_stages_of_a_grid_stand_alone(smoke_grid: Any) -> None:
     assert in_pipeline(merged[0], CHATS[:2]) == [written.decode(ids) for ids in tokens]
 
 
+def llama(folder: Path, legacy: bool) -> Any:
+    """Llama's tokenizer: `legacy` writes a space behind each special token too."""
+    kind = "always" if legacy else "first"
+    core = finished(sentencepiece(kind), "mistral_v3").backend_tokenizer
+    folder.mkdir()
+    core.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": legacy,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "another"}))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return load_tokenizer(folder, Template.zephyr)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_tokenizer_is_read_as_it_was_trained(legacy: bool, tmp_path: Path) -> None:
+    """transformers saves Llama's without `legacy`, and reads it back as another one."""
+    tokenizer = llama(tmp_path / "base", legacy)
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "Answer"}]
+    row = encode_conversation(tokenizer, messages).input_ids
+    write_tokenizer(tokenizer, tmp_path / "base", tmp_path / "adapter")
+    written = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    ids = written.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert ids[: len(row)] == row and type(written) is type(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert reads_alike(tokenizer, tmp_path / "adapter")
+    assert reads_alike(tokenizer, tmp_path / "saved") is not legacy
+
+
+def test_a_tokenizer_that_would_be_read_otherwise_is_not_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = llama(tmp_path / "base", legacy=False)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()  # as code of a model's own may
+    write_tokenizer(tokenizer, tmp_path / "base", tmp_path / "adapter")
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["generation_config.json"]
+    assert "reads the tokenizer of" in caplog.text
+
+
 def test_settings_of_the_base_stay_and_every_end_of_an_answer_is_added(tmp_path: Path) -> None:
     tokenizer = tokenizer_for("llama3")
+    tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"bos_token_id": 7, "eos_token_id": [8, 9]}')
     write_tokenizer(tokenizer, tmp_path, tmp_path / "a")
     ends = sorted({8, 9, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")})
@@ -110,7 +157,9 @@ def test_adapters_of_different_templates_are_not_merged(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     folders = [tmp_path / name for name in ("a", "b", "none")]
     for folder, template in zip(folders, ("chatml", "zephyr"), strict=False):
-        write_tokenizer(tokenizer_for(template), tmp_path, folder)
+        tokenizer = tokenizer_for(template)
+        tokenizer.save_pretrained(tmp_path)
+        write_tokenizer(tokenizer, tmp_path, folder)
     with pytest.raises(ValueError, match=r"a and .*b were trained with different chat templates"):
         brought_tokenizer(folders)
     assert brought_tokenizer([folders[2], folders[1]]) == folders[1]

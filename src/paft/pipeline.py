@@ -102,8 +102,9 @@ def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Conte
         report = apply_adapters(base, adapters, out, config.method.dtype)
     else:
         report = merge_adapters(base, adapters, config.method, out)
-    tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
-    write_tokenizer(tokenizer, base, out)
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(base, config.template, trust_remote_code=trusted)
+    write_tokenizer(tokenizer, base, out, trust_remote_code=trusted)
     write_json(out / "merge.json", report)
     return {name: value for name, value in report.items() if name != "layers"}
 

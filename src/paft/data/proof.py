@@ -5,6 +5,7 @@ The truth is transformers' own `apply_chat_template(..., tokenize=True)` of a wh
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.data.chat import ChatEncoder
@@ -51,6 +52,27 @@ def prove_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         except ValueError:
             continue
         _prove_row(encoder, messages)
+
+
+def reads_alike(
+    tokenizer: "PreTrainedTokenizerBase", folder: Path, *, trust_remote_code: bool = False
+) -> bool:
+    """Whether plain transformers reads chats with the tokenizer in `folder` as rows of `tokenizer` are written."""
+    from transformers import AutoTokenizer
+
+    encoder = ChatEncoder(tokenizer)
+    try:
+        other = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, TypeError, KeyError):
+        return False
+    for messages in (*PLAIN, *UNUSUAL):
+        try:
+            row = encoder.conversation(messages).input_ids
+        except ValueError:
+            continue
+        if _plain_rendering(other, messages, generation=False)[: len(row)] != row:
+            return False
+    return True
 
 
 def _warn(encoder: ChatEncoder) -> None:
@@ -100,9 +122,15 @@ def _prove_prompt(encoder: ChatEncoder, messages: Sequence[Message]) -> None:
 
 def _rendering(encoder: ChatEncoder, messages: Sequence[Message], *, generation: bool) -> list[int]:
     """transformers' own tokens, with the BOS that the tokenizer would add to any other text."""
+    ids = _plain_rendering(encoder.tokenizer, messages, generation=generation)
+    return ids if ids[:1] == encoder.bos else encoder.bos + ids
+
+
+def _plain_rendering(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, generation: bool
+) -> list[int]:
     conversation: Any = messages
-    rendered: Any = encoder.tokenizer.apply_chat_template(
+    rendered: Any = tokenizer.apply_chat_template(
         conversation, tokenize=True, add_generation_prompt=generation, return_dict=True
     )
-    ids = list(rendered["input_ids"])
-    return ids if ids[:1] == encoder.bos else encoder.bos + ids
+    return list(rendered["input_ids"])

@@ -3,6 +3,7 @@
 Importing this module loads neither torch nor transformers: `python -m paft.merge` copies what the adapters brought.
 """
 
+import logging
 import shutil
 from collections.abc import Iterable
 from itertools import pairwise
@@ -10,27 +11,56 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.data.chat_template import stop_ids, with_bos
+from paft.data.proof import reads_alike
 from paft.store.jsonfile import read_object, write_json
 from paft.store.replacing import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+log = logging.getLogger("paft")
+
+GENERATION, TEMPLATE, CONFIG = "generation_config.json", "chat_template.jinja", "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer*", TEMPLATE, "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
     "merges.txt", "*.model", "*.tiktoken", "tokenization_*.py",
 )  # fmt: skip
 
 
-def write_tokenizer(tokenizer: "PreTrainedTokenizerBase", base: Path, folder: Path) -> None:
-    """Write the tokenizer with its chat template, and the base's generation_config with every end of an answer.
+def write_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", base: Path, folder: Path, *, trust_remote_code: bool = False
+) -> None:
+    """Write the base's tokenizer with the template of `tokenizer`, and generation_config with every end of an answer.
 
-    With them alone transformers reads a chat, and ends an answer, as training and evaluation do.
+    With them alone transformers reads a chat, and ends an answer, as training and evaluation do. Files are the base's
+    own: what transformers saves of a tokenizer is not always read as it was (the `legacy` of Llama's is lost). Where a
+    folder without config.json would be read otherwise too, no tokenizer is left in it, and a warning says so.
     """
-    tokenizer.save_pretrained(str(folder))
-    (folder / TEMPLATE).write_text(with_bos(tokenizer), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / GENERATION, _generation_config(base, stop_ids(tokenizer)))
+    copy_files(base, folder, TOKENIZER_FILES)
+    (folder / TEMPLATE).write_text(with_bos(tokenizer), encoding="utf-8")
+    settings = _tokenizer_config(base, tokenizer)
+    kinds = dict.fromkeys((settings.get("tokenizer_class"), type(tokenizer).__name__))
+    for kind in (kind for kind in kinds if kind):
+        write_json(folder / CONFIG, settings | {"tokenizer_class": kind})
+        if reads_alike(tokenizer, folder, trust_remote_code=trust_remote_code):
+            return
+    log.warning(
+        "transformers reads the tokenizer of %s otherwise without its config.json: not in %s", base, folder
+    )
+    for path in _files(folder, TOKENIZER_FILES):
+        path.unlink()
+
+
+def _tokenizer_config(base: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """The base's, without a chat template and with the special tokens that the tokenizer was given."""
+    settings = read_object(base / CONFIG) if (base / CONFIG).is_file() else {}
+    settings.pop("chat_template", None)
+    given = {
+        name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+    }
+    return settings | {name: token for name, token in given.items() if settings.get(name) is None}
 
 
 def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
@@ -66,15 +96,22 @@ def brought_tokenizer(adapters: Iterable[Path]) -> Path | None:
 def copy_tokenizer(source: Path, out: Path) -> None:
     """The tokenizer and generation_config of one folder in place of those of another."""
     (out / TEMPLATE).unlink(missing_ok=True)  # it would be read before a template in tokenizer_config.json
-    files = {path for pattern in (*TOKENIZER_FILES, GENERATION) for path in source.glob(pattern)}
-    for path in sorted(path for path in files if path.is_file()):
+    copy_files(source, out, (*TOKENIZER_FILES, GENERATION))
+
+
+def copy_files(source: Path, out: Path, patterns: Iterable[str]) -> None:
+    for path in _files(source, patterns):
         with path.open("rb") as read, replacing(out / path.name) as written:
             shutil.copyfileobj(read, written)
+
+
+def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def _template(folder: Path) -> Any:
     """The chat template of a folder with a tokenizer, as transformers finds it."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    return read_object(config).get("chat_template") if config.is_file() else None
+    return read_object(folder / CONFIG).get("chat_template") if (folder / CONFIG).is_file() else None

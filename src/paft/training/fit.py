@@ -103,7 +103,8 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
     metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
     if trainer.is_global_zero:
-        write_tokenizer(tokenizer, base, out / "adapter")
+        trusted = config.model.trust_remote_code
+        write_tokenizer(tokenizer, base, out / "adapter", trust_remote_code=trusted)
         metrics = last_averages(history) | metrics | finish(out, history)
         finish_branch(stage, out, metrics, context)
     return metrics
