@@ -161,6 +161,14 @@ def test_adapters_of_different_templates_are_not_merged(tmp_path: Path) -> None:
         tokenizer.save_pretrained(tmp_path)
         write_tokenizer(tokenizer, tmp_path, folder)
     with pytest.raises(ValueError, match=r"a and .*b were trained with different chat templates"):
-        brought_tokenizer(folders)
-    assert brought_tokenizer([folders[2], folders[1]]) == folders[1]
-    assert brought_tokenizer([folders[2]]) is None
+        brought_tokenizer(folders, tmp_path)
+    assert brought_tokenizer([folders[2], folders[1]], tmp_path) == folders[1]
+    assert brought_tokenizer([folders[2]], tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": len(tokenizer) - 1}))
+    with pytest.raises(ValueError, match=f"of id {len(tokenizer) - 1}, but"):
+        brought_tokenizer([folders[1]], tmp_path)
+    (folders[1] / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json cannot be read: .*save the adapter's tokenizer again"
+    ):
+        brought_tokenizer([folders[1]], tmp_path)

@@ -158,7 +158,7 @@ def load_tokenizer(
     it has no template.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    refuse_tokens_without_embedding(tokenizer, folder)
+    refuse_tokens_without_embedding(tokenizer.get_vocab(), folder)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"the tokenizer in {folder} names no EOS; set eos_token in its tokenizer_config.json"

@@ -45,8 +45,8 @@ class BadRows(str, Enum):
 
 
 class SpecialTokens(str, Enum):
-    """What the name of a special token, as `<|im_end|>`, inside a message is: that token (as transformers reads it by
-    default), plain text, or an error of its row."""
+    """What the name of a special token, as `<|im_end|>`, in a message of a row is: that token (as transformers reads it
+    by default, and as the prompts of tasks are read), plain text, or an error of its row."""
 
     token = "token"
     text = "text"

@@ -55,7 +55,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *,
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
         return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation))
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError) as error:
         raise ValueError(
             f"the chat template refuses the messages: {error}; try another data.template"
         ) from None

@@ -1,15 +1,13 @@
 """What a base model can be given: token ids that its embedding holds, and as many of them as it has positions."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paft.config import Source
 from paft.store.jsonfile import read_object
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("paft")
 
@@ -17,17 +15,17 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 """What architectures call the longest text they were made for."""
 
 
-def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Raise `ValueError` if the tokenizer has a token for which the model in `folder` has no embedding.
+def refuse_tokens_without_embedding(vocabulary: Mapping[str, int], folder: Path) -> None:
+    """Raise `ValueError` if a tokenizer's vocabulary has a token for which the model in `folder` has no embedding.
 
     An embedding with more rows than there are tokens is none of that. Nothing is said of a folder without
     config.json.
     """
     rows = _settings(folder).get("vocab_size")
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
     if isinstance(rows, int) and largest >= rows:
         raise ValueError(
-            f"the tokenizer in {folder} has the token {token!r} of id {largest}, but the model's embedding has "
+            f"the tokenizer for {folder} has the token {token!r} of id {largest}, but the model's embedding has "
             f"{rows} rows (vocab_size in config.json); remove the added tokens from the tokenizer, or save the model "
             f"after model.resize_token_embeddings({largest + 1})"
         )

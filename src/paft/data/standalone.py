@@ -10,7 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
 from paft.data.chat_template import stop_ids, with_bos
+from paft.data.limits import refuse_tokens_without_embedding
 from paft.data.proof import reads_alike
 from paft.store.jsonfile import read_object, write_json
 from paft.store.replacing import replacing
@@ -78,10 +81,11 @@ def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
     return settings | {"eos_token_id": found[0] if len(found) == 1 else found}
 
 
-def brought_tokenizer(adapters: Iterable[Path]) -> Path | None:
+def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
     """The adapter folder whose tokenizer goes out with a merge of them; None if none has a chat template.
 
-    Raises `ValueError` where two have different ones: one model answers in one template.
+    Raises `ValueError` where two have different ones, as one model answers in one template, and for a tokenizer
+    larger than the embedding of `base`.
     """
     templates = [(folder, text) for folder in adapters if (text := _template(folder)) is not None]
     for (a, first), (b, second) in pairwise(templates):
@@ -90,7 +94,17 @@ def brought_tokenizer(adapters: Iterable[Path]) -> Path | None:
                 f"{a} and {b} were trained with different chat templates, so no merge of them answers in "
                 "either; train both with one, or remove the tokenizer files from the one that is not to be used"
             )
-    return templates[0][0] if templates else None
+    brought = templates[0][0] if templates else None
+    if brought is not None and (brought / "tokenizer.json").is_file():
+        refuse_tokens_without_embedding(_vocabulary(brought / "tokenizer.json"), base)
+    return brought
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    try:
+        return dict(Tokenizer.from_file(str(path)).get_vocab())
+    except Exception as error:  # tokenizers has no type of its own
+        raise ValueError(f"{path} cannot be read: {error}; save the adapter's tokenizer again") from None
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     chosen = method(**{option.name: getattr(given, option.name) for option in options})
     adapters = {"sft": given.sft, "preference": given.preference}
-    brought = brought_tokenizer(adapters.values())
+    brought = brought_tokenizer(adapters.values(), given.base)
     with appearing(given.out) as out:
         report = merge_adapters(given.base, adapters, chosen, out)
         if brought is not None:
