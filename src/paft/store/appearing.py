@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNFINISHED = ".partial"
-"""How the name of a folder ends while it is filled."""
+from paft.store.damage import PARTIAL
 
 
 @contextmanager
@@ -24,7 +23,7 @@ def appearing(folder: Path) -> Iterator[Path]:
             f"the output folder must be new or empty, {folder} holds {', '.join(held[:5])}"
             f"{', ...' * (len(held) > 5)}; choose another, or remove it first if nothing in it is needed"
         )
-    partial = folder.with_name(f"{folder.name}{UNFINISHED}")
+    partial = folder.with_name(f"{folder.name}{PARTIAL}")
     if partial.exists():
         raise ValueError(
             f"{partial} is there: another process writes it, or one was killed while it did; then remove it"
