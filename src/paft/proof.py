@@ -32,7 +32,7 @@ WHOLE = 600_000_000
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found: the paths a base takes, and the largest difference of each from the plain way, in nats."""
+    """What was found: the paths a base takes, and the difference of each from the plain way, in nats a token."""
 
     paths: FastPaths
     differences: dict[str, float] = field(default_factory=dict)
@@ -139,8 +139,10 @@ class _Search:
             difference = CHECKS["padded"](take(model, paths), self.rows, self.truth)
         except Exception:  # which one is found out by trying them apart
             return None
+        if not difference <= TOLERANCE or paths.head is None:
+            return None
         self.differences["rows"] = difference
-        return (model, paths) if difference <= TOLERANCE and paths.head else None
+        return model, paths
 
     def _plain(self) -> PreTrainedModel:
         try:
@@ -184,10 +186,11 @@ class _Search:
         except Exception as error:  # of whatever kind: the plain way takes its place
             self.replaced[name] = _line(error)
             return False
-        self.differences[name] = difference
-        if not difference <= TOLERANCE:
-            self.replaced[name] = f"differs from the plain forward by {difference:.2g} nats"
-        return difference <= TOLERANCE
+        if difference <= TOLERANCE:
+            self.differences[name] = difference
+            return True
+        self.replaced[name] = f"differs from the plain forward by {difference:.2g} nats"
+        return False
 
 
 def _line(error: Exception) -> str:
