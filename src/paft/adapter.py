@@ -24,7 +24,7 @@ from paft.layers.dropout import RowDropout, Rows
 from paft.layers.fuse import fuse
 from paft.layers.lora import LoraLinear
 from paft.losses import IGNORE, Head, label_logps
-from paft.paths import can_share, head_of, last_hidden, packs, paths_of
+from paft.paths import can_share, head_of, last_hidden, packs, pads, paths_of
 from paft.quantize import is_quantized
 from paft.stage import canonical
 
@@ -97,7 +97,7 @@ class Policy(nn.Module):
             self.rows.lay_out(columns_BT, real_BT)
             return self._packed(input_ids_BT, labels_BT, lengths_B, real_BT, segments_BT, positions_BT)
         self.rows.lay_out(columns_BT)
-        if segments_BT is None and not paths_of(self.base).padded:
+        if segments_BT is None and not pads(self.base, input_ids_BT.shape[1]):
             return self._one_by_one(input_ids_BT, labels_BT, lengths_B, columns_BT)
         shared: dict[str, Any] = {}
         if segments_BT is not None:
@@ -190,6 +190,19 @@ class Policy(nn.Module):
         """The adapted layers under the base's names."""
         layers = self.base.named_modules()
         return [(name, m) for name, m in layers if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
+
+    def refuse_untouched(self) -> None:
+        """After a backward pass: raise `ValueError` where the model reads a layer's weight but never calls it, so that
+        an adapter there would stay at zero. Single experts may be left out of a batch; all layers of a name may not."""
+        touched: dict[str, bool] = {}
+        for name, layer in self._adapted():
+            kind, factor = name.rpartition(".")[2], cast(Tensor, layer.lora_B[ADAPTER].weight)
+            touched[kind] = touched.get(kind, False) or factor.grad is not None
+        if unused := [kind for kind, used in touched.items() if not used]:
+            raise ValueError(
+                f"lora.target_modules {unused} get no gradient: {self.base.config.model_type} never calls these layers "
+                "as they are. Leave them out of lora.target_modules"
+            )
 
     def save(self, folder: Path, fingerprints: dict[str, str]) -> None:
         """Write a standard PEFT adapter folder, plus paft.json with the base, tokenizer and template it is for.

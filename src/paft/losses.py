@@ -34,10 +34,8 @@ class Head(NamedTuple):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """[N, V] in the type of the hidden states."""
-        if self.bias is None:
-            logits_NV = hidden_NH @ self.weight.T
-        else:
-            logits_NV = torch.addmm(self.bias, hidden_NH, self.weight.T)
+        W = self.weight
+        logits_NV = hidden_NH @ W.T if self.bias is None else torch.addmm(self.bias, hidden_NH, W.T)
         if self.scale != 1:
             logits_NV = logits_NV.mul_(self.scale)
         return logits_NV if self.cap is None else logits_NV.div_(self.cap).tanh_().mul_(self.cap)

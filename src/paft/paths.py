@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paft.layers.attention import AUTO, LONGEST, sees_whole_rows
+from paft.layers.attention import AUTO, LONGEST, same_positions, sees_whole_rows
 from paft.losses import Head
 
 
@@ -57,7 +57,9 @@ def paths_of(base: nn.Module) -> FastPaths:
 def head_of(base: PreTrainedModel) -> Head | None:
     """The output head to be applied to the last hidden states; None where the base makes its own logits."""
     form, head = paths_of(base).head, base.get_output_embeddings()
-    if form is None or type(head) is not nn.Linear:  # an adapter on the head is part of the model's own forward
+    if (
+        form is None or type(head) is not nn.Linear
+    ):  # an adapter on the head is part of the model's own forward
         return None
     return Head(head.weight, head.bias, form.scale, form.cap)
 
@@ -65,16 +67,25 @@ def head_of(base: PreTrainedModel) -> Head | None:
 def can_share(base: PreTrainedModel, longest: int) -> bool:
     """Whether texts of up to `longest` tokens may share what they begin with, under a mask of ours."""
     takes_mask = base.config._attn_implementation in (AUTO, "sdpa", "eager")
-    return takes_mask and paths_of(base).shared and sees_whole_rows(base.config, longest)
+    return takes_mask and paths_of(base).shared and _mix(base, longest)
 
 
 def packs(base: PreTrainedModel, longest: int) -> bool:
     """Whether texts of up to `longest` tokens go through the model end to end, without padding."""
     ours = base.config._attn_implementation == AUTO and base.device.type == "cpu"
-    return ours and longest <= LONGEST and paths_of(base).packed and sees_whole_rows(base.config, longest)
+    return ours and longest <= LONGEST and paths_of(base).packed and _mix(base, longest)
 
 
-def last_hidden(base: PreTrainedModel, **inputs: Any) -> Any:
+def pads(base: PreTrainedModel, longest: int) -> bool:
+    """Whether texts of up to `longest` tokens make one batch, padded on the right."""
+    return paths_of(base).padded and longest <= same_positions(base.config)
+
+
+def _mix(base: PreTrainedModel, longest: int) -> bool:
+    return sees_whole_rows(base.config, longest) and longest <= same_positions(base.config)
+
+
+def last_hidden(base: PreTrainedModel, **inputs: Any) -> Tensor:
     """[B, T, H] of the base without its head."""
-    backbone = getattr(base, base.base_model_prefix, None) or base.get_decoder()
-    return backbone(**inputs).last_hidden_state
+    hidden: Tensor = getattr(base, base.base_model_prefix)(**inputs).last_hidden_state
+    return hidden

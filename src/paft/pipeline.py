@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import Quantization, RunConfig
-from paft.graph import Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
-from paft.proven import FORWARDS, device_of, paths_of_run
+from paft.graph import FORWARDS, Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
+from paft.proven import device_of, paths_of_run
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
@@ -48,7 +48,9 @@ def run_cell(config: RunConfig, cell: Stage) -> Path:
     elsewhere = {"reference", "sft", "preference"} if config.trainer.world_size > 1 else set()
     for name in sorted({stage.name for stage in missing.values()} - elsewhere):
         importlib.import_module(IMPLEMENTED_IN[name])
-    store.ensure_all([s for s in missing.values() if s.name == "data"], work)  # its errors come before any model
+    store.ensure_all(
+        [s for s in missing.values() if s.name == "data"], work
+    )  # its errors come before any model
     prove_bases(missing.values(), context)
     folder = store.ensure(cell, work)
     from paft.tracking import log_cell

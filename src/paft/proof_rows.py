@@ -14,14 +14,16 @@ from paft.evaluate.tree import Trunk, branches_of, lay
 from paft.layers.attention import sees_whole_rows
 from paft.paths import HeadForm, last_hidden
 from paft.training.batches import sft_tensors
-from paft.training.pairs import shared_prompt_tensors, two_row_tensors
+from paft.training.pairs import shared_prompt_tensors
 
 LEAK = 5e-6
 """Largest difference that another text may make. Seen: 0, and up to 1e-6 where experts take the tokens of all texts
 together; what a convolution with small random weights lets through is 2e-5."""
 ANOTHER = 1
 """The text that is exchanged to see whether it moves those before or after it."""
-BY_ATTENTION_ALONE = "a layer of it takes more from a text than attention does: texts that share a pass would mix"
+BY_ATTENTION_ALONE = (
+    "a layer of it takes more from a text than attention does: texts that share a pass would mix"
+)
 
 
 class Rows(NamedTuple):
@@ -45,9 +47,7 @@ class Rows(NamedTuple):
             return [ordinary[i] for i in torch.randint(len(ordinary), (size,), generator=generator).tolist()]
 
         prompt, chosen, rejected, *others = map(draw, (9, 14, 7, 20, 12))
-        return cls(
-            EncodedPair(prompt, chosen, rejected), [prompt + chosen, prompt + rejected, *others]
-        )
+        return cls(EncodedPair(prompt, chosen, rejected), [prompt + chosen, prompt + rejected, *others])
 
     def with_another(self) -> list[list[int]]:
         """The texts with the one at `ANOTHER` backwards."""
@@ -61,12 +61,13 @@ def own_logps(model: PreTrainedModel, text: list[int]) -> Tensor:
     return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].cpu()
 
 
-def causality(model: PreTrainedModel, rows: Rows) -> float:
-    """How much of a text's beginning depends on its end."""
+def causality(model: PreTrainedModel, rows: Rows) -> tuple[float, float]:
+    """How much of a text's beginning depends on there being more, and on which tokens those are."""
     text = rows.texts[0]
     half = len(text) // 2
-    changed = text[:half] + text[half:][::-1]
-    return float((own_logps(model, text) - own_logps(model, changed))[: half - 1].abs().max())
+    whole, alone = own_logps(model, text)[: half - 1], own_logps(model, text[:half])
+    other = own_logps(model, text[:half] + text[half:][::-1])[: half - 1]
+    return float((whole - alone).abs().max()), float((whole - other).abs().max())
 
 
 def head_form(model: PreTrainedModel, rows: Rows) -> HeadForm | None:
@@ -175,9 +176,15 @@ def generated(model: PreTrainedModel, rows: Rows, truth: Sequence[Tensor]) -> fl
     ids = torch.tensor([[filler] * (width - len(t)) + t for t in rows.texts], device=model.device)
     mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in rows.texts], device=model.device)
     settings = GenerationConfig(
-        max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=filler
+        max_new_tokens=2,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=filler,
     )
-    made = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    made: Any = model.generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=mask, generation_config=settings
+    )
     right = [own_logps(model, text)[-2:] for text in made_texts(rows.texts, made.sequences)]
     logps = torch.stack([step.float().log_softmax(-1) for step in made.logits], 1)
     tokens = made.sequences[:, -2:]

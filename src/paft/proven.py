@@ -27,8 +27,6 @@ log = logging.getLogger("paft")
 PROOF = 1
 """Raise when the paths, or what is asked of them, change."""
 LIBRARIES = ("torch", "transformers")
-FORWARDS = ("reference", "sft", "preference", "evaluate")
-"""Stages that run a base."""
 
 
 def device_of(trainer: TrainerConfig) -> str:

@@ -21,7 +21,7 @@ OBJECTIVES = {
     "dpo": ("preference", "preference=dpo"),
     "orpo": ("preference", "preference=orpo"),
 }
-SHORT = tuple(f"{b}.{s}" for b in ("sft", "preference") for s in ("lora.dropout=0", "max_steps=4"))
+SHORT = tuple(f"{b}.{s}" for b in ("sft", "preference") for s in ("lora.dropout=0.1", "max_steps=4"))
 SHORT += ("trainer.micro_batch_size=2",)
 HYBRID = ("strategy=fsdp_hybrid", "strategy.shard_size=2")
 RUNS: dict[str, tuple[int, tuple[str, ...]]] = {

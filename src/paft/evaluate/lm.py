@@ -30,7 +30,7 @@ class SparingLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """As `HFLM`'s, one text at a time where padding on the left would change what a model generates."""
-        size = self.batch_size_per_gpu
+        size: int = self.batch_size_per_gpu  # type: ignore[has-type]
         if not paths_of(self.model).generated:
             self.batch_size_per_gpu = 1
         try:

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from paft.evaluate.tree import Request, Row, Trunk, batches, branches_of, grow
 from paft.losses import BLOCK_N, Head
-from paft.paths import can_share, head_of, last_hidden, paths_of
+from paft.paths import can_share, head_of, last_hidden, pads, paths_of
 
 
 class TrunkCache(DynamicCache):
@@ -40,8 +40,7 @@ class LogLikelihoods:
 
     def __init__(self, model: PreTrainedModel, *, batch_size: int = 1, quiet: bool = True) -> None:
         self.model, self.device, self.quiet = model, model.device, quiet
-        self.paths = paths_of(model)
-        self.batch_size = batch_size if self.paths.padded else 1
+        self.batch_size = batch_size
 
     def __call__(self, requests: Sequence[Request], max_length: int) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation, whether greedy decoding gives it) of every request.
@@ -50,7 +49,7 @@ class LogLikelihoods:
         """
         branches = branches_of(requests, max_length)
         longest = max((len(b.tokens) for b in branches), default=0)
-        root = grow(branches, share=self.paths.trunks and can_share(self.model, longest))
+        root = grow(branches, share=paths_of(self.model).trunks and can_share(self.model, longest))
         return self.answers(root, len(requests))
 
     def answers(self, root: Trunk, num_requests: int) -> list[tuple[float, bool]]:
@@ -68,7 +67,8 @@ class LogLikelihoods:
             cache.growing = True
             self._score([trunk.row], cache, sums, greedy, bar)
             cache.growing = False
-        for batch in batches(trunk.rows, int(self.batch_size)):
+        longest = max((max(r.positions) + 1 for r in trunk.rows), default=0)
+        for batch in batches(trunk.rows, self.batch_size if pads(self.model, longest) else 1):
             self._score(batch, cache, sums, greedy, bar)
         for child in trunk.trunks:
             self._climb(child, cache, sums, greedy, bar)

@@ -5,6 +5,7 @@ products the same arithmetic takes a third of the time. Scores are rounded to th
 that makes them, as in transformers' eager attention, and the softmax works in float32 inside.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -203,6 +204,24 @@ def sees_whole_rows(config: Any, longest: int) -> bool:
     kinds = {str(kind) for name in LAYER_KINDS for kind in (getattr(text, name, None) or ())}
     limits = [v for k, v in vars(text).items() if WINDOW.search(k) and type(v) is int and v > 0]
     return kinds <= LOOK_BACK and longest <= min(limits, default=longest)
+
+
+def same_positions(config: Any) -> float:
+    """Tokens up to which the rotary embedding of a text does not depend on the longest text of its batch.
+
+    `longrope` (Phi-3 of 128k) and `dynamic` take other frequencies for all of a batch in which one text is longer.
+    """
+    text = config.get_text_config(decoder=True)
+    given = getattr(text, "rope_parameters", None) or {}
+    ropes = [
+        given,
+        *(rope for rope in given.values() if isinstance(rope, dict)),
+    ]  # some have one for each kind
+    if not any(rope.get("rope_type") in ("longrope", "dynamic") for rope in ropes):
+        return math.inf
+    settings = [*ropes, vars(text)]
+    firsts = [first for s in settings if (first := s.get("original_max_position_embeddings"))]
+    return float(min(firsts, default=text.max_position_embeddings))
 
 
 LAYER_KINDS = ("layer_types", "layers_block_type", "attention_layers", "block_types")

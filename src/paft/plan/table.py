@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from paft.config import RunConfig
+from paft.graph import FORWARDS
 from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
 from paft.plan.precedents import Precedents
-from paft.proven import FORWARDS, device_of, known, proof_file
+from paft.proven import device_of, known, proof_file
 from paft.proven import describe as describe_base
 from paft.stage import Stage
 from paft.store.store import Store

@@ -16,7 +16,7 @@ from torch import Tensor
 from paft.adapter import Policy, add_deltas
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
 from paft.model import load_base
-from paft.paths import FastPaths
+from paft.paths import FastPaths, paths_of
 from paft.quantize import quantize
 from paft.training.batches import GlobalBatch, micro_batches
 from paft.training.nonfinite import LeftOut
@@ -104,6 +104,11 @@ class BranchModule(L.LightningModule):
             return
         self.policy = self._make_policy()
         if self.gradient_checkpointing:
+            if self.config.lora.dropout and not paths_of(self.policy.base).padded:
+                raise ValueError(
+                    f"lora.dropout={self.config.lora.dropout:g} and trainer.gradient_checkpointing=true do not go "
+                    f"together on {self.policy.base.config.model_type}, whose rows are run one by one; switch one off"
+                )
             self.policy.base.enable_input_require_grads()
             self.policy.base.activation_checkpointing_enable({"use_reentrant": False})
         self.policy.train()
@@ -145,6 +150,8 @@ class BranchModule(L.LightningModule):
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
         logs = self._accumulate(batch)
+        if batch.step == 0:
+            self.backbone.refuse_untouched()
         logs["grad_norm"] = self._clip()
         if self.left_out.must_leave_out(batch.step, logs):
             optimizer.zero_grad()  # type: ignore[union-attr]  # a step without gradients changes nothing but is counted

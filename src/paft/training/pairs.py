@@ -120,7 +120,10 @@ def _chosen_columns(pair: EncodedPair) -> Sequence[int]:
 
 def _rejected_columns(pair: EncodedPair) -> Sequence[int]:
     """The prompt's, whose last token stands a second time before the rejected answer."""
-    return [*range(len(pair.prompt_ids) - 1), *range(pair.row_tokens - len(pair.rejected_ids) - 1, pair.row_tokens)]
+    return [
+        *range(len(pair.prompt_ids) - 1),
+        *range(pair.row_tokens - len(pair.rejected_ids) - 1, pair.row_tokens),
+    ]
 
 
 def prompt_part(prompt: list[int], wanted: bool) -> list[int]:
