@@ -29,7 +29,7 @@ SIZES: dict[str, Any] = dict(
 
 
 def small_model(kind: str, **settings: Any) -> PreTrainedModel:
-    """A model of `kind` with weights far from their start: one-dimensional ones moved, matrices three times as large."""
+    """A model of `kind` with weights far from their start: vectors moved, matrices three times as large."""
     known = CONFIG_MAPPING[kind]
     keys = set(known().to_dict()) | set(known.attribute_map)
     sizes = {k: v for k, v in (SIZES | {"vocab_size": len(byte_tokenizer())}).items() if k in keys}

@@ -12,7 +12,7 @@ import torch
 from tiny import MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paft.config import DType, LocalModel, Template, TinyModel, WheelModel
+from paft.config import DType, Template, TinyModel, WheelModel
 from paft.model import (
     base_folder,
     byte_tokenizer,

@@ -17,8 +17,8 @@ from paft.data.chat import IGNORE, Encoded
 from paft.data.prepare import read_sft
 from paft.evaluate.lm import SparingLM
 from paft.model import base_folder, load_base, load_tokenizer
-from paft.proven import known, proof_file, proved_paths
 from paft.proof import shortened
+from paft.proven import known, proof_file, proved_paths
 from paft.training.batches import StepLoader, sft_tensors
 
 TINY = TinyModel(name="tiny", dtype=DType.bfloat16, hidden_size=32)

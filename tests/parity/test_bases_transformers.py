@@ -120,11 +120,18 @@ def test_no_text_reads_another_where_layers_do_more_than_attend(
     assert torch.equal(chosen, again)
 
 
+NEO = {
+    "attention_types": [[["global", "local"], 1]],
+    "num_layers": 2,
+    "num_hidden_layers": 2,
+    "window_size": 16,
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("gpt_neo", {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_hidden_layers": 2, "window_size": 16}),
-     ("mistral", {"sliding_window": 16}), ("gemma3_text", {"sliding_window": 16})],
-)  # fmt: skip
+    [("gpt_neo", NEO), ("mistral", {"sliding_window": 16}), ("gemma3_text", {"sliding_window": 16})],
+)
 def test_rows_longer_than_a_window_do_not_share_a_pass(
     kind: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -148,13 +155,13 @@ def test_positions_that_depend_on_the_longest_row_keep_rows_apart(tmp_path: Path
 
 def test_what_is_no_causal_language_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
     config = small_base(tmp_path, "bert", is_decoder=False)
-    with pytest.raises(ValueError, match="bert is no causal language model .* later tokens move"):
+    with pytest.raises(ValueError, match=r"bert is no causal language model .* later tokens move"):
         load_base(tmp_path, config)
 
 
 def test_what_needs_more_than_tokens_is_refused_in_a_sentence(tmp_path: Path) -> None:
     config = small_base(tmp_path, "xmod")
-    with pytest.raises(ValueError, match="xmod cannot be run on a row of tokens alone: .*language"):
+    with pytest.raises(ValueError, match=r"xmod cannot be run on a row of tokens alone: .*language"):
         load_base(tmp_path, config)
 
 
