@@ -190,7 +190,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, ge
 
 
 def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> Encoded:
-    """Tokens of a conversation; learnt are all answers, each with its end-of-turn token and nothing else.
+    """Tokens of a conversation; learnt are all answers but those with `train` false, each with its end-of-turn token.
 
     The tokenizer's `chat_template` is the template. BOS stands first exactly once if the tokenizer adds it
     or the template writes it. White space behind an end-of-turn token belongs to the next turn. Raises
@@ -206,8 +206,9 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Mes
             _encode_after(tokenizer, marker, context) if before else _encode_start(tokenizer, context)
         )
         answer_ids = _encode_answer(tokenizer, messages[:at], prompt, answer)
+        labels = answer_ids if messages[at].get("train", True) else [IGNORE] * len(answer_ids)
         row.input_ids.extend(context_ids + answer_ids)
-        row.labels.extend([IGNORE] * len(context_ids) + answer_ids)
+        row.labels.extend([IGNORE] * len(context_ids) + labels)
         before = prompt + answer
     return row
 
@@ -226,9 +227,14 @@ def encode_pair(tokenizer: "PreTrainedTokenizerBase", pair: PreferencePair) -> E
 
 def _unmarked(messages: list[Message], marker: str) -> list[Message]:
     """The messages without an end marker that the data itself brings, which would then stand twice."""
-    return [
-        {"role": message["role"], "content": message["content"].removesuffix(marker)} for message in messages
-    ]
+    return [{**message, "content": without_marker(message["content"], marker)} for message in messages]
+
+
+def without_marker(content: str, marker: str) -> str:
+    """What comes before the end markers with which a message ends, white space behind each of them aside."""
+    while (text := content.rstrip()).endswith(marker):
+        content = text.removesuffix(marker)
+    return content
 
 
 def _turn(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message], answer: Message) -> tuple[str, str]:

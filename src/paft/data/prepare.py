@@ -1,10 +1,11 @@
 """The data stage: a source, tokenised once, as Parquet files of token ids that training reads by index."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from paft.config import RowFormat, Source, TooLong
-from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair
+from paft.config import BadRows, RowFormat, Source, TooLong
+from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair, end_marker, without_marker
 from paft.data.held_out import write_held_out
 from paft.data.rows import Conversation, PreferencePair
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row", Conversation, PreferencePair)
 Tokens = TypeVar("Tokens", Encoded, EncodedPair)
+
+log = logging.getLogger("paft")
 
 ROWS_PER_GROUP = 1024
 QUIET_SECONDS = 3
@@ -45,7 +48,7 @@ class Counts:
     label_tokens: int = 0
     """Learnt: all answers with their end-of-turn tokens."""
     bad_rows: int = 0
-    """Left out because they do not parse (`bad_rows=drop`)."""
+    """Left out because they do not parse, or nothing can be learnt from their tokens (`bad_rows=drop`)."""
     dropped: int = 0
     """Left out because an answer is too long (`too_long=drop`)."""
     truncated_prompts: int = 0
@@ -62,11 +65,12 @@ class Counts:
         self.longest = max(self.longest, *kept.lengths)
 
 
-def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path) -> dict[str, dict[str, int]]:
+def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path) -> dict[str, dict[str, Any]]:
     """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
 
     Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as
-    text. The result maps each split to the fields of `Counts`.
+    text. The result maps each split to the fields of `Counts`, and where the rows have fields that are not used to
+    `ignored`: their names and in how many rows each says something.
     Raises ValueError listing bad rows (before anything is tokenised) and, under `too_long=error`, rows whose
     answer does not fit; also if no row is left.
     """
@@ -78,7 +82,7 @@ def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path)
             lambda row: encode_conversation(tokenizer, row.messages),
             out / f"{split}.parquet",
             Encoded,
-            tokenizer.bos_token_id,
+            tokenizer,
         )
         for split in _splits(source)
     }
@@ -86,7 +90,7 @@ def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path)
 
 def prepare_preference(
     source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, Any]]:
     """As `prepare_sft`, with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
     if source.held_out:
         write_held_out([row for _, row in preference_pairs(source, "held_out")], out)
@@ -96,7 +100,7 @@ def prepare_preference(
             lambda row: encode_pair(tokenizer, row),
             out / f"{split}.parquet",
             EncodedPair,
-            tokenizer.bos_token_id,
+            tokenizer,
         )
         for split in _splits(source)
     }
@@ -111,23 +115,28 @@ def _prepare(
     encode: Callable[[Row], Tokens],
     path: Path,
     kind: type[Tokens],
-    bos_token_id: int | None,
-) -> dict[str, int]:
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, Any]:
     counts = Counts(bad_rows=rows.num_bad)
-    _write(_encoded(rows, encode, bos_token_id, counts), kind, path)
+    if rows.ignored:
+        log.info("%s of %s: ignored: %s", rows.split, rows.label, ", ".join(rows.ignored))
+    _write(_encoded(rows, encode, tokenizer, counts), kind, path)
     if not counts.rows:
         raise ValueError(
             f"no row is left for {path.name}: the answers of all {counts.dropped} rows exceed "
             f"max_length={rows.source.max_length} tokens; raise it or set too_long=truncate"
         )
-    return asdict(counts)
+    return asdict(counts) | ({"ignored": rows.ignored} if rows.ignored else {})
 
 
 def _encoded(
-    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], bos_token_id: int | None, counts: Counts
+    rows: CheckedRows[Row],
+    encode: Callable[[Row], Tokens],
+    tokenizer: "PreTrainedTokenizerBase",
+    counts: Counts,
 ) -> Iterator[Tokens]:
     """The rows within the limits of their source, counted."""
-    too_long = Problems()
+    too_long, bad, marker = Problems(), Problems(), end_marker(tokenizer)
     for location, row in tqdm(rows, f"tokenising {rows.split}", unit=" rows", delay=QUIET_SECONDS):
         whole = _encode_at(location, encode, row)
         excess = _excess(whole, rows)
@@ -136,10 +145,16 @@ def _encoded(
         elif excess and rows.source.too_long is TooLong.drop:
             counts.dropped += 1
         else:
-            kept = whole.fitted(rows.source, bos_token_id)
+            kept = whole.fitted(rows.source, tokenizer.bos_token_id)
+            if fault := _fault(row, kept, marker):
+                bad.add(location, fault)
+                continue
             counts.add(whole, kept)
             yield kept
     too_long.raise_if_any()
+    if rows.source.bad_rows is BadRows.error:
+        bad.raise_if_any()
+    counts.bad_rows += bad.count
 
 
 def _encode_at(location: str, encode: Callable[[Row], Tokens], row: Row) -> Tokens:
@@ -147,6 +162,19 @@ def _encode_at(location: str, encode: Callable[[Row], Tokens], row: Row) -> Toke
         return encode(row)
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from None
+
+
+def _fault(row: Conversation | PreferencePair, kept: Encoded | EncodedPair, marker: str) -> ValueError | None:
+    """What is wrong if nothing is said beside an end marker, or if the tokens of a pair state no preference."""
+    messages = row.messages if isinstance(row, Conversation) else [*row.prompt, *row.chosen, *row.rejected]
+    if not all(without_marker(message["content"], marker).strip() for message in messages):
+        return ValueError(f"a message says nothing but {marker!r}, the end of a turn")
+    if isinstance(kept, EncodedPair) and kept.chosen_ids == kept.rejected_ids:
+        return ValueError(
+            f"fields 'chosen' and 'rejected' have the same tokens, without {marker!r} at their end and cut to "
+            "max_length, so the row states no preference"
+        )
+    return None
 
 
 def _excess(whole: Encoded | EncodedPair, rows: CheckedRows[Row]) -> ValueError | None:

@@ -1,0 +1,134 @@
+"""What the fields of a row mean beside its texts: honoured, listed as ignored, or a reason to refuse the row."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import Any
+
+FLAGS = ("weight", "loss_weight", "train", "trainable", "loss", "learn")
+"""Of an answer or a whole row: whether it is learnt. The names of OpenAI, LLaMA-Factory, axolotl and ms-swift."""
+JUDGEMENTS = ("label", "kto_tag", "desirable")
+"""Of a row: whether its answer is a good one, as in KTO's data."""
+METADATA = frozenset(
+    "id message_id parent_id index turn turn_id turn_identifier timestamp created_at date lang language model source "
+    "metadata token_count num_tokens country hashed_ip header state toxic redacted".split()
+)
+"""Of a message: fields that say nothing to a model. Any other field that PAFT does not use refuses the row."""
+CONTEXT = "a part of the prompt"
+KINDS = {
+    "tool calls": "tools functions tool_calls function_call function_calls tool_choice",
+    "reasoning": "reasoning reasoning_content reasoning_details thinking thinking_content thought thoughts "
+    "chain_of_thought cot rationale scratchpad",
+    "images, sound or video": "image images image_url audio audios video videos files",
+    "a mask of what is learnt": "mask masks masked loss_mask assistant_mask assistant_masks train_mask",
+    "settings of a chat template": "chat_template chat_template_kwargs enable_thinking",
+    CONTEXT: "system system_prompt system_message instruction instructions input context history passage documents "
+    "choices options",
+}
+UNREAD = {name.replace("_", ""): kind for kind, names in KINDS.items() for name in names.split()}
+"""Field of a row, without its underscores -> what it holds that PAFT does not use."""
+
+TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
+BLANK = ("", "null", "none", "nan", "[]", "{}")
+"""Texts of a cell that stand for nothing."""
+DEEPEST = 6
+"""Levels of nesting in which nothing but nulls is looked for."""
+
+
+def is_blank(value: Any, deepest: int = DEEPEST) -> bool:
+    """Whether a field says nothing: null, empty, or nulls alone, with which Parquet fills the fields of a struct."""
+    match value:
+        case None:
+            return True
+        case str():
+            return len(value) < 8 and value.strip().lower() in BLANK
+        case float():
+            return value != value
+        case Mapping() | list() | tuple() if deepest:
+            inner: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
+            return all([is_blank(item, deepest - 1) for item in inner])
+    return False
+
+
+def learnt(fields: Mapping[str, Any], at: str = "") -> bool | None:
+    """What the flags of a message or row say of it, None where there are none; `at` is where it is, for errors.
+
+    Raises `ValueError` for a flag that is not plainly yes or no, and for flags that contradict each other.
+    """
+    said = {name: _truth(fields[name], f"{at}{name}") for name in FLAGS if not is_blank(fields.get(name))}
+    if len(set(said.values())) > 1:
+        raise ValueError(
+            f"fields {', '.join(repr(at + name) for name in said)} contradict each other; keep one"
+        )
+    return next(iter(said.values()), None)
+
+
+def _truth(value: Any, name: str) -> bool:
+    text = str(value).strip().lower() if isinstance(value, str | bool | int | float) else ""
+    if text not in TRUE + FALSE:
+        raise ValueError(
+            f"field {name!r} must be 0 or 1, false or true, got {value!r:.60}; an answer is learnt or not, "
+            "parts of a weight are not used"
+        )
+    return text in TRUE
+
+
+def refuse_unread(row: Mapping[str, Any], used: Set[str], contents: Iterable[str]) -> None:
+    """Raise `ValueError` naming a column that changes what the row means and is not in `used`.
+
+    A part of the prompt may stand in a column of its own once more, if it is in one of the row's `contents`.
+    """
+    if learnt({name: value for name, value in row.items() if name not in used}) is False:
+        names = ", ".join(repr(name) for name in FLAGS if not is_blank(row.get(name)))
+        raise ValueError(f"field {names} says that the row is not to be learnt; remove the row")
+    for name, value in row.items():
+        if name in used or is_blank(value):
+            continue
+        if name in JUDGEMENTS and not _is_good(value):
+            raise ValueError(
+                f"field {name!r} is {value!r:.60}, and only answers that it calls good, by true or 1, can be "
+                "learnt; remove the row, or the field if it does not judge the answer"
+            )
+        kind = UNREAD.get(re.sub("[_ -]", "", str(name)).lower())
+        if kind and not (kind == CONTEXT and _stands_in(value, contents)):
+            raise ValueError(
+                f"field {name!r} holds {kind}, which is not used yet; {_REMEDY[kind == CONTEXT]}"
+            )
+
+
+_REMEDY = ("remove the field if the row is right without it", "write it into the prompt or the messages")
+
+
+def _is_good(value: Any) -> bool:
+    return isinstance(value, str | bool | int | float) and str(value).strip().lower() in TRUE
+
+
+def _stands_in(value: Any, contents: Iterable[str]) -> bool:
+    return isinstance(value, str) and any(value.strip() in content for content in contents)
+
+
+def refuse_unread_of_message(message: Mapping[str, Any], at: str) -> None:
+    """Raise `ValueError` naming a field of a message that is neither used nor `METADATA`."""
+    for name, value in message.items():
+        if (
+            name not in METADATA
+            and name not in FLAGS
+            and name not in ("role", "content")
+            and not is_blank(value)
+        ):
+            raise ValueError(
+                f"field '{at}.{name!s:.40}' is not used yet, and the message may be wrong without it; remove the "
+                "field if it is right"
+            )
+
+
+def ignored(row: Mapping[str, Any], used: Set[str]) -> Iterator[str]:
+    """Fields of a good row that say something and are not used: columns, and of messages as `messages.id`."""
+    for name, value in row.items():
+        if name not in used:
+            if name not in FLAGS + JUDGEMENTS and not is_blank(value):
+                yield f"{name or repr(name):.60}"
+        elif isinstance(value, list):
+            inner = {
+                key for message in value for key in message if key in METADATA and not is_blank(message[key])
+            }
+            yield from (f"{name}.{key}" for key in sorted(inner))
