@@ -8,19 +8,34 @@ FLAGS = ("weight", "loss_weight", "train", "trainable", "loss", "learn")
 """Of an answer or a whole row: whether it is learnt. The names of OpenAI, LLaMA-Factory, axolotl and ms-swift."""
 JUDGEMENTS = ("label", "kto_tag", "desirable")
 """Of a row: whether its answer is a good one, as in KTO's data."""
-METADATA = frozenset(
-    "id message_id parent_id index turn turn_id turn_identifier timestamp created_at date lang language model source "
-    "metadata token_count num_tokens country hashed_ip header state toxic redacted".split()
-)
+METADATA = {
+    *(
+        "id",
+        "message_id",
+        "parent_id",
+        "index",
+        "turn",
+        "turn_id",
+        "turn_identifier",
+        "timestamp",
+        "created_at",
+    ),
+    *("date", "lang", "language", "model", "source", "metadata", "token_count", "num_tokens"),
+    *("country", "hashed_ip", "header", "state", "toxic", "redacted"),
+}
 """Of a message: fields that say nothing to a model. Any other field that PAFT does not use refuses the row."""
+READ_OF_MESSAGE = {"role", "content", *FLAGS, *METADATA}
 CONTEXT = "a part of the prompt"
 KINDS = {
     "tool calls": "tools functions tool_calls function_call function_calls tool_choice",
     "reasoning": "reasoning reasoning_content reasoning_details thinking thinking_content thought thoughts "
     "chain_of_thought cot rationale scratchpad",
     "images, sound or video": "image images image_url audio audios video videos files",
-    "a mask of what is learnt": "mask masks masked loss_mask assistant_mask assistant_masks train_mask",
     "settings of a chat template": "chat_template chat_template_kwargs enable_thinking",
+    "a weight, mask or label": " ".join(FLAGS + JUDGEMENTS)
+    + " sample_weight example_weight training masked mask masks "
+    "loss_mask assistant_mask assistant_masks train_mask exclude excluded skip undesirable is_good is_bad thumbs_up "
+    "thumbs_down",
     CONTEXT: "system system_prompt system_message instruction instructions input context history passage documents "
     "choices options",
 }
@@ -72,49 +87,47 @@ def _truth(value: Any, name: str) -> bool:
     return text in TRUE
 
 
-def refuse_unread(row: Mapping[str, Any], used: Set[str], contents: Iterable[str]) -> None:
+def refuse_unread(row: Mapping[str, Any], used: Set[str], prompt: Iterable[str]) -> None:
     """Raise `ValueError` naming a column that changes what the row means and is not in `used`.
 
-    A part of the prompt may stand in a column of its own once more, if it is in one of the row's `contents`.
+    A part of the prompt may stand in a column of its own once more, if one of the texts of the `prompt` holds it.
     """
-    if learnt({name: value for name, value in row.items() if name not in used}) is False:
-        names = ", ".join(repr(name) for name in FLAGS if not is_blank(row.get(name)))
+    extra = {name: value for name, value in row.items() if name not in used and not is_blank(value)}
+    if not extra:
+        return
+    if learnt(extra) is False:
+        names = ", ".join(repr(name) for name in FLAGS if name in extra)
         raise ValueError(f"field {names} says that the row is not to be learnt; remove the row")
-    for name, value in row.items():
-        if name in used or is_blank(value):
-            continue
+    for name, value in extra.items():
         if name in JUDGEMENTS and not _is_good(value):
             raise ValueError(
                 f"field {name!r} is {value!r:.60}, and only answers that it calls good, by true or 1, can be "
                 "learnt; remove the row, or the field if it does not judge the answer"
             )
-        kind = UNREAD.get(re.sub("[_ -]", "", str(name)).lower())
-        if kind and not (kind == CONTEXT and _stands_in(value, contents)):
+        kind = UNREAD.get(re.sub("[_ -]", "", name).lower()) if name not in FLAGS + JUDGEMENTS else None
+        if kind == CONTEXT and not _stands_in(value, prompt):
             raise ValueError(
-                f"field {name!r} holds {kind}, which is not used yet; {_REMEDY[kind == CONTEXT]}"
+                f"field {name!r} holds {kind} and is not used; write it into the prompt or the messages"
             )
-
-
-_REMEDY = ("remove the field if the row is right without it", "write it into the prompt or the messages")
+        if kind and kind != CONTEXT:
+            raise ValueError(
+                f"field {name!r} holds {kind}, which is not used yet; remove it if the row is right without"
+            )
 
 
 def _is_good(value: Any) -> bool:
     return isinstance(value, str | bool | int | float) and str(value).strip().lower() in TRUE
 
 
-def _stands_in(value: Any, contents: Iterable[str]) -> bool:
-    return isinstance(value, str) and any(value.strip() in content for content in contents)
+def _stands_in(value: Any, prompt: Iterable[str]) -> bool:
+    whole = re.compile(rf"(?<!\w){re.escape(value.strip())}(?!\w)") if isinstance(value, str) else None
+    return whole is not None and any(whole.search(text) for text in prompt)
 
 
 def refuse_unread_of_message(message: Mapping[str, Any], at: str) -> None:
     """Raise `ValueError` naming a field of a message that is neither used nor `METADATA`."""
     for name, value in message.items():
-        if (
-            name not in METADATA
-            and name not in FLAGS
-            and name not in ("role", "content")
-            and not is_blank(value)
-        ):
+        if name not in READ_OF_MESSAGE and not is_blank(value):
             raise ValueError(
                 f"field '{at}.{name!s:.40}' is not used yet, and the message may be wrong without it; remove the "
                 "field if it is right"
@@ -132,3 +145,5 @@ def ignored(row: Mapping[str, Any], used: Set[str]) -> Iterator[str]:
                 key for message in value for key in message if key in METADATA and not is_blank(message[key])
             }
             yield from (f"{name}.{key}" for key in sorted(inner))
+            if value and learnt(value[-1]) is False:
+                yield f"{name} after the last learnt answer"

@@ -1,10 +1,10 @@
 """Messages: who says what, and whether it is learnt. Every function raises `ValueError` naming the field."""
 
-from collections.abc import Mapping
-from typing import NotRequired, TypedDict
+from collections.abc import Mapping, Set
+from typing import Any, NotRequired, TypedDict
 
 from paft.data.fields import learnt, refuse_unread_of_message
-from paft.data.written import goes_on, transcript
+from paft.data.written import goes_on, message_list, transcript
 
 ROLES = ("system", "user", "assistant")
 
@@ -109,6 +109,19 @@ def in_order(messages: list[Message], name: str, *, last: str, repeats: bool = F
     return messages
 
 
+def to_last_learnt(messages: list[Message]) -> list[Message]:
+    """The messages up to the last answer that is learnt, of which those that are not have `train` false."""
+    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    learnt = [at for at in answers if messages[at].get("train", True)]
+    if not learnt:
+        raise ValueError("no answer of the row is to be learnt, as its weights or flags say; remove the row")
+    return [unflagged(message) if message.get("train") else message for message in messages[: learnt[-1] + 1]]
+
+
+def unflagged(message: Message) -> Message:
+    return {"role": message["role"], "content": message["content"]}
+
+
 # --- prompts and answers ------------------------------------------------------------------------------
 
 
@@ -148,3 +161,18 @@ def bare(answers: list[Message], prompt: object) -> list[Message]:
     if not isinstance(prompt, str) or transcript(prompt) is None:
         return answers
     return [{**answer, "content": answer["content"].strip()} for answer in answers]
+
+
+# --- lists of messages written as text ----------------------------------------------------------------
+
+
+def listed_messages(row: Mapping[str, Any], columns: Set[str]) -> Mapping[str, Any]:
+    """The row with lists of messages where a column holds one as text, as in CSV."""
+    found = {}
+    for name in columns & row.keys():
+        if isinstance(row[name], str):
+            try:
+                found[name] = message_list(row[name])
+            except ValueError as error:
+                raise ValueError(f"field {name!r} {error}") from None
+    return {**row, **{name: messages for name, messages in found.items() if messages is not None}}

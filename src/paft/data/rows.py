@@ -19,9 +19,12 @@ from paft.data.messages import (
     as_text_answer,
     bare,
     in_order,
+    listed_messages,
     refuse_transcript,
+    to_last_learnt,
+    unflagged,
 )
-from paft.data.written import hh_turns, message_list
+from paft.data.written import hh_turns
 
 CONVERSATION_COLUMNS = {
     RowFormat.messages: {"messages"},
@@ -58,10 +61,10 @@ def parse_conversation(row: object, row_format: RowFormat) -> Conversation:
     Raises ValueError naming the field that is missing, empty, of the wrong type or in the wrong order, or that
     changes what the row means and is not used. `ignored_fields` names the others.
     """
-    columns = _listed_messages(_columns(row))
+    columns = listed_messages(_columns(row), MESSAGE_COLUMNS)
     messages = CONVERSATION_PARSERS[row_format](columns)
-    fields.refuse_unread(columns, USED[row_format], [message["content"] for message in messages])
-    return Conversation(_to_last_learnt(messages))
+    fields.refuse_unread(columns, USED[row_format], _asked(messages))
+    return Conversation(to_last_learnt(messages))
 
 
 def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:
@@ -69,9 +72,9 @@ def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:
 
     Raises ValueError as `parse_conversation`, also if chosen and rejected are the same or answer different prompts.
     """
-    columns = _listed_messages(_columns(row))
+    columns = listed_messages(_columns(row), MESSAGE_COLUMNS)
     pair = PAIR_PARSERS[row_format](columns)
-    fields.refuse_unread(columns, USED[row_format], [message["content"] for message in pair.prompt])
+    fields.refuse_unread(columns, USED[row_format], _asked(pair.prompt))
     pair = _answers_learnt(pair)
     if pair.chosen == pair.rejected:
         raise ValueError("fields 'chosen' and 'rejected' are identical, so the row states no preference")
@@ -80,17 +83,11 @@ def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:
 
 def ignored_fields(row: object, row_format: RowFormat) -> list[str]:
     """The fields of a row that parses which say something and are not used, as `id` or `messages.id`."""
-    return list(fields.ignored(_listed_messages(_columns(row)), USED[row_format]))
+    return list(fields.ignored(listed_messages(_columns(row), MESSAGE_COLUMNS), USED[row_format]))
 
 
-def _to_last_learnt(messages: list[Message]) -> list[Message]:
-    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-    learnt = [at for at in answers if messages[at].get("train", True)]
-    if not learnt:
-        raise ValueError("no answer of the row is to be learnt, as its weights or flags say; remove the row")
-    return [
-        _unflagged(message) if message.get("train") else message for message in messages[: learnt[-1] + 1]
-    ]
+def _asked(messages: list[Message]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] != "assistant"]
 
 
 def _answers_learnt(pair: PreferencePair) -> PreferencePair:
@@ -105,13 +102,7 @@ def _answers_learnt(pair: PreferencePair) -> PreferencePair:
                 f"the weight or flag of a message of {name!r} says otherwise, but a preference branch learns the last "
                 "answer of chosen and rejected and no other; correct or remove it"
             )
-    return PreferencePair(
-        *(list(map(_unflagged, part)) for part in (pair.prompt, pair.chosen, pair.rejected))
-    )
-
-
-def _unflagged(message: Message) -> Message:
-    return {"role": message["role"], "content": message["content"]}
+    return PreferencePair(*(list(map(unflagged, part)) for part in (pair.prompt, pair.chosen, pair.rejected)))
 
 
 def conversation_format(row: object, wanted: RowFormat) -> RowFormat:
@@ -170,18 +161,6 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
     if row.get(name) is None:
         raise ValueError(f"field {name!r} is missing; the row has {_listed(row)}")
     return row[name]
-
-
-def _listed_messages(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with lists of messages where a column holds one as text, as in CSV."""
-    found = {}
-    for name in MESSAGE_COLUMNS & row.keys():
-        if isinstance(row[name], str):
-            try:
-                found[name] = message_list(row[name])
-            except ValueError as error:
-                raise ValueError(f"field {name!r} {error}") from None
-    return {**row, **{name: messages for name, messages in found.items() if messages is not None}}
 
 
 # --- formats -----------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from typing import Any
 
 from paft.store.jsonfile import parse
 
-SPEAKERS = frozenset(
-    "system developer user human assistant gpt bot model tool function function_call observation ipython".split()
-)
+SPEAKERS = {
+    *("system", "developer", "user", "human", "assistant", "gpt", "bot", "model"),
+    *("tool", "function", "function_call", "observation", "ipython"),
+}
 SPEAKER = re.compile(r"""['"](?:role|from)\\*['"]\s*:""")
 SAID = re.compile(r"""['"](?:content|value)\\*['"]\s*:""")
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
