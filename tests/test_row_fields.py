@@ -84,7 +84,9 @@ def test_a_field_of_a_message_that_is_not_used_refuses_the_row(name: str, value:
         parse_preference_pair(row, RowFormat.preference)
 
 
-@pytest.mark.parametrize("nothing", [None, "", [], {}, "[]", "null", [None], {"name": None, "arguments": None}])
+@pytest.mark.parametrize(
+    "nothing", [None, "", [], {}, "[]", "null", [None], {"name": None, "arguments": None}]
+)
 def test_null_and_empty_fields_say_nothing(nothing: object) -> None:
     row = chat(tool_calls=nothing, reasoning_content=nothing, weight=nothing)
     row |= {"tools": nothing, "label": nothing, "system": nothing, "weight": nothing, "id": nothing}
@@ -102,7 +104,10 @@ def test_null_and_empty_fields_say_nothing(nothing: object) -> None:
         ({"thinking": "Let me think."}, "'thinking' holds reasoning"),
         ({"images": ["cat.png"]}, "'images' holds images, sound or video"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs' holds settings"),
-        ({"system": "Be brief."}, "'system' holds a part of the prompt and is not used; write it into the prompt"),
+        (
+            {"system": "Be brief."},
+            "'system' holds a part of the prompt and is not used; write it into the prompt",
+        ),
         ({"context": "Oslo is a city."}, "'context' holds a part of the prompt"),
         ({"input": "H"}, "'input' holds a part of the prompt"),
         ({"history": [["a", "b"]]}, "'history' holds a part of the prompt"),
@@ -179,7 +184,9 @@ def test_flags_of_a_pair_may_only_say_what_a_preference_branch_does() -> None:
         parse_preference_pair(pair(0, 0), RowFormat.preference)
 
 
-@pytest.mark.parametrize("part", [{"text": "Hello"}, {"value": "Hello"}, {"text": "Hello", "image_url": None}])
+@pytest.mark.parametrize(
+    "part", [{"text": "Hello"}, {"value": "Hello"}, {"text": "Hello", "image_url": None}]
+)
 def test_one_typed_part_of_text_is_its_text(part: dict) -> None:
     assert messages({"messages": [USER, ANSWER | {"content": [{"type": "text", **part}]}]}) == [USER, ANSWER]
 

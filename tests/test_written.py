@@ -8,7 +8,7 @@ from paft.config import RowFormat
 from paft.data.rows import parse_conversation, parse_preference_pair, preference_format
 from paft.data.written import message_list
 
-USER = {"role": "user", "content": "it's \"me\""}
+USER = {"role": "user", "content": 'it\'s "me"'}
 ANSWER = {"role": "assistant", "content": "yes\nno"}
 BAD = {"role": "assistant", "content": "no"}
 TURNS = [USER, ANSWER]
@@ -90,7 +90,10 @@ def test_sharegpt_messages_written_as_text_are_no_text() -> None:
 def test_other_texts_stay_texts(text: str) -> None:
     assert message_list(text) is None
     row = {"prompt": text, "completion": text}
-    assert [m["content"] for m in parse_conversation(row, RowFormat.prompt_completion).messages] == [text, text]
+    assert [m["content"] for m in parse_conversation(row, RowFormat.prompt_completion).messages] == [
+        text,
+        text,
+    ]
 
 
 OPEN = "\n\nHuman: Hi\n\nAssistant: What?\n\nHuman: Yes\n\nAssistant:"

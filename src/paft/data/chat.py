@@ -190,7 +190,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, ge
 
 
 def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> Encoded:
-    """Tokens of a conversation; learnt are all answers but those with `train` false, each with its end-of-turn token.
+    """Tokens of a conversation; learnt are the answers (but those with `train` false), each with its end-of-turn token.
 
     The tokenizer's `chat_template` is the template. BOS stands first exactly once if the tokenizer adds it
     or the template writes it. White space behind an end-of-turn token belongs to the next turn. Raises

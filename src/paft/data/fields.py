@@ -142,7 +142,9 @@ def ignored(row: Mapping[str, Any], used: Set[str]) -> Iterator[str]:
                 yield f"{name or repr(name):.60}"
         elif isinstance(value, list):
             wide = [message for message in value if len(message) > 2]
-            inner = {key for message in wide for key in message if key in METADATA and not is_blank(message[key])}
+            inner = {
+                key for message in wide for key in message if key in METADATA and not is_blank(message[key])
+            }
             yield from (f"{name}.{key}" for key in sorted(inner))
             if wide and learnt(value[-1]) is False:
                 yield f"{name} after the last learnt answer"

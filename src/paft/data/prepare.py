@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from paft.config import BadRows, RowFormat, Source, TooLong
-from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair, end_marker, without_marker
+from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair, end_marker
+from paft.data.faults import fault, without_markers
 from paft.data.held_out import write_held_out
 from paft.data.rows import Conversation, PreferencePair
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
@@ -74,34 +75,37 @@ def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path)
     Raises ValueError listing bad rows (before anything is tokenised) and, under `too_long=error`, rows whose
     answer does not fit; also if no row is left.
     """
-    if source.held_out:
-        write_held_out([row for _, row in conversations(source, "held_out")], out)
-    return {
-        split: _prepare(
-            conversations(source, split),
-            lambda row: encode_conversation(tokenizer, row.messages),
-            out / f"{split}.parquet",
-            Encoded,
-            tokenizer,
-        )
-        for split in _splits(source)
-    }
+    return _prepare(
+        source,
+        conversations,
+        lambda row: encode_conversation(tokenizer, row.messages),
+        Encoded,
+        tokenizer,
+        out,
+    )
 
 
 def prepare_preference(
     source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path
 ) -> dict[str, dict[str, Any]]:
     """As `prepare_sft`, with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    return _prepare(
+        source, preference_pairs, lambda row: encode_pair(tokenizer, row), EncodedPair, tokenizer, out
+    )
+
+
+def _prepare(
+    source: Source,
+    read: Callable[[Source, Split], CheckedRows[Row]],
+    encode: Callable[[Row], Tokens],
+    kind: type[Tokens],
+    tokenizer: "PreTrainedTokenizerBase",
+    out: Path,
+) -> dict[str, dict[str, Any]]:
     if source.held_out:
-        write_held_out([row for _, row in preference_pairs(source, "held_out")], out)
+        write_held_out(_unmarked(read(source, "held_out"), encode, tokenizer), out)
     return {
-        split: _prepare(
-            preference_pairs(source, split),
-            lambda row: encode_pair(tokenizer, row),
-            out / f"{split}.parquet",
-            EncodedPair,
-            tokenizer,
-        )
+        split: _prepare_split(read(source, split), encode, out / f"{split}.parquet", kind, tokenizer)
         for split in _splits(source)
     }
 
@@ -110,7 +114,7 @@ def _splits(source: Source) -> list[Split]:
     return ["train", "validation"] if has_validation(source) else ["train"]
 
 
-def _prepare(
+def _prepare_split(
     rows: CheckedRows[Row],
     encode: Callable[[Row], Tokens],
     path: Path,
@@ -122,8 +126,9 @@ def _prepare(
         log.info("%s of %s: ignored: %s", rows.split, rows.label, ", ".join(rows.ignored))
     _write(_encoded(rows, encode, tokenizer, counts), kind, path)
     if not counts.rows:
+        bad = f"{counts.bad_rows} rows are bad, and " if counts.bad_rows else ""
         raise ValueError(
-            f"no row is left for {path.name}: the answers of all {counts.dropped} rows exceed "
+            f"no row is left for {path.name}: {bad}the answers of all {counts.dropped} rows exceed "
             f"max_length={rows.source.max_length} tokens; raise it or set too_long=truncate"
         )
     return asdict(counts) | ({"ignored": rows.ignored} if rows.ignored else {})
@@ -146,8 +151,8 @@ def _encoded(
             counts.dropped += 1
         else:
             kept = whole.fitted(rows.source, tokenizer.bos_token_id)
-            if fault := _fault(row, kept, marker):
-                bad.add(location, fault)
+            if found := fault(row, kept, marker):
+                bad.add(location, found)
                 continue
             counts.add(whole, kept)
             yield kept
@@ -157,24 +162,26 @@ def _encoded(
     counts.bad_rows += bad.count
 
 
+def _unmarked(
+    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], tokenizer: "PreTrainedTokenizerBase"
+) -> list[Row]:
+    """Rows as text, for tasks that score them: without the faulty ones, and without end markers of their own."""
+    bad, marker, good = Problems(), end_marker(tokenizer), []
+    for location, row in rows:
+        if found := fault(row, _encode_at(location, encode, row), marker):
+            bad.add(location, found)
+        else:
+            good.append(without_markers(row, marker))
+    if rows.source.bad_rows is BadRows.error:
+        bad.raise_if_any()
+    return good
+
+
 def _encode_at(location: str, encode: Callable[[Row], Tokens], row: Row) -> Tokens:
     try:
         return encode(row)
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from None
-
-
-def _fault(row: Conversation | PreferencePair, kept: Encoded | EncodedPair, marker: str) -> ValueError | None:
-    """What is wrong if nothing is said beside an end marker, or if the tokens of a pair state no preference."""
-    messages = row.messages if isinstance(row, Conversation) else [*row.prompt, *row.chosen, *row.rejected]
-    if not all(without_marker(message["content"], marker).strip() for message in messages):
-        return ValueError(f"a message says nothing but {marker!r}, the end of a turn")
-    if isinstance(kept, EncodedPair) and kept.chosen_ids == kept.rejected_ids:
-        return ValueError(
-            f"fields 'chosen' and 'rejected' have the same tokens, without {marker!r} at their end and cut to "
-            "max_length, so the row states no preference"
-        )
-    return None
 
 
 def _excess(whole: Encoded | EncodedPair, rows: CheckedRows[Row]) -> ValueError | None:

@@ -1,7 +1,7 @@
 """The two kinds of training row, and how each accepted row format becomes one of them.
 
 Parsing is pure and strict: a row is either exactly one `Conversation` or `PreferencePair`, or a
-ValueError that names the field. Where the row came from is added by `paft.data.sources`.
+ValueError that names the field. No field vanishes: see `paft.data.fields`. Where the row came from is added by `paft.data.sources`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +38,7 @@ MESSAGE_COLUMNS = {"messages", "prompt", "completion", "chosen", "rejected"}
 
 @dataclass(frozen=True)
 class Conversation:
-    """An optional system message, then user and assistant in turn, ending with the assistant."""
+    """An optional system message, then user and assistant in turn, ending with an answer that is learnt."""
 
     messages: list[Message]
 
