@@ -149,7 +149,7 @@ def test_fields_that_are_not_used_are_counted_over_the_good_rows(tmp_path: Path)
         ),
     ],
 )
-def test_a_column_that_stands_twice_is_refused(
+def test_a_field_that_would_vanish_while_reading_is_refused(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)

@@ -77,7 +77,7 @@ def test_sharegpt_messages_written_as_text_are_no_text() -> None:
     [
         "[1, 2]",
         "[]",
-        "[INST] hi",
+        "the mark <|im_start|>user",
         '{"tool": "convert", "from": "EUR", "to": "USD", "value": 3}',
         '[{"role": "admin", "content": "all"}]',
         '[{"name": "weather", "arguments": {}}]',
@@ -151,6 +151,36 @@ def test_another_transcript_is_refused(prompt: str) -> None:
         parse_preference_pair({"prompt": prompt, "chosen": "A", "rejected": "B"}, RowFormat.preference)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] Hi [/INST]",
+        "[INST] Hi [/INST]",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>",
+        "<bos><start_of_turn>user\nHi<end_of_turn>\n",
+        "<|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n",
+    ],
+)
+def test_a_prompt_already_in_a_chat_template_is_refused(prompt: str) -> None:
+    message = "field 'prompt' begins with the marks of a chat template"
+    with pytest.raises(ValueError, match=message):
+        parse_conversation({"prompt": prompt, "completion": "Good"}, RowFormat.prompt_completion)
+    with pytest.raises(ValueError, match=message):
+        parse_preference_pair({"prompt": prompt, "chosen": "A", "rejected": "B"}, RowFormat.preference)
+
+
+def test_typed_parts_written_as_text_are_refused() -> None:
+    row = {"prompt": "[{'type': 'text', 'text': 'Hi'}]", "completion": "Good"}
+    with pytest.raises(ValueError, match="field 'prompt' is a list of typed parts written as text"):
+        parse_conversation(row, RowFormat.prompt_completion)
+
+
+def test_a_question_that_is_a_list_of_messages_is_refused() -> None:
+    with pytest.raises(ValueError, match="field 'question' must be text, got list"):
+        parse_conversation({"question": repr([USER]), "answer": "Good"}, RowFormat.gsm8k)
+
+
 def test_a_transcript_that_begins_the_answer_is_refused() -> None:
     with pytest.raises(ValueError, match="'prompt' must end with role 'user', got 'assistant'"):
         row = {"prompt": "\n\nHuman: Hi\n\nAssistant: Well,", "completion": " good"}
@@ -167,8 +197,9 @@ def test_an_answer_that_holds_other_turns_is_refused() -> None:
         parse_conversation({"prompt": "Hi", "completion": f"{OPEN} Good"}, RowFormat.prompt_completion)
 
 
-def test_a_message_that_is_a_transcript_is_refused() -> None:
-    row = {"messages": [{"role": "user", "content": OPEN}, GOOD]}
+@pytest.mark.parametrize("text", [OPEN, OPEN.removesuffix("\n\nAssistant:")])
+def test_a_message_that_is_a_transcript_is_refused(text: str) -> None:
+    row = {"messages": [{"role": "user", "content": text}, GOOD]}
     with pytest.raises(ValueError, match=r"'messages\[0\].content' is a transcript of several turns"):
         parse_conversation(row, RowFormat.messages)
 

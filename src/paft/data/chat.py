@@ -172,6 +172,12 @@ def end_marker(tokenizer: "PreTrainedTokenizerBase") -> str:
     return marker
 
 
+def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """The `end_marker`, and the tokenizer's EOS if that is another token: what no message's text ends with."""
+    marker, eos = end_marker(tokenizer), tokenizer.eos_token
+    return (marker, eos) if eos and eos != marker else (marker,)
+
+
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or "this model"
 
@@ -196,8 +202,8 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Mes
     or the template writes it. White space behind an end-of-turn token belongs to the next turn. Raises
     ValueError for a template without an end-of-turn token, or one that rewrites earlier turns.
     """
-    marker = end_marker(tokenizer)
-    messages = _unmarked(messages, marker)
+    marker, *_ = ends = end_tokens(tokenizer)
+    messages = _unmarked(messages, ends)
     row, before = Encoded([], []), ""
     for at in (at for at, message in enumerate(messages) if message["role"] == "assistant"):
         prompt, answer = _turn(tokenizer, messages[:at], messages[at])
@@ -218,22 +224,22 @@ def encode_pair(tokenizer: "PreTrainedTokenizerBase", pair: PreferencePair) -> E
 
     BOS and errors as in `encode_conversation`.
     """
-    marker = end_marker(tokenizer)
-    prompt, answers = _unmarked(pair.prompt, marker), _unmarked([*pair.chosen, *pair.rejected], marker)
+    ends = end_tokens(tokenizer)
+    prompt, answers = _unmarked(pair.prompt, ends), _unmarked([*pair.chosen, *pair.rejected], ends)
     (before, chosen), (_, rejected) = (_turn(tokenizer, prompt, answer) for answer in answers)
     answer_ids = [_encode_answer(tokenizer, prompt, before, answer) for answer in (chosen, rejected)]
     return EncodedPair(_encode_start(tokenizer, before), *answer_ids)
 
 
-def _unmarked(messages: list[Message], marker: str) -> list[Message]:
-    """The messages without an end marker that the data itself brings, which would then stand twice."""
-    return [{**message, "content": without_marker(message["content"], marker)} for message in messages]
+def _unmarked(messages: list[Message], ends: tuple[str, ...]) -> list[Message]:
+    """The messages without the ends that the data itself brings, which would then stand twice."""
+    return [{**message, "content": without_end(message["content"], ends)} for message in messages]
 
 
-def without_marker(content: str, marker: str) -> str:
-    """What comes before the end markers with which a message ends, white space behind each of them aside."""
-    while (text := content.rstrip()).endswith(marker):
-        content = text.removesuffix(marker)
+def without_end(content: str, ends: tuple[str, ...]) -> str:
+    """What comes before the `end_tokens` with which a message ends, and before white space behind each of them."""
+    while (text := content.rstrip()).endswith(ends):
+        content = text.removesuffix(next(end for end in ends if text.endswith(end)))
     return content
 
 

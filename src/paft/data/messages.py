@@ -66,9 +66,15 @@ def _content(value: object, name: str, role: str) -> str:
         case [{"type": "text", **part}] if len(texts := [t for t in part.values() if t is not None]) == 1:
             value = texts[0] if {"text", "value"} & part.keys() else value
     content = as_text(value, name)
-    if role == "user" and content.rstrip().endswith("\n\nAssistant:"):
+    if role == "user" and _is_hh(content):
         refuse_transcript(content, name)
     return content
+
+
+def _is_hh(text: str) -> bool:
+    """Whether a text is as a prompt of Anthropic/hh-rlhf, and not one in which somebody quotes a conversation."""
+    opens, asks = text.rstrip().endswith("\n\nAssistant:"), text.lstrip().startswith("Human:")
+    return opens or (asks and "\n\nAssistant:" in text)
 
 
 def refuse_transcript(text: str, name: str) -> None:

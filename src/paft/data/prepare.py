@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from paft.config import BadRows, RowFormat, Source, TooLong
-from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair, end_marker
-from paft.data.faults import fault, without_markers
+from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair, end_tokens
+from paft.data.faults import fault, without_ends
 from paft.data.held_out import write_held_out
 from paft.data.rows import Conversation, PreferencePair
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
@@ -141,7 +141,7 @@ def _encoded(
     counts: Counts,
 ) -> Iterator[Tokens]:
     """The rows within the limits of their source, counted."""
-    too_long, bad, marker = Problems(), Problems(), end_marker(tokenizer)
+    too_long, bad, ends = Problems(), Problems(), end_tokens(tokenizer)
     for location, row in tqdm(rows, f"tokenising {rows.split}", unit=" rows", delay=QUIET_SECONDS):
         whole = _encode_at(location, encode, row)
         excess = _excess(whole, rows)
@@ -151,7 +151,7 @@ def _encoded(
             counts.dropped += 1
         else:
             kept = whole.fitted(rows.source, tokenizer.bos_token_id)
-            if found := fault(row, kept, marker):
+            if found := fault(row, kept, ends):
                 bad.add(location, found)
                 continue
             counts.add(whole, kept)
@@ -166,12 +166,12 @@ def _unmarked(
     rows: CheckedRows[Row], encode: Callable[[Row], Tokens], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[Row]:
     """Rows as text, for tasks that score them: without the faulty ones, and without end markers of their own."""
-    bad, marker, good = Problems(), end_marker(tokenizer), []
+    bad, ends, good = Problems(), end_tokens(tokenizer), []
     for location, row in rows:
-        if found := fault(row, _encode_at(location, encode, row), marker):
+        if found := fault(row, _encode_at(location, encode, row), ends):
             bad.add(location, found)
         else:
-            good.append(without_markers(row, marker))
+            good.append(without_ends(row, ends))
     if rows.source.bad_rows is BadRows.error:
         bad.raise_if_any()
     return good

@@ -1,7 +1,8 @@
 """The two kinds of training row, and how each accepted row format becomes one of them.
 
 Parsing is pure and strict: a row is either exactly one `Conversation` or `PreferencePair`, or a
-ValueError that names the field. No field vanishes: see `paft.data.fields`. Where the row came from is added by `paft.data.sources`.
+ValueError that names the field. No field vanishes: see `paft.data.fields`. Where the row came from is added by
+`paft.data.sources`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +34,6 @@ CONVERSATION_COLUMNS = {
 }
 PREFERENCE_COLUMNS = {RowFormat.preference: {"chosen", "rejected"}, RowFormat.hh: {"chosen", "rejected"}}
 USED = {**CONVERSATION_COLUMNS, **PREFERENCE_COLUMNS, RowFormat.preference: {"prompt", "chosen", "rejected"}}
-MESSAGE_COLUMNS = {"messages", "prompt", "completion", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def parse_conversation(row: object, row_format: RowFormat) -> Conversation:
     Raises ValueError naming the field that is missing, empty, of the wrong type or in the wrong order, or that
     changes what the row means and is not used. `ignored_fields` names the others.
     """
-    columns = listed_messages(_columns(row), MESSAGE_COLUMNS)
+    columns = listed_messages(_columns(row), USED[row_format])
     messages = CONVERSATION_PARSERS[row_format](columns)
     fields.refuse_unread(columns, USED[row_format], _asked(messages))
     return Conversation(to_last_learnt(messages))
@@ -72,7 +72,7 @@ def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:
 
     Raises ValueError as `parse_conversation`, also if chosen and rejected are the same or answer different prompts.
     """
-    columns = listed_messages(_columns(row), MESSAGE_COLUMNS)
+    columns = listed_messages(_columns(row), USED[row_format])
     pair = PAIR_PARSERS[row_format](columns)
     fields.refuse_unread(columns, USED[row_format], _asked(pair.prompt))
     pair = _answers_learnt(pair)
@@ -83,7 +83,7 @@ def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:
 
 def ignored_fields(row: object, row_format: RowFormat) -> list[str]:
     """The fields of a row that parses which say something and are not used, as `id` or `messages.id`."""
-    return list(fields.ignored(listed_messages(_columns(row), MESSAGE_COLUMNS), USED[row_format]))
+    return list(fields.ignored(listed_messages(_columns(row), USED[row_format]), USED[row_format]))
 
 
 def _asked(messages: list[Message]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Conversations that a field holds as one text: a list of messages in JSON or Python, or a transcript."""
+"""Conversations that a field holds as one text: a list of messages in JSON or Python, a transcript, a rendering."""
 
 import ast
 import json
@@ -14,6 +14,11 @@ SPEAKERS = {
 }
 SPEAKER = re.compile(r"""['"](?:role|from)\\*['"]\s*:""")
 SAID = re.compile(r"""['"](?:content|value)\\*['"]\s*:""")
+PARTS = re.compile(r"""\[\s*\{\s*['"]type['"]\s*:\s*['"](?:text|image|image_url|audio|video)['"]""")
+RENDERED = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]"
+    r"|<\|(?:system|user|human|assistant)\|>|<\|start\|>|<｜User｜>)"
+)
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 ASKS = re.compile(r"^[^\w\n]{0,8}(?:human|user)[^\w\n]{0,4}:", re.IGNORECASE | re.MULTILINE)
@@ -28,6 +33,8 @@ def message_list(text: str) -> list[Any] | None:
     Raises `ValueError` for a text that begins as such a list and is neither JSON nor Python, as what NumPy prints.
     """
     begun = text.lstrip(" \t\r\n\"'")
+    if PARTS.match(begun):
+        raise ValueError(f"is a list of typed parts written as text: {text!r:.60}; write the text alone")
     if begun[:1] not in ("[", "{", "(", "a") or not (SPEAKER.search(text) and SAID.search(text)):
         return None
     for read in (_json, _python):
@@ -73,9 +80,15 @@ def _json_begins(text: str) -> bool:
 def transcript(text: str) -> list[dict[str, str]] | None:
     """The turns of a text in which a human and an assistant speak, or None for any other text.
 
-    The last turn is the assistant's and empty where the text ends as a prompt does. Raises `ValueError` for a
-    transcript whose turns are not those of Anthropic/hh-rlhf: a blank line, then `Human:` or `Assistant:`.
+    The last turn is the assistant's and empty where the text ends as a prompt does. Raises `ValueError` for turns
+    that are already written in a chat template, and for a transcript whose turns are not those of
+    Anthropic/hh-rlhf: a blank line, then `Human:` or `Assistant:`.
     """
+    if RENDERED.match(text):
+        raise ValueError(
+            f"begins with the marks of a chat template: {text.strip()!r:.60}; write the turns as a list of messages, "
+            "for the template is added to them"
+        )
     reply = REPLIES.search(text)
     if reply is None:
         return None
