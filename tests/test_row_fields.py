@@ -46,7 +46,7 @@ def test_what_follows_the_last_learnt_answer_is_left_out_and_listed() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (chat(weight=0), "no answer of the row is to be learnt"),
+        (chat(weight=0), "leave no answer of the row to be learnt"),
         (chat(weight=0.5), r"'messages\[1\].weight' must be 0 or 1, false or true, got 0.5"),
         (chat(weight=-1), "must be 0 or 1"),
         (chat(train="no"), r"'messages\[1\].train' must be 0 or 1, false or true, got 'no'"),
@@ -119,6 +119,10 @@ def test_null_and_empty_fields_say_nothing(nothing: object) -> None:
         ({"train": "False"}, "'train' says that the row is not to be learnt"),
         ({"weight": 0.5}, "'weight' must be 0 or 1"),
         ({"sample_weight": 0.5}, "'sample_weight' holds a weight, mask or label"),
+        ({"weights": [0, 1]}, "'weights' holds a weight, mask or label"),
+        ({"is_correct": False}, "'is_correct' is False"),
+        ({"toolCalls": CALL}, "'toolCalls' holds tool calls"),
+        ({"choices": ["H", "J"]}, "'choices' holds a part of the prompt"),
         ({"Weight": 1}, "'Weight' holds a weight, mask or label"),
         ({"lossMask": [0, 1]}, "'lossMask' holds a weight, mask or label"),
     ],
@@ -154,6 +158,7 @@ def test_a_part_of_the_prompt_may_stand_in_a_column_of_its_own_once_more() -> No
     row = {"messages": [system, USER, ANSWER], "system": "Be brief.", "instruction": " Hi "}
     assert messages(row) == [system, USER, ANSWER]
     assert ignored_fields(row, RowFormat.messages) == ["system", "instruction"]
+    assert messages(row | {"options": ["Hi", "brief"]}) == [system, USER, ANSWER]
     with pytest.raises(ValueError, match="'input' holds a part of the prompt"):
         messages(row | {"input": "brie"})
     with pytest.raises(ValueError, match="'input' holds a part of the prompt"):
@@ -178,9 +183,9 @@ def test_flags_of_a_pair_may_only_say_what_a_preference_branch_does() -> None:
         parsed = parse_preference_pair(pair(earlier, chosen), RowFormat.preference)
         assert parsed.prompt == [USER, ANSWER, USER]
         assert parsed.chosen == [{"role": "assistant", "content": "A"}]
-    with pytest.raises(ValueError, match="flag of a message of 'prompt' says otherwise"):
+    with pytest.raises(ValueError, match="field 'prompt' has a message with a weight or flag"):
         parse_preference_pair(pair(1, 1), RowFormat.preference)
-    with pytest.raises(ValueError, match="flag of a message of 'chosen' says otherwise"):
+    with pytest.raises(ValueError, match="field 'chosen' has a message with a weight or flag"):
         parse_preference_pair(pair(0, 0), RowFormat.preference)
 
 

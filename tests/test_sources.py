@@ -144,6 +144,11 @@ def test_fields_that_are_not_used_are_counted_over_the_good_rows(tmp_path: Path)
         ),
         (
             "a.json",
+            b'{"data": [{"prompt": "a", "completion": "b"}], "system": "s"}',
+            "a.json: field 'system' holds a part of the prompt",
+        ),
+        (
+            "a.json",
             b'[{"prompt": "a", "completion": "b", "prompt": "c"}]',
             "a.json.* field 'prompt' stands twice",
         ),

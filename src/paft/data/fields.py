@@ -6,7 +6,16 @@ from typing import Any
 
 FLAGS = ("weight", "loss_weight", "train", "trainable", "loss", "learn")
 """Of an answer or a whole row: whether it is learnt. The names of OpenAI, LLaMA-Factory, axolotl and ms-swift."""
-JUDGEMENTS = ("label", "kto_tag", "desirable")
+JUDGEMENTS = (
+    "label",
+    "kto_tag",
+    "desirable",
+    "is_desirable",
+    "is_good",
+    "is_correct",
+    "is_accepted",
+    "thumbs_up",
+)
 """Of a row: whether its answer is a good one, as in KTO's data."""
 METADATA = {
     *(
@@ -17,30 +26,38 @@ METADATA = {
         "turn",
         "turn_id",
         "turn_identifier",
+        "num_tokens",
+        "token_count",
+    ),
+    *(
         "timestamp",
         "created_at",
+        "date",
+        "lang",
+        "language",
+        "model",
+        "source",
+        "metadata",
+        "country",
+        "header",
     ),
-    *("date", "lang", "language", "model", "source", "metadata", "token_count", "num_tokens"),
-    *("country", "hashed_ip", "header", "state", "toxic", "redacted"),
+    *("hashed_ip", "state", "toxic", "redacted"),
 }
 """Of a message: fields that say nothing to a model. Any other field that PAFT does not use refuses the row."""
 READ_OF_MESSAGE = {"role", "content", *FLAGS, *METADATA}
 CONTEXT = "a part of the prompt"
 KINDS = {
-    "tool calls": "tools functions tool_calls function_call function_calls tool_choice",
-    "reasoning": "reasoning reasoning_content reasoning_details thinking thinking_content thought thoughts "
-    "chain_of_thought cot rationale scratchpad",
-    "images, sound or video": "image images image_url audio audios video videos files",
-    "settings of a chat template": "chat_template chat_template_kwargs enable_thinking",
-    "a weight, mask or label": " ".join(FLAGS + JUDGEMENTS)
-    + " sample_weight example_weight training masked mask masks "
-    "loss_mask assistant_mask assistant_masks train_mask exclude excluded skip undesirable is_good is_bad thumbs_up "
-    "thumbs_down",
-    CONTEXT: "system system_prompt system_message instruction instructions input context history passage documents "
-    "choices options",
+    "tool calls": "tool function tool_call function_call tool_choice",
+    "reasoning": "reasoning reasoning_content reasoning_detail thinking thinking_content thought chain_of_thought cot "
+    "rationale scratchpad",
+    "images, sound or video": "image image_url audio video",
+    "a weight, mask or label": f"{' '.join(FLAGS + JUDGEMENTS)} sample_weight turn_weight message_weight training "
+    "train_on mask masked loss_mask assistant_mask train_mask exclude excluded skip undesirable is_bad thumbs_down",
+    "settings of a chat template": "chat_template chat_template_kwarg enable_thinking",
+    CONTEXT: "system system_prompt system_message instruction input context history passage document choice option",
 }
-UNREAD = {name.replace("_", ""): kind for kind, names in KINDS.items() for name in names.split()}
-"""Field of a row, without its underscores -> what it holds that PAFT does not use."""
+UNREAD = {name.replace("_", "").rstrip("s"): kind for kind, names in KINDS.items() for name in names.split()}
+"""Field of a row, as `_plain` writes it -> what it holds that PAFT does not use."""
 
 TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 BLANK = ("", "null", "none", "nan", "[]", "{}")
@@ -104,7 +121,7 @@ def refuse_unread(row: Mapping[str, Any], used: Set[str], prompt: Iterable[str])
                 f"field {name!r} is {value!r:.60}, and only answers that it calls good, by true or 1, can be "
                 "learnt; remove the row, or the field if it does not judge the answer"
             )
-        kind = UNREAD.get(re.sub("[_ -]", "", name).lower()) if name not in FLAGS + JUDGEMENTS else None
+        kind = UNREAD.get(_plain(name)) if name not in FLAGS + JUDGEMENTS else None
         if kind == CONTEXT and not _stands_in(value, prompt):
             raise ValueError(
                 f"field {name!r} holds {kind} and is not used; write it into the prompt or the messages"
@@ -119,7 +136,14 @@ def _is_good(value: Any) -> bool:
     return isinstance(value, str | bool | int | float) and str(value).strip().lower() in TRUE
 
 
+def _plain(name: str) -> str:
+    """A field's name without its case, underscores and plural: `toolCalls` is `toolcall`."""
+    return re.sub("[_ -]", "", name).lower().rstrip("s")
+
+
 def _stands_in(value: Any, prompt: Iterable[str]) -> bool:
+    if isinstance(value, list):
+        return all(_stands_in(item, prompt) for item in value)
     whole = re.compile(rf"(?<!\w){re.escape(value.strip())}(?!\w)") if isinstance(value, str) else None
     return whole is not None and any(whole.search(text) for text in prompt)
 

@@ -120,7 +120,9 @@ def to_last_learnt(messages: list[Message]) -> list[Message]:
     answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     learnt = [at for at in answers if messages[at].get("train", True)]
     if not learnt:
-        raise ValueError("no answer of the row is to be learnt, as its weights or flags say; remove the row")
+        raise ValueError(
+            "the fields with weights or flags leave no answer of the row to be learnt; remove the row"
+        )
     return [unflagged(message) if message.get("train") else message for message in messages[: learnt[-1] + 1]]
 
 
