@@ -116,8 +116,11 @@ def test_a_transcript_as_the_prompt_is_read_turn_by_turn(prompt: str) -> None:
     assert (pair.prompt, pair.chosen, pair.rejected) == (PROMPT, [GOOD], [POOR])
 
 
-def test_a_prompt_of_one_human_turn_is_read() -> None:
-    row = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "completion": " Good"}
+@pytest.mark.parametrize(
+    "prompt", ["\n\nHuman: Hi\n\nAssistant:", "Human: Hi\n\nAssistant:", "\n\nHuman: Hi"]
+)
+def test_a_prompt_of_one_human_turn_is_read(prompt: str) -> None:
+    row = {"prompt": prompt, "completion": " Good"}
     assert parse_conversation(row, RowFormat.prompt_completion).messages == [PROMPT[0], GOOD]
 
 
@@ -142,6 +145,9 @@ def test_answers_that_are_transcripts_repeat_their_prompt(prompt: object) -> Non
         "A chat between a human and an assistant.\n\nHuman: Hi\n\nAssistant:",
         "\n\nHuman: Hi\nAssistant: What?\n\nHuman: Yes\n\nAssistant:",
         "Human: Hi\nAI:",
+        "Human: Hi",
+        "Human: Hi Assistant: What? Human: Yes Assistant:",
+        "User: Hi Assistant:",
     ],
 )
 def test_another_transcript_is_refused(prompt: str) -> None:
@@ -170,6 +176,12 @@ def test_a_prompt_already_in_a_chat_template_is_refused(prompt: str) -> None:
         parse_preference_pair({"prompt": prompt, "chosen": "A", "rejected": "B"}, RowFormat.preference)
 
 
+def test_a_list_of_messages_written_into_a_message_is_refused() -> None:
+    row = {"messages": [{"role": "user", "content": repr([USER])}, ANSWER]}
+    with pytest.raises(ValueError, match=r"'messages\[0\].content' is a list of messages written as text"):
+        parse_conversation(row, RowFormat.messages)
+
+
 def test_typed_parts_written_as_text_are_refused() -> None:
     row = {"prompt": "[{'type': 'text', 'text': 'Hi'}]", "completion": "Good"}
     with pytest.raises(ValueError, match="field 'prompt' is a list of typed parts written as text"):
@@ -193,6 +205,9 @@ def test_an_answer_that_holds_other_turns_is_refused() -> None:
         parse_conversation({"prompt": "Hi", "completion": runaway}, RowFormat.prompt_completion)
     with pytest.raises(ValueError, match="'chosen' goes on with turns of a transcript"):
         parse_preference_pair({"prompt": "Hi", "chosen": runaway, "rejected": "B"}, RowFormat.preference)
+    for begun in ("\n\nAssistant: Good", "Assistant: Good"):
+        with pytest.raises(ValueError, match="'completion' begins with 'Assistant:'"):
+            parse_conversation({"prompt": "\n\nHuman: Hi", "completion": begun}, RowFormat.prompt_completion)
     with pytest.raises(ValueError, match="'completion' is a transcript of several turns"):
         parse_conversation({"prompt": "Hi", "completion": f"{OPEN} Good"}, RowFormat.prompt_completion)
 
@@ -207,8 +222,8 @@ def test_a_message_that_is_a_transcript_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "prompt",
     [
-        "Human: an essay on being one",
-        "Human: Hi",
+        "Humans: an essay on being one",
+        "User: cannot log in",
         "What does 'Assistant:' mean after 'Human:'?",
         "Summarise:\n\nUser: my screen is black\nAssistant: is it on?\n\nIn one sentence.",
         "Assistant: a job description",

@@ -68,6 +68,10 @@ def _content(value: object, name: str, role: str) -> str:
     content = as_text(value, name)
     if role == "user" and _is_hh(content):
         refuse_transcript(content, name)
+    if role == "user" and _written_list(content, name) is not None:
+        raise ValueError(
+            f"field {name!r} is a list of messages written as text; write each as a message of its own"
+        )
     return content
 
 
@@ -157,6 +161,10 @@ def as_answer(value: object, name: str) -> list[Message]:
 
 
 def as_text_answer(value: str, name: str) -> Message:
+    if value.lstrip("\n #*<").startswith("Assistant:"):
+        raise ValueError(
+            f"field {name!r} begins with 'Assistant:', as a turn of a transcript; write what is said alone"
+        )
     if goes_on(value):
         raise ValueError(
             f"field {name!r} goes on with turns of a transcript after the answer; cut it before them"
@@ -176,11 +184,13 @@ def bare(answers: list[Message], prompt: object) -> list[Message]:
 
 def listed_messages(row: Mapping[str, Any], columns: Set[str]) -> Mapping[str, Any]:
     """The row with lists of messages where a column holds one as text, as in CSV."""
-    found = {}
-    for name in columns & row.keys():
-        if isinstance(row[name], str):
-            try:
-                found[name] = message_list(row[name])
-            except ValueError as error:
-                raise ValueError(f"field {name!r} {error}") from None
-    return {**row, **{name: messages for name, messages in found.items() if messages is not None}}
+    texts = {name: row[name] for name in columns & row.keys() if isinstance(row[name], str)}
+    lists = {name: _written_list(text, name) for name, text in texts.items()}
+    return {**row, **{name: messages for name, messages in lists.items() if messages is not None}}
+
+
+def _written_list(text: str, name: str) -> list[Any] | None:
+    try:
+        return message_list(text)
+    except ValueError as error:
+        raise ValueError(f"field {name!r} {error}") from None

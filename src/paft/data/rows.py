@@ -99,8 +99,8 @@ def _answers_learnt(pair: PreferencePair) -> PreferencePair:
     ):
         if any(message.get("train", does) is not does for message in messages):
             raise ValueError(
-                f"field {name!r} has a message with a weight or flag that says otherwise, but a preference branch learns "
-                "the last answers, chosen and rejected, and no other; correct or remove it"
+                f"field {name!r} has a message with a weight or flag that says otherwise, but a preference branch "
+                "learns the last answers, chosen and rejected, and no other; correct or remove it"
             )
     return PreferencePair(*(list(map(unflagged, part)) for part in (pair.prompt, pair.chosen, pair.rejected)))
 

@@ -22,6 +22,7 @@ RENDERED = re.compile(
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 ASKS = re.compile(r"^[^\w\n]{0,8}(?:human|user)[^\w\n]{0,4}:", re.IGNORECASE | re.MULTILINE)
+REPLY = re.compile(r"\b(?:assistant|ai|bot|chatbot|gpt)[^\w\n]{0,4}:", re.IGNORECASE)
 REPLIES = re.compile(
     r"^[^\w\n]{0,8}(?:assistant|ai|bot|chatbot|gpt)[^\w\n]{0,4}:", re.IGNORECASE | re.MULTILINE
 )
@@ -89,22 +90,30 @@ def transcript(text: str) -> list[dict[str, str]] | None:
             f"begins with the marks of a chat template: {text.strip()!r:.60}; write the turns as a list of messages, "
             "for the template is added to them"
         )
-    reply = REPLIES.search(text)
-    if reply is None:
-        return None
-    asked = ASKS.search(text, 0, reply.start())
-    *_, last = REPLIES.finditer(text)
-    if asked is None or (text[: asked.start()].strip() and text[last.end() :].strip()):
+    if not _is_spoken(text):
         return None
     turns = hh_turns(text)
-    if turns is None or any(
-        ASKS.search(turn["content"]) or REPLIES.search(turn["content"]) for turn in turns
-    ):
+    if turns is None or (len(turns) == 1 and not text.startswith("\n\n")) or any(map(_holds_turns, turns)):
         raise ValueError(
             f"is a transcript of several turns: {text.strip()!r:.60}; write it as a list of messages, or each turn "
             "after a blank line and 'Human:' or 'Assistant:'"
         )
     return turns
+
+
+def _is_spoken(text: str) -> bool:
+    """Whether a text begins with a human's turn, or ends where an assistant's begins, after one of a human."""
+    begins = ASKS.match(text.lstrip())
+    if begins and (begins[0] == "Human:" or REPLY.search(text)):
+        return True
+    *_, last = [None, *REPLIES.finditer(text)]
+    return (
+        last is not None and not text[last.end() :].strip() and ASKS.search(text, 0, last.start()) is not None
+    )
+
+
+def _holds_turns(turn: dict[str, str]) -> bool:
+    return bool(ASKS.search(turn["content"]) or REPLIES.search(turn["content"]))
 
 
 def hh_turns(text: str) -> list[dict[str, str]] | None:
