@@ -1,12 +1,14 @@
 """Conversations written as one text, in every place of a row: read exactly or refused, never learnt as that text."""
 
 import json
+import time
+from contextlib import suppress
 
 import pytest
 
 from paft.config import RowFormat
 from paft.data.rows import parse_conversation, parse_preference_pair, preference_format
-from paft.data.written import message_list
+from paft.data.written import goes_on, message_list, transcript
 
 USER = {"role": "user", "content": 'it\'s "me"'}
 ANSWER = {"role": "assistant", "content": "yes\nno"}
@@ -234,3 +236,22 @@ def test_a_prompt_that_only_mentions_speakers_stays_one_turn(prompt: str) -> Non
     row = {"prompt": prompt, "completion": " Good"}
     found = parse_conversation(row, RowFormat.prompt_completion).messages
     assert [message["content"] for message in found] == [prompt, " Good"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 200_000,
+        "[" + " " * 200_000 + "'role': 'content':",
+        "Human: x\n" * 20_000 + "ai:" + "-" * 200_000 + "x",
+        "User: x" + "ai:!" * 50_000 + "x",
+        "['role': 'content': " + "[" * 100_000,
+        "\\" * 200_000 + "'role'",
+    ],
+)
+def test_long_texts_take_no_time(text: str) -> None:
+    started = time.process_time()
+    for read in (message_list, transcript, goes_on):
+        with suppress(ValueError):
+            read(text)
+    assert time.process_time() - started < 2

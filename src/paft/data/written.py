@@ -16,13 +16,13 @@ SPEAKER = re.compile(r"""['"](?:role|from)\\*['"]\s*:""")
 SAID = re.compile(r"""['"](?:content|value)\\*['"]\s*:""")
 PARTS = re.compile(r"""\[\s*\{\s*['"]type['"]\s*:\s*['"](?:text|image|image_url|audio|video)['"]""")
 RENDERED = re.compile(
-    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]"
+    r"(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]"
     r"|<\|(?:system|user|human|assistant)\|>|<\|start\|>|<｜User｜>)"
 )
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 ASKS = re.compile(r"^[^\w\n]{0,8}(?:human|user)[^\w\n]{0,4}:", re.IGNORECASE | re.MULTILINE)
-REPLY = re.compile(r"\b(?:assistant|ai|bot|chatbot|gpt)[^\w\n]{0,4}:", re.IGNORECASE)
+OPENS = re.compile(r"\b(?:assistant|ai|bot|chatbot|gpt)[^\w\n]{0,4}:\W{0,4}\Z", re.IGNORECASE)
 REPLIES = re.compile(
     r"^[^\w\n]{0,8}(?:assistant|ai|bot|chatbot|gpt)[^\w\n]{0,4}:", re.IGNORECASE | re.MULTILINE
 )
@@ -44,7 +44,7 @@ def message_list(text: str) -> list[Any] | None:
             return _as_messages(read(value) if isinstance(value, str) else value)
         except ValueError:
             continue
-    if not re.match(r"(?:array\()?[\[({]\s*\{?\s*\\*['\"]", begun) or _json_begins(begun):
+    if not re.match(r"(?:array\()?[\[({]\s{0,9}\{?\s{0,9}\\*['\"]", begun) or _json_begins(begun):
         return None
     raise ValueError(
         f"looks like a list of messages written as text, and is neither JSON nor Python: {text!r:.60}; "
@@ -85,7 +85,7 @@ def transcript(text: str) -> list[dict[str, str]] | None:
     that are already written in a chat template, and for a transcript whose turns are not those of
     Anthropic/hh-rlhf: a blank line, then `Human:` or `Assistant:`.
     """
-    if RENDERED.match(text):
+    if RENDERED.match(text.lstrip()):
         raise ValueError(
             f"begins with the marks of a chat template: {text.strip()!r:.60}; write the turns as a list of messages, "
             "for the template is added to them"
@@ -103,13 +103,13 @@ def transcript(text: str) -> list[dict[str, str]] | None:
 
 def _is_spoken(text: str) -> bool:
     """Whether a text begins with a human's turn, or ends where an assistant's begins, after one of a human."""
-    begins = ASKS.match(text.lstrip())
-    if begins and (begins[0] == "Human:" or REPLY.search(text)):
+    asked = ASKS.search(text)
+    if asked is None:
+        return False
+    begins = not text[: asked.start()].strip()
+    if begins and (asked[0] == "Human:" or REPLIES.search(text)):
         return True
-    *_, last = [None, *REPLIES.finditer(text)]
-    return (
-        last is not None and not text[last.end() :].strip() and ASKS.search(text, 0, last.start()) is not None
-    )
+    return OPENS.search(text.rstrip(), asked.end()) is not None
 
 
 def _holds_turns(turn: dict[str, str]) -> bool:
