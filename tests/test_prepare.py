@@ -282,11 +282,15 @@ def test_fields_that_are_not_used_are_said_once_and_counted(
     assert [r.message for r in caplog.records] == [f"train of {tmp_path / 'q.jsonl'}: ignored: id, source"]
 
 
-def test_rows_called_bad_can_be_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_called_bad_can_be_left_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"prompt": f"Q{at}", "completion": "A", "label": at % 2 == 0} for at in range(6)]
     source = FileSource(path=jsonl(tmp_path / "k.jsonl", rows))
     with pytest.raises(ValueError, match=r"(?s)3 row\(s\).*bad_rows=drop.*row 2: field 'label' is False"):
         prepare_sft(source, tokenizer, tmp_path)
     source.bad_rows = BadRows.drop
-    counts = prepare_sft(source, tokenizer, tmp_path)["train"]
+    with caplog.at_level("INFO", "paft"):
+        counts = prepare_sft(source, tokenizer, tmp_path)["train"]
     assert (counts["rows"], counts["bad_rows"]) == (3, 3) and "ignored" not in counts
+    assert caplog.messages == [f"train of {tmp_path / 'k.jsonl'}: left out: 3 bad rows, 0 too long"]

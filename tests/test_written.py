@@ -81,7 +81,9 @@ def test_sharegpt_messages_written_as_text_are_no_text() -> None:
         "[]",
         "the mark <|im_start|>user",
         '{"tool": "convert", "from": "EUR", "to": "USD", "value": 3}',
-        '[{"role": "admin", "content": "all"}]',
+        '[{"role": "admin", "name": "Bo", "content": "all"}]',
+        '[{"label": "Name", "type": "text"}]',
+        '{"type": "text", "name": "Bo"',
         '[{"name": "weather", "arguments": {}}]',
         '[{"role": "user", "content": "hi"}] What is wrong with this request?',
         'messages = [{"role": "user", "content": "hi"}]',
@@ -184,8 +186,22 @@ def test_a_list_of_messages_written_into_a_message_is_refused() -> None:
         parse_conversation(row, RowFormat.messages)
 
 
-def test_typed_parts_written_as_text_are_refused() -> None:
-    row = {"prompt": "[{'type': 'text', 'text': 'Hi'}]", "completion": "Good"}
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{'role': 'client', 'content': 'hi'}]", r"'prompt\[0\].role' must be one of"),
+        ("[{'role': 'Human', 'content': 'hi', 'id': 1}]", r"'prompt\[0\].role' must be one of"),
+        ("{'role': ['user'], 'content': ['hi'], 'id': [1]}", r"'prompt\[0\].role' must be text, got list"),
+    ],
+)
+def test_messages_of_other_roles_or_shapes_are_no_text(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_conversation({"prompt": text, "completion": "yes"}, RowFormat.prompt_completion)
+
+
+@pytest.mark.parametrize("part", [{"type": "text", "text": "Hi"}, {"text": "Hi", "type": "text", "id": None}])
+def test_typed_parts_written_as_text_are_refused(part: dict) -> None:
+    row = {"prompt": repr([part]), "completion": "Good"}
     with pytest.raises(ValueError, match="field 'prompt' is a list of typed parts written as text"):
         parse_conversation(row, RowFormat.prompt_completion)
 

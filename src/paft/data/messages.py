@@ -186,7 +186,8 @@ def listed_messages(row: Mapping[str, Any], columns: Set[str]) -> Mapping[str, A
     """The row with lists of messages where a column holds one as text, as in CSV."""
     texts = {name: row[name] for name in columns & row.keys() if isinstance(row[name], str)}
     lists = {name: _written_list(text, name) for name, text in texts.items()}
-    return {**row, **{name: messages for name, messages in lists.items() if messages is not None}}
+    found = {name: messages for name, messages in lists.items() if messages is not None}
+    return {**row, **found} if found else row
 
 
 def _written_list(text: str, name: str) -> list[Any] | None:

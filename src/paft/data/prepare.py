@@ -121,10 +121,12 @@ def _prepare_split(
     kind: type[Tokens],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, Any]:
-    counts = Counts(bad_rows=rows.num_bad)
+    counts, name = Counts(bad_rows=rows.num_bad), f"{rows.split} of {rows.label}"
     if rows.ignored:
-        log.info("%s of %s: ignored: %s", rows.split, rows.label, ", ".join(rows.ignored))
+        log.info("%s: ignored: %s", name, ", ".join(rows.ignored))
     _write(_encoded(rows, encode, tokenizer, counts), kind, path)
+    if counts.bad_rows or counts.dropped:
+        log.info("%s: left out: %d bad rows, %d too long", name, counts.bad_rows, counts.dropped)
     if not counts.rows:
         bad = f"{counts.bad_rows} rows are bad, and " if counts.bad_rows else ""
         raise ValueError(

@@ -14,7 +14,8 @@ SPEAKERS = {
 }
 SPEAKER = re.compile(r"""['"](?:role|from)\\*['"]\s*:""")
 SAID = re.compile(r"""['"](?:content|value)\\*['"]\s*:""")
-PARTS = re.compile(r"""\[\s*\{\s*['"]type['"]\s*:\s*['"](?:text|image|image_url|audio|video)['"]""")
+PART_KINDS = {"text", "image", "image_url", "audio", "video"}
+PART = re.compile(rf"""['"]type['"]\s*:\s*['"](?:{"|".join(sorted(PART_KINDS))})['"]""")
 RENDERED = re.compile(
     r"(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]"
     r"|<\|(?:system|user|human|assistant)\|>|<\|start\|>|<｜User｜>)"
@@ -34,16 +35,19 @@ def message_list(text: str) -> list[Any] | None:
     Raises `ValueError` for a text that begins as such a list and is neither JSON nor Python, as what NumPy prints.
     """
     begun = text.lstrip(" \t\r\n\"'")
-    if PARTS.match(begun):
-        raise ValueError(f"is a list of typed parts written as text: {text!r:.60}; write the text alone")
-    if begun[:1] not in ("[", "{", "(", "a") or not (SPEAKER.search(text) and SAID.search(text)):
+    spoken = SPEAKER.search(text) and SAID.search(text)
+    if begun[:1] not in ("[", "{", "(", "a") or not (spoken or PART.search(text)):
         return None
     for read in (_json, _python):
         try:
             value = read(text.strip())
             return _as_messages(read(value) if isinstance(value, str) else value)
+        except _TypedParts:
+            raise
         except ValueError:
             continue
+    if not spoken:
+        return None
     if not re.match(r"(?:array\()?[\[({]\s{0,9}\{?\s{0,9}\\*['\"]", begun) or _json_begins(begun):
         return None
     raise ValueError(
@@ -52,10 +56,29 @@ def message_list(text: str) -> list[Any] | None:
     )
 
 
+class _TypedParts(ValueError):
+    pass
+
+
 def _as_messages(value: Any) -> list[Any] | None:
     items = [value] if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
-    speakers = [item.get("role", item.get("from")) if isinstance(item, dict) else None for item in items]
-    return items if any(speaker in SPEAKERS for speaker in speakers) else None
+    objects = [item for item in items if isinstance(item, dict)]
+    if objects and all(_is_part(item) for item in items):
+        raise _TypedParts("is a list of typed parts written as text; write the text alone")
+    return items if any(map(_is_message, objects)) else None
+
+
+def _is_part(item: Any) -> bool:
+    kind = item.get("type") if isinstance(item, dict) else None
+    return isinstance(kind, str) and kind in PART_KINDS and bool({kind, "value"} & item.keys())
+
+
+def _is_message(item: dict[Any, Any]) -> bool:
+    """Whether an object names a speaker, or says nothing but a role and a content; a column may hold a list of each."""
+    speaker = item.get("role", item.get("from"))
+    first = speaker[0] if isinstance(speaker, list) and speaker else speaker
+    named = isinstance(first, str) and first.lower() in SPEAKERS
+    return named or item.keys() == {"role", "content"}
 
 
 def _json(text: str) -> Any:
