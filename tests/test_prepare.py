@@ -258,6 +258,11 @@ def test_a_message_of_nothing_but_an_end_marker_is_a_bad_row(
         prepare_sft(source, tokenizer, tmp_path)
     source.bad_rows = BadRows.drop
     assert prepare_sft(source, tokenizer, tmp_path)["train"]["bad_rows"] == 1
+    source.path = jsonl(tmp_path / "all.jsonl", rows[1:])
+    with pytest.raises(
+        ValueError, match=r"no row is left for train.parquet: all 1 are bad; set bad_rows=error"
+    ):
+        prepare_sft(source, tokenizer, tmp_path)
 
 
 def test_held_out_rows_have_no_end_marker_of_their_own(

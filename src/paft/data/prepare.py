@@ -69,9 +69,8 @@ class Counts:
 def prepare_sft(source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path) -> dict[str, dict[str, Any]]:
     """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
 
-    Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as
-    text. The result maps each split to the fields of `Counts`, and where the rows have fields that are not used to
-    `ignored`: their names and in how many rows each says something.
+    Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as text. The result maps each
+    split to the fields of `Counts` and, where rows have fields that are not used, `ignored`: in how many rows each is.
     Raises ValueError listing bad rows (before anything is tokenised) and, under `too_long=error`, rows whose
     answer does not fit; also if no row is left.
     """
@@ -128,12 +127,17 @@ def _prepare_split(
     if counts.bad_rows or counts.dropped:
         log.info("%s: left out: %d bad rows, %d too long", name, counts.bad_rows, counts.dropped)
     if not counts.rows:
-        bad = f"{counts.bad_rows} rows are bad, and " if counts.bad_rows else ""
-        raise ValueError(
-            f"no row is left for {path.name}: {bad}the answers of all {counts.dropped} rows exceed "
-            f"max_length={rows.source.max_length} tokens; raise it or set too_long=truncate"
-        )
+        raise ValueError(f"no row is left for {path.name}: {_why_none(counts, rows.source)}")
     return asdict(counts) | ({"ignored": rows.ignored} if rows.ignored else {})
+
+
+def _why_none(counts: Counts, source: Source) -> str:
+    if not counts.dropped:
+        return f"all {counts.bad_rows} are bad; set bad_rows=error to see why"
+    return (
+        f"the answers of all {counts.dropped} rows exceed max_length={source.max_length} tokens; raise it or "
+        "set too_long=truncate"
+    )
 
 
 def _encoded(
