@@ -1,11 +1,18 @@
-"""What only the tokenizer shows of a row that parses: end markers of its own, and answers of equal tokens."""
+"""What only its tokens show of a row that parses: answers that are too long or equal, end markers of its own."""
 
 from typing import TypeVar
 
+from paft.config import RowFormat, Source
 from paft.data.chat import Encoded, EncodedPair, without_end
 from paft.data.rows import Conversation, Message, PreferencePair
 
 Row = TypeVar("Row", Conversation, PreferencePair)
+
+ANSWER_FIELDS = {
+    RowFormat.messages: "messages (last answer)",
+    RowFormat.prompt_completion: "completion",
+    RowFormat.gsm8k: "answer",
+}
 
 
 def fault(
@@ -33,3 +40,16 @@ def without_ends(row: Row, ends: tuple[str, ...]) -> Row:
 
 def _unmarked(messages: list[Message], ends: tuple[str, ...]) -> list[Message]:
     return [{**message, "content": without_end(message["content"], ends)} for message in messages]
+
+
+def excess(whole: Encoded | EncodedPair, source: Source, row_format: RowFormat) -> ValueError | None:
+    """What is wrong if an answer fills `max_length` alone and leaves no token to the prompt."""
+    limit = source.max_length
+    for name, length in whole.answer_lengths.items():
+        if length >= limit:
+            field = ANSWER_FIELDS.get(row_format, name)
+            return ValueError(
+                f"field {field!r} has {length} tokens, and with one of the "
+                f"prompt exceeds max_length={limit}; raise it or set too_long=drop or truncate"
+            )
+    return None

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from paft.config import BadRows, RowFormat, Source, TooLong
+from paft.config import BadRows, Source, TooLong
 from paft.data.chat import Encoded, EncodedPair, encode_conversation, encode_pair, end_tokens
-from paft.data.faults import fault, without_ends
+from paft.data.faults import excess, fault, without_ends
 from paft.data.held_out import write_held_out
 from paft.data.rows import Conversation, PreferencePair
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
@@ -31,11 +31,6 @@ log = logging.getLogger("paft")
 ROWS_PER_GROUP = 1024
 QUIET_SECONDS = 3
 """Work shorter than this shows no progress bar."""
-ANSWER_FIELDS = {
-    RowFormat.messages: "messages (last answer)",
-    RowFormat.prompt_completion: "completion",
-    RowFormat.gsm8k: "answer",
-}
 
 
 @dataclass
@@ -150,10 +145,10 @@ def _encoded(
     too_long, bad, ends = Problems(), Problems(), end_tokens(tokenizer)
     for location, row in tqdm(rows, f"tokenising {rows.split}", unit=" rows", delay=QUIET_SECONDS):
         whole = _encode_at(location, encode, row)
-        excess = _excess(whole, rows)
-        if excess and rows.source.too_long is TooLong.error:
-            too_long.add(location, excess)
-        elif excess and rows.source.too_long is TooLong.drop:
+        too_much = excess(whole, rows.source, rows.row_format)
+        if too_much and rows.source.too_long is TooLong.error:
+            too_long.add(location, too_much)
+        elif too_much and rows.source.too_long is TooLong.drop:
             counts.dropped += 1
         else:
             kept = whole.fitted(rows.source, tokenizer.bos_token_id)
@@ -188,19 +183,6 @@ def _encode_at(location: str, encode: Callable[[Row], Tokens], row: Row) -> Toke
         return encode(row)
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from None
-
-
-def _excess(whole: Encoded | EncodedPair, rows: CheckedRows[Row]) -> ValueError | None:
-    """What is wrong if an answer fills `max_length` alone and leaves no token to the prompt."""
-    limit = rows.source.max_length
-    for name, length in whole.answer_lengths.items():
-        if length >= limit:
-            field = ANSWER_FIELDS.get(rows.row_format, name)
-            return ValueError(
-                f"field {field!r} has {length} tokens, and with one of the "
-                f"prompt exceeds max_length={limit}; raise it or set too_long=drop or truncate"
-            )
-    return None
 
 
 def _write(rows: Iterator[Tokens], kind: type[Tokens], path: Path) -> None:
