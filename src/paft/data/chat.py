@@ -203,7 +203,7 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Mes
     ValueError for a template without an end-of-turn token, or one that rewrites earlier turns.
     """
     marker, *_ = ends = end_tokens(tokenizer)
-    messages = _unmarked(messages, ends)
+    messages = unmarked(messages, ends)
     row, before = Encoded([], []), ""
     for at in (at for at, message in enumerate(messages) if message["role"] == "assistant"):
         prompt, answer = _turn(tokenizer, messages[:at], messages[at])
@@ -225,13 +225,13 @@ def encode_pair(tokenizer: "PreTrainedTokenizerBase", pair: PreferencePair) -> E
     BOS and errors as in `encode_conversation`.
     """
     ends = end_tokens(tokenizer)
-    prompt, answers = _unmarked(pair.prompt, ends), _unmarked([*pair.chosen, *pair.rejected], ends)
+    prompt, answers = unmarked(pair.prompt, ends), unmarked([*pair.chosen, *pair.rejected], ends)
     (before, chosen), (_, rejected) = (_turn(tokenizer, prompt, answer) for answer in answers)
     answer_ids = [_encode_answer(tokenizer, prompt, before, answer) for answer in (chosen, rejected)]
     return EncodedPair(_encode_start(tokenizer, before), *answer_ids)
 
 
-def _unmarked(messages: list[Message], ends: tuple[str, ...]) -> list[Message]:
+def unmarked(messages: list[Message], ends: tuple[str, ...]) -> list[Message]:
     """The messages without the ends that the data itself brings, which would then stand twice."""
     return [{**message, "content": without_end(message["content"], ends)} for message in messages]
 

@@ -3,8 +3,8 @@
 from typing import TypeVar
 
 from paft.config import RowFormat, Source
-from paft.data.chat import Encoded, EncodedPair, without_end
-from paft.data.rows import Conversation, Message, PreferencePair
+from paft.data.chat import Encoded, EncodedPair, unmarked, without_end
+from paft.data.rows import Conversation, PreferencePair
 
 Row = TypeVar("Row", Conversation, PreferencePair)
 
@@ -35,11 +35,7 @@ def fault(
 
 def without_ends(row: Row, ends: tuple[str, ...]) -> Row:
     """The row as text without the ends that it brings itself."""
-    return type(row)(**{name: _unmarked(messages, ends) for name, messages in vars(row).items()})
-
-
-def _unmarked(messages: list[Message], ends: tuple[str, ...]) -> list[Message]:
-    return [{**message, "content": without_end(message["content"], ends)} for message in messages]
+    return type(row)(**{name: unmarked(messages, ends) for name, messages in vars(row).items()})
 
 
 def excess(whole: Encoded | EncodedPair, source: Source, row_format: RowFormat) -> ValueError | None:
