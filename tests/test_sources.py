@@ -194,6 +194,10 @@ def test_demo_source_yields_both_kinds() -> None:
     assert len(preference_pairs(DemoSource(skill=Skill.honesty, num_rows=6), "validation")) == 64
 
 
+def test_columns_of_the_embedded_data_are_not_listed() -> None:
+    assert preference_pairs(DemoSource(skill=Skill.honesty, num_rows=6), "train").ignored == {}
+
+
 def test_max_rows_takes_the_first_rows(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     assert len(conversations(FileSource(path=str(path), max_rows=2), "train")) == 2

@@ -113,7 +113,7 @@ GOOD, POOR = ({"role": "assistant", "content": text} for text in ("Good", "Poor"
 def test_a_transcript_as_the_prompt_is_read_turn_by_turn(prompt: str) -> None:
     row = {"prompt": prompt, "completion": " Good"}
     assert parse_conversation(row, RowFormat.prompt_completion).messages == [*PROMPT, GOOD]
-    row = {"question": prompt, "answer": "Good"}
+    row = {"question": prompt, "answer": " Good"}
     assert parse_conversation(row, RowFormat.gsm8k).messages == [*PROMPT, GOOD]
     row = {"prompt": prompt, "chosen": " Good", "rejected": " Poor\n"}
     pair = parse_preference_pair(row, preference_format(row, RowFormat.auto))

@@ -6,42 +6,12 @@ from typing import Any
 
 FLAGS = ("weight", "loss_weight", "train", "trainable", "loss", "learn")
 """Of an answer or a whole row: whether it is learnt. The names of OpenAI, LLaMA-Factory, axolotl and ms-swift."""
-JUDGEMENTS = (
-    "label",
-    "kto_tag",
-    "desirable",
-    "is_desirable",
-    "is_good",
-    "is_correct",
-    "is_accepted",
-    "thumbs_up",
-)
+JUDGEMENTS = ("label", "kto_tag", "desirable", "is_desirable", "is_good", "is_correct", "is_accepted")
 """Of a row: whether its answer is a good one, as in KTO's data."""
 METADATA = {
-    *(
-        "id",
-        "message_id",
-        "parent_id",
-        "index",
-        "turn",
-        "turn_id",
-        "turn_identifier",
-        "num_tokens",
-        "token_count",
-    ),
-    *(
-        "timestamp",
-        "created_at",
-        "date",
-        "lang",
-        "language",
-        "model",
-        "source",
-        "metadata",
-        "country",
-        "header",
-    ),
-    *("hashed_ip", "state", "toxic", "redacted"),
+    *("id", "message_id", "parent_id", "index", "turn", "turn_id", "turn_identifier"),
+    *("timestamp", "created_at", "date", "lang", "language", "model", "source", "metadata"),
+    *("num_tokens", "token_count", "country", "header", "hashed_ip", "state", "toxic", "redacted"),
 }
 """Of a message: fields that say nothing to a model. Any other field that PAFT does not use refuses the row."""
 READ_OF_MESSAGE = {"role", "content", *FLAGS, *METADATA}
@@ -52,7 +22,8 @@ KINDS = {
     "rationale scratchpad",
     "images, sound or video": "image image_url audio video",
     "a weight, mask or label": f"{' '.join(FLAGS + JUDGEMENTS)} sample_weight turn_weight message_weight training "
-    "train_on mask masked loss_mask assistant_mask train_mask exclude excluded skip undesirable is_bad thumbs_down",
+    "train_on mask masked loss_mask assistant_mask train_mask exclude excluded skip undesirable is_bad thumbs_up "
+    "thumbs_down",
     "settings of a chat template": "chat_template chat_template_kwarg enable_thinking",
     CONTEXT: "system system_prompt system_message instruction input context history passage document choice option",
 }

@@ -138,38 +138,45 @@ def unflagged(message: Message) -> Message:
 
 
 def as_prompt(value: object, name: str) -> list[Message]:
-    if not isinstance(value, str):
-        return in_order(as_messages(value, name), name, last="user", repeats=True)
-    turns = written_turns(as_text(value, name), name)
-    return (
-        [{"role": "user", "content": value}]
-        if turns is None
-        else in_order(turns, name, last="user", repeats=True)
-    )
-
-
-def as_answer(value: object, name: str) -> list[Message]:
-    """An answer given as text or as a list of messages, which may repeat the prompt before it."""
+    """A prompt given as text, as a transcript or as a list of messages; it ends with the user."""
     if isinstance(value, str):
         messages = written_turns(as_text(value, name), name)
         if messages is None:
-            return [as_text_answer(value, name)]
+            return [{"role": "user", "content": value}]
+    else:
+        messages = as_messages(value, name)
+    return in_order(messages, name, last="user", repeats=True)
+
+
+def as_answer(value: object, name: str) -> list[Message]:
+    """An answer given as text or as a list of messages, which may repeat the prompt before it, as a transcript does."""
+    if isinstance(value, str):
+        messages = written_turns(as_text(value, name), name)
+        if messages is None:
+            return [_said(value, name)]
     else:
         messages = as_messages(value, name)
     alone = len(messages) == 1 and messages[0]["role"] == "assistant"
     return messages if alone else in_order(messages, name, last="assistant", repeats=True)
 
 
-def as_text_answer(value: str, name: str) -> Message:
-    if value.lstrip("\n #*<").startswith("Assistant:"):
+def as_text_answer(value: object, name: str) -> Message:
+    """An answer given as text alone."""
+    text = as_text(value, name)
+    refuse_transcript(text, name)
+    return _said(text, name)
+
+
+def _said(text: str, name: str) -> Message:
+    if text.lstrip("\n #*<").startswith("Assistant:"):
         raise ValueError(
             f"field {name!r} begins with 'Assistant:', as a turn of a transcript; write what is said alone"
         )
-    if goes_on(value):
+    if goes_on(text):
         raise ValueError(
             f"field {name!r} goes on with turns of a transcript after the answer; cut it before them"
         )
-    return {"role": "assistant", "content": as_text(value, name)}
+    return {"role": "assistant", "content": text}
 
 
 def bare(answers: list[Message], prompt: object) -> list[Message]:

@@ -21,7 +21,6 @@ from paft.data.messages import (
     bare,
     in_order,
     listed_messages,
-    refuse_transcript,
     to_last_learnt,
     unflagged,
 )
@@ -175,13 +174,12 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     if not isinstance(completion, str):
         messages = as_messages(completion, "completion")
         return in_order([*prompt, *messages], "prompt + completion", last="assistant")
-    refuse_transcript(as_text(completion, "completion"), "completion")
     return [*prompt, *bare([as_text_answer(completion, "completion")], row["prompt"])]
 
 
 def _from_gsm8k(row: Mapping[str, Any]) -> list[Message]:
-    question, answer = (as_text(_field(row, name), name) for name in ("question", "answer"))
-    return [*as_prompt(question, "question"), as_text_answer(answer, "answer")]
+    question, answer = as_text(_field(row, "question"), "question"), _field(row, "answer")
+    return [*as_prompt(question, "question"), *bare([as_text_answer(answer, "answer")], question)]
 
 
 def _from_preference(row: Mapping[str, Any]) -> PreferencePair:
