@@ -126,13 +126,10 @@ def transcript(text: str) -> list[dict[str, str]] | None:
 
 def _is_spoken(text: str) -> bool:
     """Whether a text begins with a human's turn, or ends where an assistant's begins, after one of a human."""
-    asked = ASKS.search(text)
-    if asked is None:
-        return False
-    begins = not text[: asked.start()].strip()
-    if begins and (asked[0] == "Human:" or REPLIES.search(text)):
+    begins = ASKS.match(text.lstrip())
+    if begins and (begins[0] == "Human:" or REPLIES.search(text)):
         return True
-    return OPENS.search(text.rstrip(), asked.end()) is not None
+    return OPENS.search(text.rstrip()[-40:]) is not None and ASKS.search(text) is not None
 
 
 def _holds_turns(turn: dict[str, str]) -> bool:
