@@ -35,8 +35,10 @@ def message_list(text: str) -> list[Any] | None:
     Raises `ValueError` for a text that begins as such a list and is neither JSON nor Python, as what NumPy prints.
     """
     begun = text.lstrip(" \t\r\n\"'")
+    if not begun.startswith(("[", "{", "(", "array")):
+        return None
     spoken = SPEAKER.search(text) and SAID.search(text)
-    if begun[:1] not in ("[", "{", "(", "a") or not (spoken or PART.search(text)):
+    if not (spoken or PART.search(text)):
         return None
     for read in (_json, _python):
         try:
