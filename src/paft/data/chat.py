@@ -172,6 +172,12 @@ def end_marker(tokenizer: "PreTrainedTokenizerBase") -> str:
     return marker
 
 
+def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """The `end_marker`, and the tokenizer's EOS if that is another token: what no message's text ends with."""
+    marker, eos = end_marker(tokenizer), tokenizer.eos_token
+    return (marker, eos) if eos and eos != marker else (marker,)
+
+
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or "this model"
 
@@ -190,14 +196,14 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, ge
 
 
 def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> Encoded:
-    """Tokens of a conversation; learnt are all answers, each with its end-of-turn token and nothing else.
+    """Tokens of a conversation; learnt are the answers (but those with `train` false), each with its end-of-turn token.
 
     The tokenizer's `chat_template` is the template. BOS stands first exactly once if the tokenizer adds it
     or the template writes it. White space behind an end-of-turn token belongs to the next turn. Raises
     ValueError for a template without an end-of-turn token, or one that rewrites earlier turns.
     """
-    marker = end_marker(tokenizer)
-    messages = _unmarked(messages, marker)
+    marker, *_ = ends = end_tokens(tokenizer)
+    messages = unmarked(messages, ends)
     row, before = Encoded([], []), ""
     for at in (at for at, message in enumerate(messages) if message["role"] == "assistant"):
         prompt, answer = _turn(tokenizer, messages[:at], messages[at])
@@ -206,8 +212,9 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: list[Mes
             _encode_after(tokenizer, marker, context) if before else _encode_start(tokenizer, context)
         )
         answer_ids = _encode_answer(tokenizer, messages[:at], prompt, answer)
+        labels = answer_ids if messages[at].get("train", True) else [IGNORE] * len(answer_ids)
         row.input_ids.extend(context_ids + answer_ids)
-        row.labels.extend([IGNORE] * len(context_ids) + answer_ids)
+        row.labels.extend([IGNORE] * len(context_ids) + labels)
         before = prompt + answer
     return row
 
@@ -217,18 +224,23 @@ def encode_pair(tokenizer: "PreTrainedTokenizerBase", pair: PreferencePair) -> E
 
     BOS and errors as in `encode_conversation`.
     """
-    marker = end_marker(tokenizer)
-    prompt, answers = _unmarked(pair.prompt, marker), _unmarked([*pair.chosen, *pair.rejected], marker)
+    ends = end_tokens(tokenizer)
+    prompt, answers = unmarked(pair.prompt, ends), unmarked([*pair.chosen, *pair.rejected], ends)
     (before, chosen), (_, rejected) = (_turn(tokenizer, prompt, answer) for answer in answers)
     answer_ids = [_encode_answer(tokenizer, prompt, before, answer) for answer in (chosen, rejected)]
     return EncodedPair(_encode_start(tokenizer, before), *answer_ids)
 
 
-def _unmarked(messages: list[Message], marker: str) -> list[Message]:
-    """The messages without an end marker that the data itself brings, which would then stand twice."""
-    return [
-        {"role": message["role"], "content": message["content"].removesuffix(marker)} for message in messages
-    ]
+def unmarked(messages: list[Message], ends: tuple[str, ...]) -> list[Message]:
+    """The messages without the ends that the data itself brings, which would then stand twice."""
+    return [{**message, "content": without_end(message["content"], ends)} for message in messages]
+
+
+def without_end(content: str, ends: tuple[str, ...]) -> str:
+    """What comes before the `end_tokens` with which a message ends, and before white space behind each of them."""
+    while (text := content.rstrip()).endswith(ends):
+        content = text.removesuffix(next(end for end in ends if text.endswith(end)))
+    return content
 
 
 def _turn(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message], answer: Message) -> tuple[str, str]:
