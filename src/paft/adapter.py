@@ -24,7 +24,7 @@ from paft.layers.dropout import RowDropout, Rows
 from paft.layers.fuse import fuse
 from paft.layers.lora import LoraLinear
 from paft.losses import IGNORE, Head, label_logps
-from paft.paths import can_share, head_of, last_hidden, packs, pads, paths_of
+from paft.proof.paths import can_share, head_of, last_hidden, packs, pads, paths_of
 from paft.quantize import is_quantized
 from paft.stage import canonical
 

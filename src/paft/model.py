@@ -27,14 +27,14 @@ from transformers.utils.logging import disable_progress_bar
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.data.chat import template_text
 from paft.merge.checkpoint import read_checkpoint
-from paft.paths import FastPaths, take
+from paft.proof.paths import FastPaths, take
 from paft.stage import canonical
 from paft.store.jsonfile import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from paft.proof import Proof
+    from paft.proof.search import Proof
 
 CONVERSION = 1
 """Raise when the folders made by `_from_gguf` or `_random` change."""
@@ -191,7 +191,7 @@ def load_base(
 
 def prove_base(folder: Path, config: ModelConfig, *, device: str = "cpu") -> "Proof":
     """Which fast paths give the results of the base in `folder`; see `paft.proof`."""
-    from paft.proof import prove
+    from paft.proof.search import prove
 
     settings = base_settings(folder, config)
     tensors = (tensor for file in read_checkpoint(folder).values() for tensor in file.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 from paft.config import Quantization, RunConfig
 from paft.graph import FORWARDS, Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
-from paft.proven import device_of, paths_of_run
+from paft.proof.record import device_of, paths_of_run
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json

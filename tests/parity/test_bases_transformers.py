@@ -13,7 +13,7 @@ from paft.config import LocalModel, LoraConfig
 from paft.data.chat import IGNORE, Encoded, EncodedPair
 from paft.evaluate.loglikelihood import LogLikelihoods
 from paft.model import load_base, prove_base
-from paft.paths import HeadForm, can_share, packs, paths_of
+from paft.proof.paths import HeadForm, can_share, packs, paths_of
 from paft.training.batches import sft_tensors
 from paft.training.pairs import answer_logps, pair_tensors
 

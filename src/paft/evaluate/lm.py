@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paft.evaluate.loglikelihood import LogLikelihoods
 from paft.evaluate.tree import Request
-from paft.paths import paths_of
+from paft.proof.paths import paths_of
 
 
 class SparingLM(HFLM):

@@ -2,7 +2,7 @@
 
 What requests begin with together is forwarded once for all of them (`paft.evaluate.tree`), and the output head is
 applied only to the positions before a target. A model takes each of these savings where it was proved to give the
-same (`paft.paths`).
+same (`paft.proof.paths`).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from paft.evaluate.tree import Request, Row, Trunk, batches, branches_of, grow
 from paft.losses import BLOCK_N, Head
-from paft.paths import can_share, head_of, last_hidden, pads, paths_of
+from paft.proof.paths import can_share, head_of, last_hidden, pads, paths_of
 
 
 class TrunkCache(DynamicCache):

@@ -19,7 +19,7 @@ from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
 from paft.evaluate.splits import choose
 from paft.model import load_base, load_tokenizer
-from paft.paths import FastPaths
+from paft.proof.paths import FastPaths
 from paft.store.jsonfile import write_json
 
 TASKS = Path(__file__).parent / "tasks"

@@ -10,8 +10,8 @@ from paft.config import RunConfig
 from paft.graph import FORWARDS
 from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
 from paft.plan.precedents import Precedents
-from paft.proven import describe as describe_base
-from paft.proven import device_of, known, proof_file
+from paft.proof.record import describe as describe_base
+from paft.proof.record import device_of, known, proof_file
 from paft.stage import Stage
 from paft.store.store import Store
 

@@ -12,7 +12,7 @@ from paft.data.prepare import read_preference, read_sft
 from paft.delta import adapter_statistics, read_adapter
 from paft.graph import BranchStage
 from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
-from paft.proven import paths_of_run
+from paft.proof.record import paths_of_run
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json

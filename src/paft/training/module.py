@@ -16,7 +16,7 @@ from torch import Tensor
 from paft.adapter import Policy, add_deltas
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
 from paft.model import load_base
-from paft.paths import FastPaths, paths_of
+from paft.proof.paths import FastPaths, paths_of
 from paft.quantize import quantize
 from paft.training.batches import GlobalBatch, micro_batches
 from paft.training.nonfinite import LeftOut

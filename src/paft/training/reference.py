@@ -20,7 +20,7 @@ from paft.data.chat import EncodedPair
 from paft.data.prepare import read_preference
 from paft.graph import FirstSteps, ReferenceStage
 from paft.model import base_folder, load_base, load_tokenizer
-from paft.proven import paths_of_run
+from paft.proof.record import paths_of_run
 from paft.quantize import quantize
 from paft.run import Context
 from paft.stage import Stage

@@ -12,7 +12,7 @@ from paft.data.chat import IGNORE, Encoded, EncodedPair
 from paft.evaluate.loglikelihood import LogLikelihoods
 from paft.evaluate.tree import Trunk, branches_of, lay
 from paft.layers.attention import sees_whole_rows
-from paft.paths import HeadForm, last_hidden
+from paft.proof.paths import HeadForm, last_hidden
 from paft.training.batches import sft_tensors
 from paft.training.pairs import shared_prompt_tensors
 

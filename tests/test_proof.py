@@ -17,8 +17,8 @@ from paft.data.chat import IGNORE, Encoded
 from paft.data.prepare import read_sft
 from paft.evaluate.lm import SparingLM
 from paft.model import base_folder, load_base, load_tokenizer
-from paft.proof import shortened
-from paft.proven import known, proof_file, proved_paths
+from paft.proof.record import known, proof_file, proved_paths
+from paft.proof.search import shortened
 from paft.training.batches import StepLoader, sft_tensors
 
 TINY = TinyModel(name="tiny", dtype=DType.bfloat16, hidden_size=32)
@@ -98,7 +98,7 @@ def test_of_a_large_base_the_first_layers_of_every_kind_are_proved(
 ) -> None:
     kinds = ["conv", "conv", "conv", "full_attention", "conv", "full_attention"]
     config = small_base(tmp_path, "lfm2", num_hidden_layers=6, layer_types=kinds)
-    monkeypatch.setattr("paft.proof.WHOLE", 1000)
+    monkeypatch.setattr("paft.proof.search.WHOLE", 1000)
     base = load_base(tmp_path, config)
     assert shortened(base.config, 10**9).num_hidden_layers == 4 and len(base.model.layers) == 6
     rows = texts(30, 12)

@@ -20,7 +20,7 @@ from paft.stage import canonical
 from paft.store.jsonfile import read_object, write_json
 
 if TYPE_CHECKING:
-    from paft.paths import FastPaths
+    from paft.proof.paths import FastPaths
 
 log = logging.getLogger("paft")
 
@@ -59,7 +59,7 @@ def proved_paths(folder: Path, model: ModelConfig, store: Path, device: str) -> 
 
     Raises `ValueError` for a base that is no causal language model.
     """
-    from paft.paths import FastPaths, HeadForm
+    from paft.proof.paths import FastPaths, HeadForm
 
     file = proof_file(store, model, device)
     found = known(store, model, device)
