@@ -180,6 +180,27 @@ def test_bos_stands_once_and_eos_is_not_doubled(template: Template) -> None:
     assert row.labels.count(tokenizer.eos_token_id) == 1 == pair.chosen_ids.count(tokenizer.eos_token_id)
 
 
+@pytest.mark.parametrize(
+    "end", ["<|im_end|>\n", "<|endoftext|>", "<|im_end|>\n<|endoftext|> ", "<|endoftext|><|im_end|>"]
+)
+def test_an_end_that_the_data_brings_is_not_learnt_before_the_templates_own(end: str) -> None:
+    tokenizer = tokenizer_for(Template.chatml)
+    tokenizer.eos_token = "<|endoftext|>"
+    ended: list[Message] = [CHAT[1], {"role": "assistant", "content": f"Hello!{end}"}]
+    plain: list[Message] = [CHAT[1], {"role": "assistant", "content": "Hello!"}]
+    assert encode_conversation(tokenizer, ended) == encode_conversation(tokenizer, plain)
+    pair = PreferencePair(CHAT[1:2], ended[1:], [{"role": "assistant", "content": "No."}])
+    assert tokenizer.decode(encode_pair(tokenizer, pair).chosen_ids) == "Hello!<|im_end|>"
+
+
+def test_answers_with_train_false_are_not_learnt() -> None:
+    tokenizer = tokenizer_for(Template.zephyr)
+    unlearnt: list[Message] = [*CHAT[:2], {**CHAT[2], "train": False}, *CHAT[3:]]
+    row, all_learnt = encode_conversation(tokenizer, unlearnt), encode_conversation(tokenizer, CHAT)
+    assert row.input_ids == all_learnt.input_ids and row.prompt_length == all_learnt.prompt_length
+    assert learnt(tokenizer, row.labels) == learnt(tokenizer, all_learnt.labels)[1:] == ["It is\n4.</s>"]
+
+
 def test_no_bos_where_the_tokenizer_adds_none() -> None:
     tokenizer = tokenizer_for(Template.chatml)
     row = encode_conversation(tokenizer, CHAT)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from paft.losses import (
     IGNORE,
+    Head,
     dpo_loss,
     l1_penalty,
     label_logps,
@@ -46,6 +47,23 @@ def test_head_gradient_against_autograd(batch):
     (weights * sequence_logps(hidden @ head.T, labels)).sum().backward()
     # float32 sums over V = 50 terms in another order
     torch.testing.assert_close(ours, hidden.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 5.0), (0.5, 3.0)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_head_with_bias_scale_and_cap_against_autograd(batch, biased, scale, cap):
+    hidden, weight, labels = batch
+    bias = torch.linspace(-2, 2, V) if biased else None
+    logits = scale * F.linear(hidden, weight, bias)
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    rows = torch.linspace(-1, 2, B)
+    right = sequence_logps(logits, labels)
+    ours = sequence_logps(hidden, labels, Head(weight, bias, scale, cap))
+    torch.testing.assert_close(ours, right)
+    (gradient,) = torch.autograd.grad((rows * ours).sum(), hidden)
+    (wanted,) = torch.autograd.grad((rows * right).sum(), hidden)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_head_blocks_do_not_change_the_result(batch, monkeypatch):

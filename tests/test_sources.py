@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paft.config import DemoSource, FileSource, HubSource, RowFormat, Skill
+from paft.config import BadRows, DemoSource, FileSource, HubSource, RowFormat, Skill
 from paft.data.sources import conversations, file_fingerprint, preference_pairs, read_rows
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
@@ -76,6 +76,99 @@ def test_csv_text_that_looks_like_a_list_stays_text(tmp_path: Path) -> None:
     assert [message["content"] for message in row.messages] == ["[1, 2]", "[3]"]
 
 
+def write_csv_repr(path: Path, rows: list) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.csv", write_csv_repr),
+        (
+            "a.jsonl",
+            lambda path, rows: write_jsonl(path, [{k: json.dumps(v) for k, v in r.items()} for r in rows]),
+        ),
+        ("a.jsonl", lambda path, rows: write_jsonl(path, [{k: repr(v) for k, v in r.items()} for r in rows])),
+        (
+            "a.parquet",
+            lambda path, rows: write_parquet(path, [{k: json.dumps(v) for k, v in r.items()} for r in rows]),
+        ),
+    ],
+    ids=["csv of python", "json in jsonl", "python in jsonl", "json in parquet"],
+)
+def test_message_lists_written_as_text_become_messages(tmp_path: Path, name: str, write: Callable) -> None:
+    rows = list(conversations(FileSource(path=str(write(tmp_path / name, ROWS))), "train"))
+    assert [row.messages for _, row in rows] == [row["messages"] for row in ROWS]
+
+
+def test_nulls_that_parquet_fills_in_say_nothing(tmp_path: Path) -> None:
+    call = {"name": "weather", "arguments": {"at": "Oslo"}}
+    plain = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    weighted = [plain[0], plain[1] | {"weight": 0.0}, plain[0], plain[1] | {"weight": 1.0}]
+    called = [plain[0], plain[1] | {"tool_calls": [call]}]
+    rows = [{"messages": messages} for messages in (plain, weighted, called)]
+    source = FileSource(path=str(write_parquet(tmp_path / "a.parquet", rows)), bad_rows=BadRows.drop)
+    found = conversations(source, "train")
+    assert [row.messages for _, row in found] == [plain, [*plain[:1], plain[1] | {"train": False}, *plain]]
+    assert found.num_bad == 1
+    source.bad_rows = BadRows.error
+    with pytest.raises(
+        ValueError, match=r"a.parquet, row 3: field 'messages\[1\].tool_calls' is not used yet"
+    ):
+        conversations(source, "train")
+
+
+def test_fields_that_are_not_used_are_counted_over_the_good_rows(tmp_path: Path) -> None:
+    extra = [{"id": 1, "source": "web"}, {"id": 2}, {"id": 3, "label": False}]
+    rows = [row | more for row, more in zip(ROWS, extra, strict=True)]
+    source = FileSource(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), bad_rows=BadRows.drop)
+    assert conversations(source, "train").ignored == {"id": 2, "source": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            b"prompt,completion,prompt\na,b,c\n",
+            "a.csv has two columns 'prompt', of which a row keeps one",
+        ),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "completion": "b", "prompt": "c"}\n',
+            "row 1: field 'prompt' stands twice",
+        ),
+        (
+            "a.json",
+            b'{"data": [{"prompt": "a", "completion": "b"}], "system": "s"}',
+            "a.json: field 'system' holds a part of the prompt",
+        ),
+        (
+            "a.json",
+            b'[{"prompt": "a", "completion": "b", "prompt": "c"}]',
+            "a.json.* field 'prompt' stands twice",
+        ),
+    ],
+)
+def test_a_field_that_would_vanish_while_reading_is_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        conversations(FileSource(path=str(tmp_path / name)), "train")
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    columns = [pa.array([text]) for text in ("a", "b", "c")]
+    pq.write_table(pa.table(columns, ["prompt", "completion", "prompt"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has two columns 'prompt'"):
+        conversations(FileSource(path=str(tmp_path / "a.parquet")), "train")
+
+
 @pytest.mark.parametrize("row_format", [RowFormat.auto, RowFormat.gsm8k])
 def test_hub_source_reads_a_split_of_a_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_format: RowFormat
@@ -99,6 +192,10 @@ def test_demo_source_yields_both_kinds() -> None:
     [(location, row), *_] = conversations(DemoSource(skill=Skill.tool_call, num_rows=6), "train")
     assert location == "demo tool_call train, row 1" and row.messages[1]["content"].startswith('{"tool":')
     assert len(preference_pairs(DemoSource(skill=Skill.honesty, num_rows=6), "validation")) == 64
+
+
+def test_columns_of_the_embedded_data_are_not_listed() -> None:
+    assert preference_pairs(DemoSource(skill=Skill.honesty, num_rows=6), "train").ignored == {}
 
 
 def test_max_rows_takes_the_first_rows(tmp_path: Path) -> None:

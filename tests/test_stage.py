@@ -350,3 +350,33 @@ def test_demo_source_rows_are_identity():
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(golden_keys(), indent=1) + "\n")
     sys.exit(0)
+
+
+# --- results that were wrong are not taken for right ones --------------------------------------------------
+
+
+def versions(config) -> dict[str, int]:
+    return {s.name: s.version for s in build(config).walk()}
+
+
+def test_trainings_with_dropout_have_a_higher_version():
+    lora = replace(CELL.sft.lora, dropout=0.05)
+    raised = versions(replace(CELL, sft=replace(CELL.sft, lora=lora)))
+    assert raised == versions(CELL) | {"sft": versions(CELL)["sft"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "raised"),
+    [
+        ({"model_type": "llama", "attention_dropout": 0.0}, 0),
+        ({"model_type": "llama", "attention_dropout": 0.1}, 1),
+        ({"model_type": "phi"}, 1),
+    ],
+)
+def test_stages_that_run_a_base_of_another_kind_have_a_higher_version(tmp_path, settings, raised):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    local = versions(replace(CELL, model=LocalModel(name="mine", path=str(tmp_path))))
+    before = versions(CELL)
+    forwards = {"reference", "sft", "preference", "evaluate"}
+    assert local == {name: before[name] + (raised if name in forwards else 0) for name in before}

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -15,13 +15,16 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paft.config import LoraConfig, ModelConfig
 from paft.delta import LowRank, read_adapter
-from paft.layers.attention import AUTO, LONGEST, pack, shared_prompt_bias
+from paft.layers.attention import pack, shared_prompt_bias
+from paft.layers.dropout import RowDropout, Rows
 from paft.layers.fuse import fuse
 from paft.layers.lora import LoraLinear
-from paft.losses import IGNORE, label_logps
+from paft.losses import IGNORE, Head, label_logps
+from paft.proof.paths import can_share, head_of, last_hidden, packs, pads, paths_of
 from paft.quantize import is_quantized
 from paft.stage import canonical
 
@@ -31,10 +34,11 @@ ADAPTER = "default"
 class Policy(nn.Module):
     """A frozen base with one trainable LoRA; forward gives the log-probability of every label.
 
-    With the adapter switched off it is the reference policy: no second model exists.
+    With the adapter switched off it is the reference policy: no second model exists. In training mode the adapter's
+    dropout is on and nothing of the base's own.
     """
 
-    def __init__(self, base: PreTrainedModel, lora: LoraConfig) -> None:
+    def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
         refuse_unknown_targets(base, lora.target_modules)
         peft_config = PeftLoraConfig(
@@ -46,14 +50,29 @@ class Policy(nn.Module):
         )
         if not is_quantized(base):  # else peft's own layer for four bits
             peft_config._register_custom_module({nn.Linear: LoraLinear})
-        fuse(base)
+        if paths_of(base).fused:
+            fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
         self.peft = get_peft_model(base, peft_config)
         peft_config.target_modules = sorted(lora.target_modules)  # peft made a set of it, which has no order
+        self.rows = Rows(seed)
+        if lora.dropout:
+            for name, layer in self._adapted():
+                layer.lora_dropout[ADAPTER] = RowDropout(lora.dropout, name, self.rows)
 
     @property
     def base(self) -> PreTrainedModel:
         return cast(PreTrainedModel, self.peft.get_base_model())
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what the adapter adds. A base is frozen as it is evaluated: without its dropout."""
+        super().train(False)
+        self.training = mode
+        for module in self.modules():
+            # decoder layers recompute their activations in training mode only; no dropout is left in them
+            if isinstance(module, RowDropout | GradientCheckpointingLayer):
+                module.training = mode
+        return self
 
     def forward(
         self,
@@ -62,60 +81,78 @@ class Policy(nn.Module):
         lengths_B: Tensor,
         segments_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
+        columns_BT: Tensor | None = None,
     ) -> Tensor:
         """Float32 [B, T]: log-probability of each label given its past, 0 where there is none.
 
         `lengths_B` says where a row's padding, on the right, begins; on a CPU it is not forwarded. With
-        `segments_BT` and `positions_BT` a row holds several texts that share a prompt; see `paft.training.pairs`.
+        `segments_BT` and `positions_BT` a row holds several texts that share a prompt; see `paft.training.pairs`,
+        which also says what `columns_BT` are: the place of each token among those that dropout draws for its row.
         """
+        places_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+        if columns_BT is None:
+            columns_BT = places_T.expand_as(input_ids_BT)
         if self.packs(input_ids_BT.shape[1]):
-            return self._packed(input_ids_BT, labels_BT, lengths_B, segments_BT, positions_BT)
-        mask = None if segments_BT is None else shared_prompt_bias(segments_BT, self.base.dtype)
-        hidden_BTH = self._hidden(input_ids_BT, attention_mask=mask, position_ids=positions_BT)
-        return label_logps(hidden_BTH, labels_BT, self.base.get_output_embeddings().weight)
+            real_BT = places_T < lengths_B[:, None]
+            self.rows.lay_out(columns_BT, real_BT)
+            return self._packed(input_ids_BT, labels_BT, lengths_B, real_BT, segments_BT, positions_BT)
+        self.rows.lay_out(columns_BT)
+        if segments_BT is None and not pads(self.base, input_ids_BT.shape[1]):
+            return self._one_by_one(input_ids_BT, labels_BT, lengths_B, columns_BT)
+        shared: dict[str, Any] = {}
+        if segments_BT is not None:
+            mask = shared_prompt_bias(segments_BT, self.base.dtype)
+            shared = {"attention_mask": mask, "position_ids": positions_BT}
+        outputs, head = self._outputs(input_ids_BT, **shared)
+        return label_logps(outputs, labels_BT, head)
+
+    def _one_by_one(
+        self, input_ids_BT: Tensor, labels_BT: Tensor, lengths_B: Tensor, columns_BT: Tensor
+    ) -> Tensor:
+        """The same, each row alone and without its padding."""
+        logps_BT = torch.zeros(labels_BT.shape, device=labels_BT.device)
+        for i, length in enumerate(lengths_B.tolist()):
+            self.rows.lay_out(columns_BT[i : i + 1, :length], row=i)
+            outputs, head = self._outputs(input_ids_BT[i : i + 1, :length])
+            logps_BT[i, :length] = label_logps(outputs, labels_BT[i : i + 1, :length], head)[0]
+        return logps_BT
 
     def _packed(
         self,
         input_ids_BT: Tensor,
         labels_BT: Tensor,
         lengths_B: Tensor,
+        real_BT: Tensor,
         segments_BT: Tensor | None,
         positions_BT: Tensor | None,
     ) -> Tensor:
         """The same with the rows' real tokens end to end in one row, where each sees its own text alone."""
         places_T = torch.arange(input_ids_BT.shape[1])
-        real_BT = places_T < lengths_B[:, None]
         places_BT = places_T.expand_as(real_BT) if positions_BT is None else positions_BT
-        hidden_1NH = self._hidden(
+        outputs_1NH, head = self._outputs(
             input_ids_BT[real_BT][None],
             position_ids=places_BT[real_BT][None],
             attention_mask=torch.empty(1, 1, 0, 0),  # four dimensions: transformers makes none of its own
             packed=pack(lengths_B.tolist(), segments_BT, self.base.dtype),
         )
         wanted_BT = labels_BT.masked_fill(places_T == 0, IGNORE)  # what begins a text has no past
-        head_VH = self.base.get_output_embeddings().weight
-        logps_1N = label_logps(hidden_1NH, wanted_BT[real_BT][None], head_VH)
+        logps_1N = label_logps(outputs_1NH, wanted_BT[real_BT][None], head)
         return logps_1N.new_zeros(labels_BT.shape).masked_scatter(real_BT, logps_1N)
 
-    def _hidden(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
-        backbone = getattr(self.base, self.base.base_model_prefix)
-        hidden: Tensor = backbone(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
-        return hidden
+    def _outputs(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Head | None]:
+        """(hidden states, the head they are for), or (logits, None)."""
+        head, inputs = head_of(self.base), {"input_ids": input_ids, "use_cache": False, **kwargs}
+        if head is None:
+            return self.base(**inputs).logits, None
+        return last_hidden(self.base, **inputs), head
 
     def can_share_prompts(self, longest: int) -> bool:
-        """Whether rows of up to `longest` tokens may hold two answers to one prompt: the attention takes a mask of
-        ours, and looks back over the whole row."""
-        takes_mask = self.base.config._attn_implementation in (AUTO, "sdpa", "eager")
-        return takes_mask and self._sees_whole_rows(longest)
+        """Whether rows of up to `longest` tokens may hold two answers to one prompt."""
+        return can_share(self.base, longest)
 
     def packs(self, longest: int) -> bool:
         """Whether rows of up to `longest` tokens go through the model end to end, without padding."""
-        ours = self.base.config._attn_implementation == AUTO and self.base.device.type == "cpu"
-        return ours and longest <= LONGEST and self._sees_whole_rows(longest)
-
-    def _sees_whole_rows(self, longest: int) -> bool:
-        window = getattr(self.base.config, "sliding_window", None)
-        return window is None or longest <= window
+        return packs(self.base, longest)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -140,15 +177,32 @@ class Policy(nn.Module):
 
     def stored_factors(self) -> list[tuple[Tensor, Tensor, float]]:
         """As `factors`, but the parameters themselves, in shards where they are."""
-        layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
         return [
             (
                 cast(Tensor, m.lora_A[ADAPTER].weight),
                 cast(Tensor, m.lora_B[ADAPTER].weight),
                 m.scaling[ADAPTER],
             )
-            for m in layers
+            for _, m in self._adapted()
         ]
+
+    def _adapted(self) -> list[tuple[str, LoraLayer]]:
+        """The adapted layers under the base's names."""
+        layers = self.base.named_modules()
+        return [(name, m) for name, m in layers if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
+
+    def refuse_untouched(self) -> None:
+        """After a backward pass: raise `ValueError` where the model reads a layer's weight but never calls it, so that
+        an adapter there would stay at zero. Single experts may be left out of a batch; all layers of a name may not."""
+        touched: dict[str, bool] = {}
+        for name, layer in self._adapted():
+            kind, factor = name.rpartition(".")[2], cast(Tensor, layer.lora_B[ADAPTER].weight)
+            touched[kind] = touched.get(kind, False) or factor.grad is not None
+        if unused := [kind for kind, used in touched.items() if not used]:
+            raise ValueError(
+                f"lora.target_modules {unused} get no gradient: {self.base.config.model_type} never calls these layers "
+                "as they are. Leave them out of lora.target_modules"
+            )
 
     def save(self, folder: Path, fingerprints: dict[str, str]) -> None:
         """Write a standard PEFT adapter folder, plus paft.json with the base, tokenizer and template it is for.
@@ -163,6 +217,21 @@ class Policy(nn.Module):
         )
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))
+
+
+class FrozenPolicy(Policy):
+    """A base without an adapter: the reference policy itself."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        nn.Module.__init__(self)
+        if paths_of(base).fused:
+            fuse(base)
+        self.frozen = base
+        self.rows = Rows(0)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        return self.frozen
 
 
 def whole(tensor: Tensor) -> Tensor:

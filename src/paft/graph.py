@@ -13,6 +13,7 @@ of the pairs, whatever the DPO trainings that share it do with them. Baselines a
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from paft.config import (
     DPO,
@@ -34,9 +35,14 @@ from paft.config import (
 from paft.data.demo import DEMO_VERSION
 from paft.stage import Stage
 from paft.store.fingerprint import content_sha256, file_sha256, folder_sha256
+from paft.store.jsonfile import read_object
 
 VERSIONS = {"data": 1, "reference": 1, "sft": 2, "preference": 2, "merge": 1, "evaluate": 1}
 """Part of every key. Raise a stage's number when its results change; golden files tell when they do."""
+FORWARDS = ("reference", "sft", "preference", "evaluate")
+"""Stages that run a base."""
+RIGHT_FROM_THE_START = ("llama", "mistral", "qwen2", "qwen3")
+"""Architectures of local bases whose stages keep the numbers above; see `_version`."""
 
 
 @dataclass
@@ -166,7 +172,28 @@ def _data(name: str, data: DataConfig, model: ModelConfig) -> Stage:
 
 
 def _stage(name: str, config: object, **inputs: Stage) -> Stage:
-    return Stage(name, VERSIONS[name], config, inputs)
+    return Stage(name, _version(name, config), config, inputs)
+
+
+def _version(name: str, config: Any) -> int:
+    """The stage's number, one higher where only some configs' results have changed since it was given.
+
+    Masks of LoRA dropout depended on the micro-batch. Bases were not proved: heads lost their bias or scale, texts
+    leaked into each other through convolutions.
+    """
+    branch, model = getattr(config, "branch", None), config.model
+    dropout = isinstance(branch, BranchConfig) and branch.lora.dropout > 0
+    local = name in FORWARDS and isinstance(model, LocalModel)
+    return VERSIONS[name] + (dropout or (local and not _was_right(Path(model.path))))
+
+
+def _was_right(folder: Path) -> bool:
+    """Whether a base's results were its own before bases were proved."""
+    settings = read_object(folder / "config.json")
+    dropout = any(
+        "drop" in key and isinstance(value, int | float) and value for key, value in settings.items()
+    )
+    return settings.get("model_type") in RIGHT_FROM_THE_START and not dropout
 
 
 def _files(source: Source) -> dict[str, str]:

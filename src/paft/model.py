@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -26,17 +27,21 @@ from transformers.utils.logging import disable_progress_bar
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.data.chat_template import template_text
 from paft.data.limits import refuse_tokens_without_embedding
-from paft.layers.attention import AUTO
 from paft.merge.checkpoint import read_checkpoint
+from paft.proof.paths import FastPaths, take
 from paft.stage import canonical
 from paft.store.jsonfile import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from paft.proof.search import Proof
+
 CONVERSION = 1
 """Raise when the folders made by `_from_gguf` or `_random` change."""
 ENDOFTEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+RANDOM = re.compile(r"drop|jitter")
+"""Settings of a model that make its training random."""
 
 
 def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
@@ -169,35 +174,68 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_base(folder: Path, config: ModelConfig) -> PreTrainedModel:
+def load_base(
+    folder: Path, config: ModelConfig, paths: FastPaths | None = None, *, device: str = "cpu"
+) -> PreTrainedModel:
     """The frozen base in its storage type, from safetensors files of its folder alone.
 
-    Raises `ValueError` for damaged files, files elsewhere, and a head PAFT's losses would get wrong.
+    It takes the fast `paths` that it was proved to take on its kind of `device`; without them it is proved now
+    (`paft.proof`). Its own dropout is off for good. Raises `ValueError` for damaged files, files elsewhere, and what
+    is no causal language model.
     """
-    read_object(folder / "config.json")
-    settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    refuse_scaled_logits(settings)
-    read_checkpoint(folder)
+    settings = base_settings(folder, config)
+    if paths is None:
+        paths = prove_base(folder, config, device=device).paths
     disable_progress_bar()  # loading is quick; transformers' bar is not worth a line per stage
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
+        config=settings,
         dtype=getattr(torch, config.dtype.value),
-        attn_implementation=AUTO if config.attention == "auto" else config.attention,
+        attn_implementation=paths.attention,
         trust_remote_code=config.trust_remote_code,
         use_safetensors=True,
     )
-    return model.requires_grad_(False).eval()
+    without_dropout(model)
+    return take(model.requires_grad_(False).eval(), paths)
 
 
-def refuse_scaled_logits(settings: Any) -> None:
-    """The losses apply the output head themselves; a model that also scales or caps its logits would differ."""
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(settings, name, None)
-        if value not in (None, 1, 1.0):
-            raise ValueError(
-                f"{settings.model_type} sets {name}={value}, which PAFT's losses do not apply; "
-                "choose a model whose logits are hidden states times the output head"
-            )
+def prove_base(folder: Path, config: ModelConfig, *, device: str = "cpu") -> "Proof":
+    """Which fast paths give the results of the base in `folder`; see `paft.proof`."""
+    from paft.proof.search import prove
+
+    settings = base_settings(folder, config)
+    tensors = (tensor for file in read_checkpoint(folder).values() for tensor in file.values())
+    disable_progress_bar()
+    return prove(
+        folder,
+        settings,
+        config.attention,
+        num_parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        device=device,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def base_settings(folder: Path, config: ModelConfig) -> Any:
+    """A base's configuration with every dropout at 0: the only dropout of a training is `lora.dropout`.
+
+    Raises `ValueError` for a folder whose files cannot be a model.
+    """
+    read_object(folder / "config.json")
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    read_checkpoint(folder)
+    for part in (settings, settings.get_text_config(decoder=True)):
+        for name, value in vars(part).items():
+            if RANDOM.search(name) and type(value) in (int, float):
+                setattr(part, name, 0.0)
+    return settings
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Switch off what a configuration does not name."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:

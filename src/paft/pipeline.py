@@ -3,11 +3,13 @@
 import importlib
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from paft.config import Quantization, RunConfig
-from paft.graph import Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
+from paft.graph import FORWARDS, Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
+from paft.proof.record import device_of, paths_of_run
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
@@ -38,17 +40,36 @@ def run_cell(config: RunConfig, cell: Stage) -> Path:
     for stage in cell.walk():
         if stage.key not in missing and store.complete(stage):
             log.info("%-10s %s  hit               %s", stage.name, stage.key, store.path(stage))
+
+    def work(stage: Stage, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+        return run_stage(stage, inputs, out, context)
+
     # before a stage's clock runs, so that its seconds are its own work; children on several devices load their own
     elsewhere = {"reference", "sft", "preference"} if config.trainer.world_size > 1 else set()
     for name in sorted({stage.name for stage in missing.values()} - elsewhere):
         importlib.import_module(IMPLEMENTED_IN[name])
-    folder = store.ensure(cell, lambda stage, inputs, out: run_stage(stage, inputs, out, context))
+    store.ensure_all(
+        [s for s in missing.values() if s.name == "data"], work
+    )  # its errors come before any model
+    prove_bases(missing.values(), context)
+    folder = store.ensure(cell, work)
     from paft.tracking import log_cell
 
     log_cell(cell, context)
     if not config.merge.keep:
         drop_merged(store, cell)
     return folder
+
+
+def prove_bases(missing: Iterable[Stage], context: Context) -> None:
+    """Before a stage's clock runs: which fast paths the bases take. Of several GPUs the first rank finds out."""
+    trainer = context.config.trainer
+    if trainer.accelerator == "gpu" and trainer.world_size > 1:
+        return
+    from paft.model import base_folder
+
+    for model in {s.config.model.name: s.config.model for s in missing if s.name in FORWARDS}.values():
+        paths_of_run(base_folder(model, offline=context.config.offline), model, context)
 
 
 def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -119,7 +140,15 @@ def evaluate(config: EvaluateStage, inputs: dict[str, Path], out: Path, context:
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
     rows = {name: str(folder) for name, folder in inputs.items() if name != "model"}
     results = evaluate_model(
-        inputs.get("model", base), base, config.model, config.template, config.evaluate, out, rows
+        inputs.get("model", base),
+        base,
+        config.model,
+        config.template,
+        config.evaluate,
+        out,
+        rows,
+        device=device_of(context.config.trainer),
+        paths=paths_of_run(base, config.model, context),
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
 

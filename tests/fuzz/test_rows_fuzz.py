@@ -19,6 +19,7 @@ from paft.data.rows import (
     Conversation,
     PreferencePair,
     conversation_format,
+    ignored_fields,
     parse_conversation,
     parse_preference_pair,
     preference_format,
@@ -35,7 +36,9 @@ role = st.sampled_from(["system", "user", "assistant", "tool", "", "User"]) | va
 words = (
     st.sampled_from(["hi", " ", "", "\0", "\ud800", "<|im_end|>", "a<|im_start|>b", "\n\nHuman: x"]) | text
 )
-message = st.fixed_dictionaries({}, optional={"role": role, "content": words | value, "name": value})
+flag = st.sampled_from([0, 1, 0.5, None, True, False, "false", ""]) | value
+extra = {"weight": flag, "train": flag, "loss": flag, "id": value, "tool_calls": st.none() | value}
+message = st.fixed_dictionaries({}, optional={"role": role, "content": words | value, "name": value} | extra)
 plain_turns = st.lists(st.tuples(words, words), min_size=1, max_size=3).map(
     lambda pairs: [
         {"role": role, "content": content}
@@ -46,11 +49,24 @@ plain_turns = st.lists(st.tuples(words, words), min_size=1, max_size=3).map(
 transcript = st.lists(st.tuples(st.sampled_from(["Human", "Assistant"]), words), max_size=4).map(
     lambda turns: "".join(f"\n\n{who}: {said}" for who, said in turns)
 )
-cell = words | st.lists(message, max_size=4) | plain_turns | transcript | value
+flagged_turns = st.tuples(plain_turns, st.lists(flag, min_size=6, max_size=6)).map(
+    lambda found: [
+        said | {"weight": weight} if said["role"] == "assistant" else said
+        for said, weight in zip(*found, strict=False)
+    ]
+)
+written = st.tuples(st.sampled_from([repr, json.dumps, str.format]), plain_turns | flagged_turns | value).map(
+    lambda found: repr(found[1])[:40] if found[0] is str.format else found[0](found[1])
+)
+cell = words | st.lists(message, max_size=4) | plain_turns | flagged_turns | written | transcript | value
 COLUMNS = ("messages", "prompt", "completion", "question", "answer", "chosen", "rejected")
 row = st.one_of(
     st.fixed_dictionaries({}, optional={name: cell for name in COLUMNS} | {"other": value}),
-    st.fixed_dictionaries({"messages": plain_turns}),
+    st.fixed_dictionaries({"messages": plain_turns | flagged_turns | written}),
+    st.fixed_dictionaries(
+        {"prompt": words | transcript, "completion": words},
+        optional={"label": flag, "weight": flag, "tools": value, "system": words | value, "id": value},
+    ),
     st.fixed_dictionaries({"chosen": transcript, "rejected": transcript}),
     st.fixed_dictionaries({"prompt": words, "chosen": words, "rejected": words}),
     value,
@@ -113,6 +129,7 @@ def test_a_row_is_typed_and_tokenised_or_its_field_is_named(raw: Any) -> None:
                 typed = attempt(lambda found=found, parse=parse: parse(raw, found), "field")  # type: ignore[misc]
                 if typed is not None:
                     tokens(typed)
+                    assert all(isinstance(name, str) for name in ignored_fields(raw, found))
 
 
 @cases(2.0)

@@ -37,8 +37,8 @@ class TooLong(str, Enum):
 
 
 class BadRows(str, Enum):
-    """What happens to a row with a missing or empty field, wrong roles, or identical answers, or that the chat template
-    refuses; counts are reported."""
+    """What happens to a row with a missing or empty field, wrong roles, equal answers, or a field whose meaning is not
+    used, as tools or a label that calls the answer bad, or that the chat template refuses; counts are reported."""
 
     error = "error"
     drop = "drop"

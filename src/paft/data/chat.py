@@ -50,7 +50,7 @@ def encode_conversation(
     messages: Sequence[Message],
     in_text: SpecialTokens = SpecialTokens.token,
 ) -> Encoded:
-    """Tokens of a conversation; learnt are all answers, each with its end-of-turn token and nothing else.
+    """Tokens of a conversation; learnt are the answers (but those with `train` false), each with its end-of-turn token.
 
     The tokenizer's `chat_template` is the template. BOS stands first exactly once if the tokenizer adds it
     or the template writes it. White space behind an end-of-turn token belongs to the next turn. `in_text` says what
@@ -94,7 +94,8 @@ class ChatEncoder:
             context, turn = (self._encode_behind(before, _extension(before, t)) for t in (prompt, text))
             start = _answer_start(context, turn)
             row.input_ids.extend(turn)
-            row.labels.extend([IGNORE] * start + turn[start:])
+            learnt = turn[start:] if messages[at].get("train", True) else [IGNORE] * (len(turn) - start)
+            row.labels.extend([IGNORE] * start + learnt)
             before = text
         _refuse_unwritten(messages, before)
         if len(answers) > 1 and row.input_ids != self._encode_first(before):

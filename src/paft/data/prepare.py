@@ -1,10 +1,11 @@
 """The data stage: a source, tokenised once, as Parquet files of token ids that training reads by index."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from paft.config import BadRows, RowFormat, Source, TooLong
-from paft.data.chat import ChatEncoder
+from paft.config import BadRows, Source, TooLong
+from paft.data.chat import ChatEncoder, end_tokens
+from paft.data.faults import excess, fault, without_ends
 from paft.data.held_out import write_held_out
 from paft.data.limits import within
 from paft.data.proof import prove_template
@@ -27,14 +29,11 @@ if TYPE_CHECKING:
 Row = TypeVar("Row", Conversation, PreferencePair)
 Tokens = TypeVar("Tokens", Encoded, EncodedPair)
 
+log = logging.getLogger("paft")
+
 ROWS_PER_GROUP = 1024
 QUIET_SECONDS = 3
 """Work shorter than this shows no progress bar."""
-ANSWER_FIELDS = {
-    RowFormat.messages: "messages (last answer)",
-    RowFormat.prompt_completion: "completion",
-    RowFormat.gsm8k: "answer",
-}
 
 
 @dataclass
@@ -48,7 +47,8 @@ class Counts:
     label_tokens: int = 0
     """Learnt: all answers with their end-of-turn tokens."""
     bad_rows: int = 0
-    """Left out because they do not parse or the template refuses them (`bad_rows=drop`)."""
+    """Left out because they do not parse, the template refuses them, or nothing can be learnt from their tokens
+    (`bad_rows=drop`)."""
     dropped: int = 0
     """Left out because an answer is too long (`too_long=drop`)."""
     truncated_prompts: int = 0
@@ -67,46 +67,51 @@ class Counts:
 
 def prepare_sft(
     source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path, positions: int | None = None
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, Any]]:
     """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
 
-    Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as
-    text. The result maps each split to the fields of `Counts`. A model of `positions` reads no longer rows.
+    Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as text. The result maps each
+    split to the fields of `Counts` and, where rows have fields that are not used, `ignored`: in how many rows each is.
+    A model of `positions` reads no longer rows.
     Raises ValueError for a template that does not prove right, listing bad rows (before anything is tokenised) and,
     under `too_long=error`, rows whose answer does not fit; also if no row is left.
     """
-    prove_template(tokenizer)
-    source, encoder = within(source, positions), ChatEncoder(tokenizer, source.special_tokens_in_text)
-    if source.held_out:
-        write_held_out([row for _, row in conversations(source, "held_out")], out)
-    return {
-        split: _prepare(
-            conversations(source, split),
-            lambda row: encoder.conversation(row.messages),
-            out / f"{split}.parquet",
-            Encoded,
-            tokenizer.bos_token_id,
-        )
-        for split in _splits(source)
-    }
+    encoder = _encoder(source, tokenizer)
+    return _prepare(
+        within(source, positions),
+        conversations,
+        lambda row: encoder.conversation(row.messages),
+        Encoded,
+        tokenizer,
+        out,
+    )
 
 
 def prepare_preference(
     source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path, positions: int | None = None
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, Any]]:
     """As `prepare_sft`, with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
+    encoder = _encoder(source, tokenizer)
+    return _prepare(within(source, positions), preference_pairs, encoder.pair, EncodedPair, tokenizer, out)
+
+
+def _encoder(source: Source, tokenizer: "PreTrainedTokenizerBase") -> ChatEncoder:
     prove_template(tokenizer)
-    source, encoder = within(source, positions), ChatEncoder(tokenizer, source.special_tokens_in_text)
+    return ChatEncoder(tokenizer, source.special_tokens_in_text)
+
+
+def _prepare(
+    source: Source,
+    read: Callable[[Source, Split], CheckedRows[Row]],
+    encode: Callable[[Row], Tokens],
+    kind: type[Tokens],
+    tokenizer: "PreTrainedTokenizerBase",
+    out: Path,
+) -> dict[str, dict[str, Any]]:
     if source.held_out:
-        write_held_out([row for _, row in preference_pairs(source, "held_out")], out)
+        write_held_out(_unmarked(read(source, "held_out"), encode, tokenizer), out)
     return {
-        split: _prepare(
-            preference_pairs(source, split),
-            encoder.pair,
-            out / f"{split}.parquet",
-            EncodedPair,
-            tokenizer.bos_token_id,
-        )
+        split: _prepare_split(read(source, split), encode, out / f"{split}.parquet", kind, tokenizer)
         for split in _splits(source)
     }
 
@@ -115,65 +120,88 @@ def _splits(source: Source) -> list[Split]:
     return ["train", "validation"] if has_validation(source) else ["train"]
 
 
-def _prepare(
+def _prepare_split(
     rows: CheckedRows[Row],
     encode: Callable[[Row], Tokens],
     path: Path,
     kind: type[Tokens],
-    bos_token_id: int | None,
-) -> dict[str, int]:
-    counts = Counts(bad_rows=rows.num_bad)
-    _write(_encoded(rows, encode, bos_token_id, counts), kind, path)
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, Any]:
+    counts, name = Counts(bad_rows=rows.num_bad), f"{rows.split} of {rows.label}"
+    if rows.ignored:
+        log.info("%s: ignored: %s", name, ", ".join(rows.ignored))
+    _write(_encoded(rows, encode, tokenizer, counts), kind, path)
+    if counts.bad_rows or counts.dropped:
+        log.info("%s: left out: %d bad rows, %d too long", name, counts.bad_rows, counts.dropped)
     if not counts.rows:
         raise ValueError(f"no row is left for {path.name}: {_why_none(counts, rows.source)}")
-    return asdict(counts)
+    return asdict(counts) | ({"ignored": rows.ignored} if rows.ignored else {})
 
 
 def _why_none(counts: Counts, source: Source) -> str:
     if not counts.dropped:
-        return f"all {counts.bad_rows} rows are bad; bad_rows=error says why"
+        return f"all {counts.bad_rows} are bad; set bad_rows=error to see why"
     return (
-        f"the answers of all {counts.dropped} rows exceed max_length={source.max_length} tokens; "
-        "raise it or set too_long=truncate"
+        f"the answers of all {counts.dropped} rows exceed max_length={source.max_length} tokens; raise it or "
+        "set too_long=truncate"
     )
 
 
 def _encoded(
-    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], bos_token_id: int | None, counts: Counts
+    rows: CheckedRows[Row],
+    encode: Callable[[Row], Tokens],
+    tokenizer: "PreTrainedTokenizerBase",
+    counts: Counts,
 ) -> Iterator[Tokens]:
     """The rows within the limits of their source, counted."""
-    too_long = Problems()
+    too_long, bad, ends = Problems(), Problems(), end_tokens(tokenizer)
     for location, row in tqdm(rows, f"tokenising {rows.split}", unit=" rows", delay=QUIET_SECONDS):
-        try:
-            whole = encode(row)
-        except ValueError as error:
-            if rows.source.bad_rows is BadRows.error:
-                raise ValueError(f"{location}: {error}") from None
-            counts.bad_rows += 1
+        whole = _encode_or_note(location, row, encode, bad)
+        if whole is None:
             continue
-        excess = _excess(whole, rows)
-        if excess and rows.source.too_long is TooLong.error:
-            too_long.add(location, excess)
-        elif excess and rows.source.too_long is TooLong.drop:
+        too_much = excess(whole, rows.source, rows.row_format)
+        if too_much and rows.source.too_long is TooLong.error:
+            too_long.add(location, too_much)
+        elif too_much and rows.source.too_long is TooLong.drop:
             counts.dropped += 1
         else:
-            kept = whole.fitted(rows.source, bos_token_id)
+            kept = whole.fitted(rows.source, tokenizer.bos_token_id)
+            if found := fault(row, kept, ends):
+                bad.add(location, found)
+                continue
             counts.add(whole, kept)
             yield kept
     too_long.raise_if_any()
+    if rows.source.bad_rows is BadRows.error:
+        bad.raise_if_any()
+    counts.bad_rows += bad.count
 
 
-def _excess(whole: Encoded | EncodedPair, rows: CheckedRows[Row]) -> ValueError | None:
-    """What is wrong if an answer fills `max_length` alone and leaves no token to the prompt."""
-    limit = rows.source.max_length
-    for name, length in whole.answer_lengths.items():
-        if length >= limit:
-            field = ANSWER_FIELDS.get(rows.row_format, name)
-            return ValueError(
-                f"field {field!r} has {length} tokens, and with one of the "
-                f"prompt exceeds max_length={limit}; raise it or set too_long=drop or truncate"
-            )
-    return None
+def _unmarked(
+    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], tokenizer: "PreTrainedTokenizerBase"
+) -> list[Row]:
+    """Rows as text, for tasks that score them: without the faulty ones, and without end markers of their own."""
+    bad, ends, good = Problems(), end_tokens(tokenizer), []
+    for location, row in rows:
+        whole = _encode_or_note(location, row, encode, bad)
+        if whole is None:
+            continue
+        if found := fault(row, whole, ends):
+            bad.add(location, found)
+        else:
+            good.append(without_ends(row, ends))
+    if rows.source.bad_rows is BadRows.error:
+        bad.raise_if_any()
+    return good
+
+
+def _encode_or_note(location: str, row: Row, encode: Callable[[Row], Tokens], bad: Problems) -> Tokens | None:
+    """The row's tokens; None for one that the template or tokenizer refuses, which is then one of the bad."""
+    try:
+        return encode(row)
+    except ValueError as error:
+        bad.add(location, error)
+        return None
 
 
 def _write(rows: Iterator[Tokens], kind: type[Tokens], path: Path) -> None:

@@ -1,35 +1,43 @@
 """The two kinds of training row, and how each accepted row format becomes one of them.
 
 Parsing is pure and strict: a row is either exactly one `Conversation` or `PreferencePair`, or a
-ValueError that names the field. Where the row came from is added by `paft.data.sources`.
+ValueError that names the field. No field vanishes: see `paft.data.fields`. Where the row came from is added by
+`paft.data.sources`.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from paft.config import RowFormat
+from paft.data import fields
+from paft.data.messages import Message as Message
+from paft.data.messages import (
+    as_answer,
+    as_messages,
+    as_prompt,
+    as_text,
+    as_text_answer,
+    bare,
+    in_order,
+    listed_messages,
+    to_last_learnt,
+    unflagged,
+)
+from paft.data.written import hh_turns
 
-ROLES = ("system", "user", "assistant")
-HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 CONVERSATION_COLUMNS = {
     RowFormat.messages: {"messages"},
     RowFormat.prompt_completion: {"prompt", "completion"},
     RowFormat.gsm8k: {"question", "answer"},
 }
 PREFERENCE_COLUMNS = {RowFormat.preference: {"chosen", "rejected"}, RowFormat.hh: {"chosen", "rejected"}}
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-class Message(TypedDict):
-    role: str
-    content: str
+USED = {**CONVERSATION_COLUMNS, **PREFERENCE_COLUMNS, RowFormat.preference: {"prompt", "chosen", "rejected"}}
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """An optional system message, then user and assistant in turn, ending with the assistant."""
+    """An optional system message, then user and assistant in turn, ending with an answer that is learnt."""
 
     messages: list[Message]
 
@@ -47,23 +55,53 @@ class PreferencePair:
 
 
 def parse_conversation(row: object, row_format: RowFormat) -> Conversation:
-    """The conversation a raw row holds; columns the format does not name are ignored.
+    """The conversation a raw row holds; what follows its last learnt answer is left out.
 
-    Raises ValueError naming the field that is missing, empty, of the wrong type or in the wrong order.
+    Raises ValueError naming the field that is missing, empty, of the wrong type or in the wrong order, or that
+    changes what the row means and is not used. `ignored_fields` names the others.
     """
-    return Conversation(CONVERSATION_PARSERS[row_format](_columns(row)))
+    columns = listed_messages(_columns(row), USED[row_format])
+    messages = CONVERSATION_PARSERS[row_format](columns)
+    fields.refuse_unread(columns, USED[row_format], _asked(messages))
+    return Conversation(to_last_learnt(messages))
 
 
 def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:
-    """The preference pair a raw row holds; columns the format does not name are ignored.
+    """The preference pair a raw row holds.
 
-    Raises ValueError naming the field that is missing, empty, of the wrong type or in the wrong order,
-    also if chosen and rejected are the same or answer different prompts.
+    Raises ValueError as `parse_conversation`, also if chosen and rejected are the same or answer different prompts.
     """
-    pair = PAIR_PARSERS[row_format](_columns(row))
+    columns = listed_messages(_columns(row), USED[row_format])
+    pair = PAIR_PARSERS[row_format](columns)
+    fields.refuse_unread(columns, USED[row_format], _asked(pair.prompt))
+    pair = _answers_learnt(pair)
     if pair.chosen == pair.rejected:
         raise ValueError("fields 'chosen' and 'rejected' are identical, so the row states no preference")
     return pair
+
+
+def ignored_fields(row: object, row_format: RowFormat) -> list[str]:
+    """The fields of a row that parses which say something and are not used, as `id` or `messages.id`."""
+    return list(fields.ignored(listed_messages(_columns(row), USED[row_format]), USED[row_format]))
+
+
+def _asked(messages: list[Message]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] != "assistant"]
+
+
+def _answers_learnt(pair: PreferencePair) -> PreferencePair:
+    """The pair without flags, which may say no more than what a preference branch does."""
+    for name, messages, does in (
+        ("prompt", pair.prompt, False),
+        ("chosen", pair.chosen, True),
+        ("rejected", pair.rejected, True),
+    ):
+        if any(message.get("train", does) is not does for message in messages):
+            raise ValueError(
+                f"field {name!r} has a message with a weight or flag that says otherwise, but a preference branch "
+                "learns the last answers, chosen and rejected, and no other; correct or remove it"
+            )
+    return PreferencePair(*(list(map(unflagged, part)) for part in (pair.prompt, pair.chosen, pair.rejected)))
 
 
 def conversation_format(row: object, wanted: RowFormat) -> RowFormat:
@@ -124,115 +162,46 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
-def _text(value: object, name: str) -> str:
-    if value is None:
-        raise ValueError(f"field {name!r} is missing")
-    if not isinstance(value, str):
-        raise ValueError(f"field {name!r} must be text, got {type(value).__name__}")
-    if not value.strip():
-        raise ValueError(f"field {name!r} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"field {name!r} holds half a surrogate pair at character {error.start + 1}, which is no text; "
-            "write the whole character or remove it"
-        ) from None
-    return value
-
-
-def _messages(value: object, name: str) -> list[Message]:
-    """Messages with known roles and some content each; their order is not looked at."""
-    if not isinstance(value, list):
-        raise ValueError(f"field {name!r} must be a list of messages, got {type(value).__name__}")
-    if not value:
-        raise ValueError(f"field {name!r} is empty")
-    return [_message(message, f"{name}[{at}]") for at, message in enumerate(value)]
-
-
-def _message(value: object, name: str) -> Message:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"field {name!r} must hold role and content, got {type(value).__name__}")
-    role = _text(value.get("role"), f"{name}.role")
-    if role not in ROLES:
-        raise ValueError(f"field '{name}.role' must be one of {', '.join(ROLES)}, got {role!r:.60}")
-    return {"role": role, "content": _text(value.get("content"), f"{name}.content")}
-
-
-def _in_order(messages: list[Message], name: str, *, last: str, repeats: bool = False) -> list[Message]:
-    """`messages`, once it is system?, user, assistant, user, ... and ends with the role `last`.
-
-    With `repeats` the assistant may speak twice in a row, as it does in some transcripts of real chats.
-    """
-    start = 1 if messages[0]["role"] == "system" else 0
-    previous = "assistant"
-    for at, role in enumerate((message["role"] for message in messages[start:]), start):
-        expected = "user" if previous == "assistant" else "assistant"
-        if role != expected and not (repeats and at > start and role == previous == "assistant"):
-            raise ValueError(
-                f"field '{name}[{at}].role' must be {expected!r} here, got {role!r}; "
-                "after an optional system message, user and assistant take turns"
-            )
-        previous = role
-    if messages[-1]["role"] != last:
-        raise ValueError(f"field {name!r} must end with role {last!r}, got {messages[-1]['role']!r}")
-    return messages
-
-
-def _prompt(value: object, name: str) -> list[Message]:
-    if isinstance(value, str):
-        return [{"role": "user", "content": _text(value, name)}]
-    return _in_order(_messages(value, name), name, last="user", repeats=True)
-
-
-def _answer(value: object, name: str) -> list[Message]:
-    """An answer given as text or as a list of messages, which may repeat the prompt before it."""
-    if isinstance(value, str):
-        return [{"role": "assistant", "content": _text(value, name)}]
-    messages = _messages(value, name)
-    alone = len(messages) == 1 and messages[0]["role"] == "assistant"
-    return messages if alone else _in_order(messages, name, last="assistant", repeats=True)
-
-
 # --- formats -----------------------------------------------------------------------------------------
 
 
 def _from_messages(row: Mapping[str, Any]) -> list[Message]:
-    return _in_order(_messages(_field(row, "messages"), "messages"), "messages", last="assistant")
+    return in_order(as_messages(_field(row, "messages"), "messages"), "messages", last="assistant")
 
 
 def _from_prompt_completion(row: Mapping[str, Any]) -> list[Message]:
-    prompt, completion = _prompt(_field(row, "prompt"), "prompt"), _field(row, "completion")
-    if isinstance(completion, str):
-        return [*prompt, {"role": "assistant", "content": _text(completion, "completion")}]
-    messages = _messages(completion, "completion")
-    return _in_order([*prompt, *messages], "prompt + completion", last="assistant")
+    prompt, completion = as_prompt(_field(row, "prompt"), "prompt"), _field(row, "completion")
+    if not isinstance(completion, str):
+        messages = as_messages(completion, "completion")
+        return in_order([*prompt, *messages], "prompt + completion", last="assistant")
+    return [*prompt, *bare([as_text_answer(completion, "completion")], row["prompt"])]
 
 
 def _from_gsm8k(row: Mapping[str, Any]) -> list[Message]:
-    question, answer = _text(_field(row, "question"), "question"), _text(_field(row, "answer"), "answer")
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    question, answer = as_text(_field(row, "question"), "question"), _field(row, "answer")
+    return [*as_prompt(question, "question"), *bare([as_text_answer(answer, "answer")], question)]
 
 
 def _from_preference(row: Mapping[str, Any]) -> PreferencePair:
     """Explicit (`prompt` given) or implicit (both answers are whole conversations from the same prompt)."""
-    chosen, rejected = (_answer(_field(row, name), name) for name in ("chosen", "rejected"))
-    if row.get("prompt") is None:
+    chosen, rejected = (as_answer(_field(row, name), name) for name in ("chosen", "rejected"))
+    given = row.get("prompt")
+    if given is None:
         return _whole_conversations(chosen, rejected)
-    prompt = _prompt(row["prompt"], "prompt")
     if len(chosen) == len(rejected) == 1:
-        return PreferencePair(prompt, chosen, rejected)
+        return PreferencePair(as_prompt(given, "prompt"), bare(chosen, given), bare(rejected, given))
     pair = _whole_conversations(chosen, rejected)
-    if not _repeats(pair.prompt, row["prompt"], prompt):
+    if not _repeats(pair.prompt, given):
         raise ValueError("fields 'chosen' and 'rejected' do not begin with the field 'prompt'")
     return pair
 
 
-def _repeats(found: list[Message], given: object, prompt: list[Message]) -> bool:
+def _repeats(found: list[Message], given: object) -> bool:
     """A prompt given as text is one of the user's turns: the first in some data sets, the last in others."""
-    if not isinstance(given, str):
-        return found == prompt
-    return given.strip() in (message["content"].strip() for message in found if message["role"] == "user")
+    said = (message["content"].strip() for message in found if message["role"] == "user")
+    if isinstance(given, str) and as_text(given, "prompt").strip() in said:
+        return True
+    return found == as_prompt(given, "prompt")
 
 
 def _whole_conversations(chosen: list[Message], rejected: list[Message]) -> PreferencePair:
@@ -254,14 +223,10 @@ def _from_hh(row: Mapping[str, Any]) -> PreferencePair:
 
 def _transcript(value: object, name: str) -> list[Message]:
     """Turns of an Anthropic/hh-rlhf transcript: blank line, `Human:` or `Assistant:`, text."""
-    before, *parts = HH_TURN.split(_text(value, name))
-    if before.strip() or not parts:
+    turns = hh_turns(as_text(value, name))
+    if turns is None:
         raise ValueError(f"field {name!r} must begin with a blank line and 'Human:', got {value!r:.60}")
-    speakers, texts = parts[::2], parts[1::2]
-    turns = [
-        {"role": HH_ROLES[who], "content": text.strip()} for who, text in zip(speakers, texts, strict=True)
-    ]
-    return _in_order(_messages(turns, name), name, last="assistant", repeats=True)
+    return in_order(as_messages(turns, name), name, last="assistant", repeats=True)
 
 
 CONVERSATION_PARSERS: dict[RowFormat, Callable[[Mapping[str, Any]], list[Message]]] = {

@@ -3,7 +3,7 @@
 Importing this module loads neither torch nor datasets nor pandas: a plan needs `file_fingerprint` only.
 """
 
-import csv
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,24 +12,24 @@ from typing import Generic, Literal, TypeVar
 
 from paft.config import BadRows, DemoSource, FileSource, HubSource, RowFormat, Source
 from paft.data.demo import DemoSplit, demo_rows
+from paft.data.files import READERS
 from paft.data.held_out import draw, opening
 from paft.data.rows import (
     Conversation,
     PreferencePair,
     conversation_format,
+    ignored_fields,
     parse_conversation,
     parse_preference_pair,
     preference_format,
 )
 from paft.store.fingerprint import file_sha256
-from paft.store.jsonfile import parse
 
 Split = Literal["train", "validation", "held_out"]
 Row = TypeVar("Row", Conversation, PreferencePair)
 
 MAX_REPORTED = 20
 DEMO_VALIDATION_ROWS = 64
-MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 
 
 def file_fingerprint(path: str | Path) -> str:
@@ -76,8 +76,15 @@ class CheckedRows(Generic[Row]):
     row_format: RowFormat
     num_rows: int
     num_bad: int
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Field that says something and is not used -> number of good rows that have it; none of the embedded data."""
     held_out: frozenset[int] = frozenset()
     """Numbers, among the good rows from 0, of those that `train` leaves out and `held_out` is made of."""
+
+    @property
+    def label(self) -> str:
+        """The source's file, repository or skill, for the log."""
+        return _label(self.source, self.split)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -117,7 +124,7 @@ def _checked(
     parse: Callable[[object, RowFormat], Row],
     detect: Callable[[object, RowFormat], RowFormat],
 ) -> CheckedRows[Row]:
-    problems, openings, row_format = Problems(), list[str](), None
+    problems, openings, ignored, row_format = Problems(), list[str](), Counter[str](), None
     for location, row in _read(source, split):
         if isinstance(row, ValueError):
             problems.add(location, row)
@@ -127,6 +134,9 @@ def _checked(
             openings.append(opening(parse(row, row_format)))
         except ValueError as error:
             problems.add(location, error)
+            continue
+        if not isinstance(source, DemoSource):
+            ignored.update(ignored_fields(row, row_format))
     if source.bad_rows is BadRows.error:
         problems.raise_if_any()
     if row_format is None:
@@ -135,7 +145,7 @@ def _checked(
     if source.held_out and split != "validation":
         held_out = draw(openings, source.held_out, source.held_out_seed)
     num_rows = len(held_out) if split == "held_out" else len(openings) - len(held_out)
-    return CheckedRows(source, split, parse, row_format, num_rows, problems.count, held_out)
+    return CheckedRows(source, split, parse, row_format, num_rows, problems.count, dict(ignored), held_out)
 
 
 def _detected(
@@ -224,77 +234,3 @@ def _hub_rows(source: HubSource, split: str) -> Iterator[object]:
     yield from load_dataset(
         source.repo, source.name, revision=source.revision, split=split, data_dir=source.data_dir
     )
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _json_line(line)
-
-
-def _json_line(line: bytes) -> object:
-    try:
-        return parse(line.rstrip())
-    except ValueError as error:
-        return error
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, object]]:
-    try:
-        content = parse(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise ValueError(
-            f'{path} must hold a list of rows or {{"data": [rows]}}; for one row a line name it .jsonl'
-        )
-    yield from enumerate(rows, 1)
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, object]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for number, row in enumerate(reader, 1):
-                extra = None in row
-                yield number, ValueError("more cells than the header has columns") if extra else _decoded(row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path}, line {reader.line_num + 1}: {error}; JSONL has no such limits"
-            ) from None
-
-
-def _decoded(row: dict[str, str | None]) -> dict[str, object]:
-    """Cells that hold message lists as JSON text become lists; any other text stays text, an absent cell None."""
-    return {
-        name: _message_list(cell) if cell and name in MESSAGE_COLUMNS else cell for name, cell in row.items()
-    }
-
-
-def _message_list(cell: str) -> object:
-    try:
-        value = parse(cell.encode())
-    except ValueError:
-        return cell
-    return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else cell
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from enumerate((row for batch in file.iter_batches(1024) for row in batch.to_pylist()), 1)
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error!s:.300}; write it again") from None
-
-
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
-    ".jsonl": _jsonl_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-}

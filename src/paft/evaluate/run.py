@@ -20,6 +20,7 @@ from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
 from paft.evaluate.splits import choose
 from paft.model import load_base, load_tokenizer
+from paft.proof.paths import FastPaths
 from paft.store.jsonfile import write_json
 
 TASKS = Path(__file__).parent / "tasks"
@@ -33,15 +34,18 @@ def evaluate_model(
     config: EvaluateConfig,
     out: Path,
     rows: Mapping[str, str] | None = None,
+    *,
+    device: str | None = None,
+    paths: FastPaths | None = None,
 ) -> dict[str, Any]:
     """Score the model in `folder` (tokenizer from `base`) and write results.json and samples.jsonl to `out`.
 
-    `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data. Returns the
-    content of results.json.
+    `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data. `paths` are what
+    the base was proved to take on `device`. Returns the content of results.json.
     """
     tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
     model = replace(model, dtype=config.dtype or model.dtype)
-    scores, samples = score_tasks(load_base(folder, model), tokenizer, config, rows)
+    scores, samples = score_tasks(load_base(folder, model, paths), tokenizer, config, rows, device=device)
     results = as_json(scores, config) | {
         "template": template.value,
         "backend": "hf",
@@ -59,14 +63,16 @@ def score_tasks(
     tokenizer: PreTrainedTokenizerBase,
     config: EvaluateConfig,
     rows: Mapping[str, str] | None = None,
+    *,
+    device: str | None = None,
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """Every column's score, and per item its metric values: what a paired test needs.
 
     lm-eval takes one number of shots per call, so tasks are grouped by it. Its response cache is never used:
-    its key does not name the model.
+    its key does not name the model. `device` is a GPU where there is one, unless it is named.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     lm = SparingLM(
         pretrained=model.to(device),
         tokenizer=tokenizer,

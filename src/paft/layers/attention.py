@@ -5,6 +5,8 @@ products the same arithmetic takes a third of the time. Scores are rounded to th
 that makes them, as in transformers' eager attention, and the softmax works in float32 inside.
 """
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +21,11 @@ AUTO = "paft_auto"
 LONGEST = 1024
 """Positions beyond which the [T, T] weights kept for the backward pass outweigh everything else a layer keeps."""
 
+UNDERSTOOD = {
+    "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "output_attentions",
+    "output_hidden_states", "output_router_logits", "return_dict", "past_key_values", "logits_to_keep",
+}  # fmt: skip
+"""What a model may hand to `attention` beside its tensors without asking for another result: masks carry windows."""
 ALIKE = 0.85
 """Texts are padded together where the shortest has at least this share of the longest's tokens."""
 
@@ -121,14 +128,17 @@ def attention(
 
     Query [B, Hq, T, D], key and value [B, Hk, S, D]; a mask is added to the scores, and without one the rows
     are causal. With `packed`, one row of several texts that brings their masks. Returns [B, T, Hq, D] and no
-    weights.
+    weights. Raises `ValueError` for what a model asks beyond that: attention sinks, capped scores, a bias.
     """
+    if asked := sorted(k for k, v in kwargs.items() if v is not None and k not in UNDERSTOOD):
+        raise ValueError(f"{type(module).__name__} asks its attention for {', '.join(asked)}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packed is not None:
         return _packed_attention((query, key, value), packed, scaling).transpose(1, 2), None
     length = query.shape[2]
     masked_rows = attention_mask is not None and attention_mask.is_floating_point()
-    causal_rows = attention_mask is None and length == key.shape[2] and getattr(module, "is_causal", True)
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
+    causal_rows = attention_mask is None and length == key.shape[2] and causal
     if query.device.type != "cpu" or dropout or length > LONGEST or not (masked_rows or causal_rows):
         out: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -182,6 +192,43 @@ def shared_prompt_bias(segments_BT: Tensor, dtype: torch.dtype) -> Tensor:
         hidden_BTT, -torch.inf
     )[:, None]
 
+
+def sees_whole_rows(config: Any, longest: int) -> bool:
+    """Whether every layer of a model looks back over all of a text of `longest` tokens, and by attention alone.
+
+    Only then may texts share a forward pass: lie end to end in one row, or share what they begin with. A window
+    shorter than the text would count from another text's tokens; convolutions, recurrences and linear attention
+    carry their state into the next text.
+    """
+    text = config.get_text_config(decoder=True)
+    kinds = {str(kind) for name in LAYER_KINDS for kind in (getattr(text, name, None) or ())}
+    limits = [v for k, v in vars(text).items() if WINDOW.search(k) and type(v) is int and v > 0]
+    return kinds <= LOOK_BACK and longest <= min(limits, default=longest)
+
+
+def same_positions(config: Any) -> float:
+    """Tokens up to which the rotary embedding of a text does not depend on the longest text of its batch.
+
+    `longrope` (Phi-3 of 128k) and `dynamic` take other frequencies for all of a batch in which one text is longer.
+    """
+    text = config.get_text_config(decoder=True)
+    given = getattr(text, "rope_parameters", None) or {}
+    ropes = [
+        given,
+        *(rope for rope in given.values() if isinstance(rope, dict)),
+    ]  # some have one for each kind
+    if not any(rope.get("rope_type") in ("longrope", "dynamic") for rope in ropes):
+        return math.inf
+    settings = [*ropes, vars(text)]
+    firsts = [first for s in settings if (first := s.get("original_max_position_embeddings"))]
+    return float(min(firsts, default=text.max_position_embeddings))
+
+
+LAYER_KINDS = ("layer_types", "layers_block_type", "attention_layers", "block_types")
+"""Where configurations list what each layer is."""
+LOOK_BACK = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}
+WINDOW = re.compile(r"^(?!.*(layers|pattern|experts|feed_forward)).*(window|chunk|local|index_topk)")
+"""Settings that may bound how far a layer looks back; one that means something else costs speed and nothing more."""
 
 AttentionInterface.register(AUTO, attention)
 AttentionMaskInterface.register(AUTO, sdpa_mask)

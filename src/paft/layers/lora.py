@@ -44,18 +44,19 @@ class _LoraProduct(torch.autograd.Function):
 class LoraLinear(Linear):
     """peft's LoRA layer, file format and names included, with `_LoraProduct` for the case training needs.
 
-    Anything else (adapter off, merged, several adapters, dropout, an input of another type) is peft's own forward.
+    Anything else (adapter off, merged, several adapters, dropout at work, an input of another type) is peft's own
+    forward.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = cast(nn.Linear, self.get_base_layer())
         active = self.active_adapters
         plain = not (self.disable_adapters or self.merged or args or kwargs) and len(active) == 1
-        if (
-            not plain
-            or x.dtype != base.weight.dtype
-            or not isinstance(self.lora_dropout[active[0]], nn.Identity)
-        ):
+        if not plain or x.dtype != base.weight.dtype or _drops(self.lora_dropout[active[0]]):
             return super().forward(x, *args, **kwargs)
         A, B = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
         return cast(Tensor, _LoraProduct.apply(x, base.weight, base.bias, A, B, self.scaling[active[0]]))
+
+
+def _drops(dropout: nn.Module) -> bool:
+    return dropout.training and not isinstance(dropout, nn.Identity)

@@ -7,8 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from paft.config import RunConfig
+from paft.graph import FORWARDS
 from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
 from paft.plan.precedents import Precedents
+from paft.proof.record import describe as describe_base
+from paft.proof.record import device_of, known, proof_file
 from paft.stage import Stage
 from paft.store.store import Store
 
@@ -36,6 +39,18 @@ def show_plan(cells: list[tuple[RunConfig, Stage]]) -> None:
     console = Console()
     Console(width=None if console.is_terminal else max(WIDTH, console.width)).print(table)
     print_summary(stages, estimates)
+    print_bases([planned for key, planned in stages.items() if key in needed], store)
+
+
+def print_bases(missing: Iterable[Planned], store: Store) -> None:
+    """How each base that is to be run will be run, or that it has to be found out."""
+    bases = {
+        proof_file(store.root, stage.config.model, device): (stage.config.model, device)
+        for stage, config in missing
+        if stage.name in FORWARDS and (device := device_of(config.trainer))
+    }
+    for model, device in bases.values():
+        print(f"base: {describe_base(model, known(store.root, model, device))}")
 
 
 def estimate(planned: dict[str, Planned], store: Store) -> dict[str, Estimate]:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,13 @@ class Store:
         Of several missing stages, one that no other process holds is taken, so that processes started
         together work on different branches; only when all are held does this wait.
         """
+        self.ensure_all([target], run, poll_seconds=poll_seconds)
+        return self.path(target)
+
+    def ensure_all(self, targets: Sequence[Stage], run: Run, *, poll_seconds: float = 0.5) -> None:
+        """Run whatever of several targets is missing."""
         waiting = False
-        while missing := self.missing(target):
+        while missing := list({s.key: s for target in targets for s in self.missing(target)}.values()):
             ready = [s for s in missing if all(self.sound(i) for i in s.inputs.values())]
             ready.sort(key=lambda s: len(s.inputs))  # data first: its errors come before any training
             if any(self._claim_and_run(stage, run) for stage in ready):
@@ -120,7 +125,6 @@ class Store:
                 log.info("waiting for %s, held by another process", ", ".join(map(str, ready)))
             waiting = True
             time.sleep(poll_seconds)
-        return self.path(target)
 
     def _claim_and_run(self, stage: Stage, run: Run) -> bool:
         with self.claim(stage) as partial:

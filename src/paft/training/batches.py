@@ -30,6 +30,8 @@ class GlobalBatch(Generic[Row]):
     num_sequence_targets: int = 0
     """Tokens of prompt and chosen answer that have a past: ORPO's default likelihood scope."""
     num_chosen_targets: int = 0
+    places: Sequence[int] = ()
+    """Of its rows among those of all ranks: what tells them apart to dropout; () where they are all."""
 
 
 def num_steps(num_rows: int, *, global_batch_size: int, epochs: int, max_steps: int | None) -> int:
@@ -93,6 +95,7 @@ class StepLoader(Generic[Row]):
             num_targets=sum(row.num_labels for row in whole),
             num_sequence_targets=sum(len(row.prompt_ids) + len(row.chosen_ids) - 1 for row in pairs),
             num_chosen_targets=sum(len(row.chosen_ids) for row in pairs),
+            places=range(len(whole))[self.rank :: self.world],
         )
 
     def state_dict(self) -> dict[str, Any]:

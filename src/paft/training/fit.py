@@ -13,6 +13,7 @@ from paft.data.standalone import write_tokenizer
 from paft.delta import adapter_statistics, read_adapter
 from paft.graph import BranchStage
 from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
+from paft.proof.record import paths_of_run
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
@@ -64,6 +65,7 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         gradient_checkpointing=settings.gradient_checkpointing,
         cpu_offload=context.config.strategy.cpu_offload,
         skip_nonfinite_steps=settings.skip_nonfinite_steps,
+        paths=paths_of_run(base, config.model, context),
     )
     fingerprints = {
         "base": base_fingerprint(config.model),

@@ -16,6 +16,7 @@ from torch import Tensor
 from paft.adapter import Policy, add_deltas
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
 from paft.model import load_base
+from paft.proof.paths import FastPaths, paths_of
 from paft.quantize import quantize
 from paft.training.batches import GlobalBatch, micro_batches
 from paft.training.nonfinite import LeftOut
@@ -47,7 +48,8 @@ class BranchModule(L.LightningModule):
     """Base of `SFTModule`, `DPOModule` and `ORPOModule`: subclasses say what a micro-batch's loss is.
 
     `base` is the base model's folder, `deltas` adapter folders added to it before the new adapter is attached
-    (sequential training), `num_steps` the length of the whole run.
+    (sequential training), `num_steps` the length of the whole run, `paths` what the base was proved to take (None:
+    it is proved when it is loaded).
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class BranchModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         cpu_offload: bool = False,
         skip_nonfinite_steps: int = 0,
+        paths: FastPaths | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = (
@@ -74,7 +77,7 @@ class BranchModule(L.LightningModule):
         self.base_folder, self.model_config, self.config = base, model, config
         self.num_steps, self.micro_batch_size, self.seed = num_steps, micro_batch_size, seed
         self.micro_batch_tokens = micro_batch_tokens
-        self.pad_id, self.deltas = pad_id, deltas
+        self.pad_id, self.deltas, self.paths = pad_id, deltas, paths
         self.gradient_checkpointing = gradient_checkpointing
         self.cpu_offload = cpu_offload
         self.left_out = LeftOut(skip_nonfinite_steps)
@@ -101,9 +104,14 @@ class BranchModule(L.LightningModule):
             return
         self.policy = self._make_policy()
         if self.gradient_checkpointing:
+            if self.config.lora.dropout and not paths_of(self.policy.base).padded:
+                raise ValueError(
+                    f"lora.dropout={self.config.lora.dropout:g} and trainer.gradient_checkpointing=true do not go "
+                    f"together on {self.policy.base.config.model_type}, whose rows are run one by one; switch one off"
+                )
             self.policy.base.enable_input_require_grads()
             self.policy.base.activation_checkpointing_enable({"use_reentrant": False})
-        self.policy.train()  # LoRA dropout; the base comes in eval mode
+        self.policy.train()
         if self.device_mesh is not None:
             self.num_shards = shard(self.policy, self.device_mesh, cpu_offload=self.cpu_offload)
 
@@ -112,13 +120,13 @@ class BranchModule(L.LightningModule):
         # device that draws them, and must not depend on the strategy
         cpu = torch.device("cpu")
         with cpu:
-            base = load_base(self.base_folder, self.model_config)
+            base = load_base(self.base_folder, self.model_config, self.paths)
             add_deltas(base, list(self.deltas))
         if self.model_config.quantization is Quantization.nf4:
             quantize(base, self.trainer.strategy.root_device if self._trainer is not None else cpu)
         with cpu, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return Policy(base, self.config.lora)
+            return Policy(base, self.config.lora, seed=self.seed)
 
     @property
     def backbone(self) -> Policy:
@@ -139,10 +147,11 @@ class BranchModule(L.LightningModule):
         return batch
 
     def training_step(self, batch: GlobalBatch[Any]) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + batch.step)  # dropout depends on the step, not on the past
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
         logs = self._accumulate(batch)
+        if batch.step == 0:
+            self.backbone.refuse_untouched()
         logs["grad_norm"] = self._clip()
         if self.left_out.must_leave_out(batch.step, logs):
             optimizer.zero_grad()  # type: ignore[union-attr]  # a step without gradients changes nothing but is counted
@@ -155,7 +164,10 @@ class BranchModule(L.LightningModule):
         """Gradients of the whole global batch; strategies average over ranks, hence the factor `world`."""
         world = self.trainer.world_size
         sums: dict[str, Tensor] = {}
+        places = dict(zip(map(id, batch.rows), batch.places or range(len(batch.rows)), strict=True))
         for rows, share in self._passes(batch):
+            lengths = [row.row_tokens for row in rows]
+            self.backbone.rows.begin(batch.step, [places[id(row)] for row in rows], lengths)
             loss, values = self.micro_loss(rows, batch)
             self.manual_backward(loss * (world * share))
             for name, value in {"loss": loss, **values}.items():

@@ -33,6 +33,8 @@ class PairTensors(NamedTuple):
     """int64 [R, T]: PROMPT tokens are seen by all, others by their own segment; None: plain causal rows."""
     positions: Tensor | None = None
     """int64 [R, T]: position of each token in the text it belongs to."""
+    columns: Tensor | None = None
+    """int64 [R, T]: the column each token has, or would have, where its pair is one row; None: its own."""
 
     def to(self, device: torch.device) -> "PairTensors":
         moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in self._asdict().items()}
@@ -40,7 +42,9 @@ class PairTensors(NamedTuple):
 
     def logps(self, policy: Policy) -> Tensor:
         """Float32 [R, T]: log-probability of each label."""
-        logps: Tensor = policy(self.input_ids, self.labels, self.lengths, self.segments, self.positions)
+        logps: Tensor = policy(
+            self.input_ids, self.labels, self.lengths, self.segments, self.positions, self.columns
+        )
         return logps
 
     def answer_sums(self, values_RT: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +110,20 @@ def two_row_tensors(pairs: Sequence[EncodedPair], pad_id: int, *, prompt_labels:
         pad([[*prompt_part(p, prompt_labels and kind == CHOSEN), *a] for p, a, kind in rows], IGNORE),
         pad([[PROMPT] * len(prompt) + [kind] * len(answer) for prompt, answer, kind in rows], PROMPT),
         torch.tensor([len(prompt) + len(answer) for prompt, answer, _ in rows]),
+        columns=pad([*map(_chosen_columns, pairs), *map(_rejected_columns, pairs)], 0),
     )
+
+
+def _chosen_columns(pair: EncodedPair) -> Sequence[int]:
+    return range(len(pair.prompt_ids) + len(pair.chosen_ids))
+
+
+def _rejected_columns(pair: EncodedPair) -> Sequence[int]:
+    """The prompt's, whose last token stands a second time before the rejected answer."""
+    return [
+        *range(len(pair.prompt_ids) - 1),
+        *range(pair.row_tokens - len(pair.rejected_ids) - 1, pair.row_tokens),
+    ]
 
 
 def prompt_part(prompt: list[int], wanted: bool) -> list[int]:

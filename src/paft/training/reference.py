@@ -12,17 +12,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from paft.adapter import Policy, add_deltas
+from paft.adapter import FrozenPolicy, Policy, add_deltas
 from paft.config import Quantization, TrainerConfig
 from paft.data.chat import EncodedPair
 from paft.data.prepare import read_preference
 from paft.graph import FirstSteps, ReferenceStage
-from paft.layers.fuse import fuse
 from paft.model import base_folder, load_base, load_tokenizer
+from paft.proof.record import paths_of_run
 from paft.quantize import quantize
 from paft.run import Context
 from paft.stage import Stage
@@ -38,19 +36,6 @@ class ScoredPair(EncodedPair):
 
     reference: tuple[float, float]
     """Log-probability of the chosen and of the rejected answer: sums over their tokens."""
-
-
-class FrozenPolicy(Policy):
-    """A base without an adapter: the reference policy itself."""
-
-    def __init__(self, base: PreTrainedModel) -> None:
-        nn.Module.__init__(self)
-        fuse(base)
-        self.frozen = base
-
-    @property
-    def base(self) -> PreTrainedModel:
-        return self.frozen
 
 
 def score(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -79,7 +64,7 @@ def load_reference(
 ) -> tuple[FrozenPolicy, int]:
     """The base, plus the delta of an `sft` input, on this rank's device; and the token that pads."""
     folder = base_folder(config.model, offline=context.config.offline)
-    base = load_base(folder, config.model)
+    base = load_base(folder, config.model, paths_of_run(folder, config.model, context))
     add_deltas(base, [inputs["sft"] / "adapter"] if "sft" in inputs else [])
     tokenizer = load_tokenizer(
         folder, context.config.data.template, trust_remote_code=config.model.trust_remote_code

@@ -119,6 +119,7 @@ def silence_expected_warnings() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for text in (".*does not have many workers.*", ".*litlogger.*", ".*`srun` command is available.*"):
         warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the frozen base
     warnings.filterwarnings("ignore", ".*Trying to infer the `batch_size`.*")
     warnings.filterwarnings("ignore", ".*You defined a `validation_step`.*")
     warnings.filterwarnings(

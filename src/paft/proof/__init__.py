@@ -1,0 +1,1 @@
+"""A base is proved before it is used: which of the fast paths give its own results."""

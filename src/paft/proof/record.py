@@ -1,0 +1,93 @@
+"""What was proved of a base, kept in the store: once for every base, kind of device and version of the libraries.
+
+Importing this module loads no torch: a plan says what is known.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from paft.config import DType, ModelConfig, TrainerConfig
+from paft.run import Context
+from paft.stage import canonical
+from paft.store.jsonfile import read_object, write_json
+
+if TYPE_CHECKING:
+    from paft.proof.paths import FastPaths
+
+log = logging.getLogger("paft")
+
+PROOF = 1
+"""Raise when the paths, or what is asked of them, change."""
+LIBRARIES = ("torch", "transformers")
+
+
+def device_of(trainer: TrainerConfig) -> str:
+    """The kind of device that a run's models are on: `cuda` or `cpu`."""
+    return "cuda" if trainer.accelerator == "gpu" else "cpu"
+
+
+def proof_file(store: Path, model: ModelConfig, device: str) -> Path:
+    """`<store>/base/<key>.json`. However a base is stored while it trains, it is proved in float32."""
+    base = canonical(replace(model.as_released(), dtype=DType.float32))
+    text = json.dumps([PROOF, base, device, [version(name) for name in LIBRARIES]], sort_keys=True)
+    return store / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def known(store: Path, model: ModelConfig, device: str) -> dict[str, Any] | None:
+    """What was found of a base; None where nothing was, or its file is damaged."""
+    try:
+        return read_object(proof_file(store, model, device))
+    except ValueError:
+        return None
+
+
+def paths_of_run(folder: Path, model: ModelConfig, context: Context) -> "FastPaths":
+    """`proved_paths` with a run's store, on its kind of device."""
+    return proved_paths(folder, model, context.store.root, device_of(context.config.trainer))
+
+
+def proved_paths(folder: Path, model: ModelConfig, store: Path, device: str) -> "FastPaths":
+    """The fast paths of the base in `folder`, as the store knows them or found out now, by one process for all.
+
+    Raises `ValueError` for a base that is no causal language model.
+    """
+    from paft.proof.paths import FastPaths, HeadForm
+
+    file = proof_file(store, model, device)
+    found = known(store, model, device)
+    if found is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            found = known(store, model, device) or _prove(folder, model, file, device)
+    head = found["paths"]["head"]
+    return FastPaths(**(found["paths"] | {"head": HeadForm(**head) if head else None}))
+
+
+def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[str, Any]:
+    from paft.model import prove_base
+
+    started = time.monotonic()
+    proof = prove_base(folder, model, device=device)
+    found = {"base": model.name, "device": device, "seconds": round(time.monotonic() - started, 3)}
+    found |= {"largest_difference": max(proof.differences.values(), default=0.0)}
+    found |= {name: version(name) for name in LIBRARIES} | asdict(proof)
+    write_json(file, found)
+    log.info("%-10s %s  proved %6.1f s  %s", "base", file.stem, found["seconds"], describe(model, found))
+    return found
+
+
+def describe(model: ModelConfig, found: dict[str, Any] | None) -> str:
+    """One line for a log and a plan: how far the fast paths are from the base's own forward, or why not taken."""
+    if found is None:
+        return f"{model.name} is compared with its own forward first, once, in seconds"
+    plain = [f"{name} ({why})" for name, why in found["replaced"].items()]
+    said = f"{model.name} is within {found['largest_difference']:.1e} nats a token of its own forward"
+    return said if not plain else f"{said}; the plain way takes the place of: {'; '.join(plain)}"
