@@ -161,7 +161,7 @@ def test_template_fault_names_the_row(tmp_path: Path, tokenizer: PreTrainedToken
     counts = prepare_sft(drop, refusing, tmp_path / "out")["train"]
     assert (counts["rows"], counts["bad_rows"]) == (1, 1)
     jsonl(tmp_path / "m.jsonl", rows[1:])
-    with pytest.raises(ValueError, match=r"no row is left for train.parquet: all 1 rows are bad"):
+    with pytest.raises(ValueError, match=r"no row is left for train.parquet: all 1 are bad"):
         prepare_sft(drop, refusing, tmp_path / "out")
 
 

@@ -131,7 +131,7 @@ def _prepare(
 
 def _why_none(counts: Counts, source: Source) -> str:
     if not counts.dropped:
-        return f"all {counts.bad_rows} rows are bad; bad_rows=error says why"
+        return f"all {counts.bad_rows} are bad; set bad_rows=error to see why"
     return (
         f"the answers of all {counts.dropped} rows exceed max_length={source.max_length} tokens; "
         "raise it or set too_long=truncate"
