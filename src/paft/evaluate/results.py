@@ -1,7 +1,7 @@
 """Scores out of lm-eval's result dictionary, by the rules of the leaderboard the paper used."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,13 @@ class Score:
 
 
 def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
-    """One column of the table from lm-eval's results. Raises `ValueError` naming what is missing."""
+    """One column of the table from lm-eval's results.
+
+    Raises `ValueError` naming what is missing, and for a metric of which lm-eval says that lower is better where the
+    config does not.
+    """
     names = subtasks(config, raw)
+    _refuse_upside_down(column, config, raw.get("higher_is_better", {}).get(names[0], {}))
     values = [_value(column, raw["results"], name, config.metric) for name in names]
     errors = [_stderr(raw["results"][name], config.metric) for name in names]
     versions = {str(raw.get("versions", {}).get(name)) for name in names}
@@ -40,6 +45,14 @@ def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
         version=",".join(sorted(versions)),
         num_items=sum(raw.get("n-samples", {}).get(n, {}).get("effective", 0) for n in names) or None,
     )
+
+
+def _refuse_upside_down(column: str, config: TaskConfig, directions: Mapping[str, bool | None]) -> None:
+    if config.higher_is_better and directions.get(config.metric.partition(",")[0]) is False:
+        raise ValueError(
+            f"evaluate.tasks.{column}: lower {config.metric} of {config.task} is better, says lm-eval; set "
+            "higher_is_better: false and in_average: false"
+        )
 
 
 def subtasks(config: TaskConfig, raw: Mapping[str, Any]) -> list[str]:
@@ -102,14 +115,6 @@ def _mean_error(errors: list[float | None]) -> float | None:
     """Standard error of a mean of independent scores."""
     known = [e for e in errors if e is not None]
     return math.sqrt(sum(e * e for e in known)) / len(errors) if len(known) == len(errors) else None
-
-
-def ratio_stderr(pairs: Iterable[tuple[float, float]]) -> float:
-    """Standard error of sum(x) / sum(b) over items (x, b), to first order (delta method)."""
-    items = list(pairs)
-    total = sum(b for _, b in items)
-    ratio = sum(x for x, _ in items) / total
-    return math.sqrt(sum((x - ratio * b) ** 2 for x, b in items)) / total
 
 
 def average(scores: Mapping[str, Score]) -> float | None:
