@@ -221,6 +221,28 @@ def same_value(shown: str, typed: str) -> bool:
         return shown.strip("'") == typed
 
 
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (
+            "metric: 'wer,none', higher_is_better: false",
+            r"evaluate\.tasks\.x\.in_average must be false where lower",
+        ),
+        (
+            "metric: 'bits_per_byte,none'",
+            r"evaluate\.tasks\.x: lower bits_per_byte is better; set higher_is_better",
+        ),
+        ("metric: 'word_perplexity,none', in_average: false", r"lower word_perplexity is better"),
+    ],
+)
+def test_no_average_takes_lower_as_better(compose, task, says):
+    message = refused(compose, f"+evaluate.tasks.x={{task: t, {task}}}")
+
+    assert re.search(says, message)
+    right = "{task: t, metric: 'wer,none', higher_is_better: false, in_average: false}"
+    assert not compose(f"+evaluate.tasks.x={right}").evaluate.tasks["x"].in_average
+
+
 @pytest.mark.parametrize("branch", ["sft", "preference"])
 def test_range_error_names_the_branch_it_is_in(compose, branch):
     assert f"{branch}.lr must be positive" in refused(compose, f"{branch}.lr=0")

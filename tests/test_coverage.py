@@ -31,7 +31,9 @@ def simulate(name: str, seeds: int, items: int, worlds: int, gain: float = 0.0, 
     rng, (by_item, by_seed) = np.random.default_rng([draw, seeds, items]), WORLDS[name]
     better = np.array([gain, 0.0])[:, None, None]
     hard = rng.normal(0, COMMON, (worlds, 1, 1, items))
-    own = rng.normal(0, 1, (worlds, 2, 1, items)) * by_item + rng.normal(0, 1, (worlds, 2, seeds, 1)) * by_seed
+    own = (
+        rng.normal(0, 1, (worlds, 2, 1, items)) * by_item + rng.normal(0, 1, (worlds, 2, seeds, 1)) * by_seed
+    )
     right = rng.random((worlds, 2, seeds, items)) < stats.norm.cdf(better + hard + own)
     total = math.sqrt(1 + COMMON**2 + by_item**2 + by_seed**2)
     truth = float(stats.norm.cdf(gain / total) - 0.5)
@@ -82,7 +84,9 @@ def test_one_seed_covers_the_truth_of_that_training_alone(name):
 
     share = covered(intervals(world), world.truth)
 
-    assert 0.93 <= share <= 0.97 if name in ("nothing", "items") else share < 0.9, "num_seeds says of what it speaks"
+    assert 0.93 <= share <= 0.97 if name in ("nothing", "items") else share < 0.9, (
+        "num_seeds says of what it speaks"
+    )
 
 
 @pytest.mark.parametrize(("seeds", "items"), [(3, 64), (3, 500)])

@@ -22,6 +22,10 @@ class EvaluateSplit(str, Enum):
     test = "test"
 
 
+LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "brier_score", "ter")
+"""lm-eval's own metrics that are better when lower; what a task adds is asked of lm-eval when it is scored."""
+
+
 class Rows(str, Enum):
     """A branch whose held-out rows are the items of a task."""
 
@@ -40,7 +44,7 @@ class TaskConfig:
     num_fewshot: int | None = None
     higher_is_better: bool = True
     in_average: bool = True
-    """Whether the column enters the average of the row."""
+    """Whether the column enters the average of the row, which is better when higher: no column that is not may."""
     mean_over: str | None = None
     """Average this metric over the group's subtasks whose name starts so, each subtask counting once."""
     rows: Rows | None = field(default=None, metadata=UNLESS_DEFAULT)
@@ -70,6 +74,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         self._require_one_draw()
+        self._require_one_direction()
         allowed = ["average", *self.tasks] if isinstance(self.tasks, dict) else [self.objective]
         require(self.objective in allowed, "evaluate.objective", self.objective, f"one of {allowed}")
         require(
@@ -87,3 +92,18 @@ class EvaluateConfig:
             require(num_items is None or num_items > 0, name, num_items, "positive or null")
             first = drawn.setdefault(task.task, num_items)
             require(num_items == first, name, num_items, f"as in the other column of {task.task}, {first}")
+
+    def _require_one_direction(self) -> None:
+        """Averages, claims and searches take more as better."""
+        for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
+            name, metric = f"evaluate.tasks.{column}", str(task.metric).partition(",")[0]
+            if task.higher_is_better and metric in LOWER_IS_BETTER:
+                raise ValueError(
+                    f"{name}: lower {metric} is better; set higher_is_better: false and in_average: false"
+                )
+            require(
+                task.higher_is_better or not task.in_average,
+                f"{name}.in_average",
+                task.in_average,
+                "false where lower is better (higher_is_better: false): more is better in an average",
+            )
