@@ -222,25 +222,22 @@ def same_value(shown: str, typed: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("task", "says"),
+    ("words", "says"),
     [
+        (("higher_is_better=false",), r"evaluate\.tasks\.honesty\.in_average must be false where lower"),
         (
-            "metric: 'wer,none', higher_is_better: false",
-            r"evaluate\.tasks\.x\.in_average must be false where lower",
+            ("metric='bits_per_byte,none'",),
+            r"evaluate\.tasks\.honesty: lower bits_per_byte is better; set higher",
         ),
-        (
-            "metric: 'bits_per_byte,none'",
-            r"evaluate\.tasks\.x: lower bits_per_byte is better; set higher_is_better",
-        ),
-        ("metric: 'word_perplexity,none', in_average: false", r"lower word_perplexity is better"),
+        (("metric='word_perplexity,none'", "in_average=false"), "lower word_perplexity is better"),
     ],
 )
-def test_no_average_takes_lower_as_better(compose, task, says):
-    message = refused(compose, f"+evaluate.tasks.x={{task: t, {task}}}")
+def test_no_average_takes_lower_as_better(compose, words, says):
+    message = refused(compose, *(f"evaluate.tasks.honesty.{word}" for word in words))
 
     assert re.search(says, message)
-    right = "{task: t, metric: 'wer,none', higher_is_better: false, in_average: false}"
-    assert not compose(f"+evaluate.tasks.x={right}").evaluate.tasks["x"].in_average
+    right = compose(*(f"evaluate.tasks.honesty.{name}=false" for name in ("higher_is_better", "in_average")))
+    assert not right.evaluate.tasks["honesty"].in_average
 
 
 @pytest.mark.parametrize("branch", ["sft", "preference"])
