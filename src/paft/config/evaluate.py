@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from paft.config.checks import UNLESS_DEFAULT, incidental, require
+from paft.config.checks import UNLESS_DEFAULT, Typed, incidental, require
 from paft.config.model import DType
 
 
@@ -34,7 +34,7 @@ class Rows(str, Enum):
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(Typed):
     """One column of the results table."""
 
     task: str = MISSING
@@ -54,7 +54,7 @@ class TaskConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Typed):
     name: str = MISSING
     tasks: dict[str, TaskConfig] = MISSING
     """Column name -> task, in table order."""

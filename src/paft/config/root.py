@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from paft.config.checks import require
+from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
 from paft.config.merge import MergeConfig
@@ -24,7 +24,7 @@ class Paradigm(str, Enum):
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Typed):
     """The root. The root key `lambda` cannot be a Python name; it lives in `sft.l1.weight`."""
 
     model: ModelConfig = MISSING
