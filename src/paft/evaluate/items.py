@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
+ROUNDING = 1e-12
+"""What sums of equal numbers may differ by; no score is that small."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class Items:
     def stderr(self) -> float | None:
         """Standard error over items; None where a stratum has a single item, which shows no spread."""
         variances = over_items(self.contributions, self.starts)
-        return None if np.isnan(variances).any() else math.sqrt(variances.sum())
+        return None if np.isnan(variances).any() else rounded(math.sqrt(variances.sum()))
+
+
+def rounded(number: float) -> float:
+    """`number`, or 0 where it is what rounding left of it."""
+    return 0.0 if abs(number) < ROUNDING else number
 
 
 def stratum_sizes(num_items: int, starts: Places) -> Places:

@@ -29,11 +29,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from paft.evaluate.items import Floats, Places, over_items, stratum_sizes, within
+from paft.evaluate.items import Floats, Places, over_items, rounded, stratum_sizes, within
 
 LEVEL = 0.95
-ROUNDING = 1e-12
-"""What sums of equal numbers may differ by; no score is that small."""
 
 
 # --- estimates ---------------------------------------------------------------------------------------
@@ -102,7 +100,7 @@ def estimate(arms: Sequence[Arm], *, minus: float = 0.0) -> Estimate:
     if spread is None or not spread.freedom:
         return Estimate(value, None, None, None, None, num_items, num_seeds)
     error = float(np.sqrt(spread.variance))
-    value, error = (0.0 if abs(number) < ROUNDING else number for number in (value, error))
+    value, error = rounded(value), rounded(error)
     half = float(stats.t.ppf((1 + LEVEL) / 2, spread.freedom)) * error
     p = _p(value, error, spread.freedom, num_items)
     return Estimate(value, error, value - half, value + half, p, num_items, num_seeds)
