@@ -23,7 +23,7 @@ class EvaluateSplit(str, Enum):
 
 
 LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "brier_score", "ter")
-"""lm-eval's own metrics that are better when lower; what a task adds is asked of lm-eval when it is scored."""
+"""lm-eval's own metrics that are better when lower; of a task's own it says so when it has scored them."""
 
 
 class Rows(str, Enum):
@@ -51,6 +51,11 @@ class TaskConfig(Typed):
     """The items are rows that `data.<branch>.held_out` keeps from training."""
     num_items: int | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Score so many items, drawn by `split_seed`, the same for every model; null: all of the split."""
+
+    @property
+    def upside_down(self) -> bool:
+        """Whether it takes more as better of one of lm-eval's metrics that is better when lower."""
+        return self.higher_is_better and self.metric.partition(",")[0] in LOWER_IS_BETTER
 
 
 @dataclass
@@ -96,14 +101,9 @@ class EvaluateConfig(Typed):
     def _require_one_direction(self) -> None:
         """Averages, claims and searches take more as better."""
         for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
-            name, metric = f"evaluate.tasks.{column}", str(task.metric).partition(",")[0]
-            if task.higher_is_better and metric in LOWER_IS_BETTER:
-                raise ValueError(
-                    f"{name}: lower {metric} is better; set higher_is_better: false and in_average: false"
-                )
             require(
                 task.higher_is_better or not task.in_average,
-                f"{name}.in_average",
+                f"evaluate.tasks.{column}.in_average",
                 task.in_average,
                 "false where lower is better (higher_is_better: false): more is better in an average",
             )

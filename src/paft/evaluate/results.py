@@ -1,11 +1,14 @@
 """Scores out of lm-eval's result dictionary, by the rules of the leaderboard the paper used."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
+
+log = logging.getLogger("paft")
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,9 @@ class Score:
 
 
 def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
-    """One column of the table from lm-eval's results.
-
-    Raises `ValueError` naming what is missing, and for a metric of which lm-eval says that lower is better where the
-    config does not.
-    """
+    """One column of the table from lm-eval's results. Raises `ValueError` naming what is missing."""
     names = subtasks(config, raw)
-    _refuse_upside_down(column, config, raw.get("higher_is_better", {}).get(names[0], {}))
+    _warn_of_direction(column, config, raw.get("higher_is_better", {}).get(names[0], {}))
     values = [_value(column, raw["results"], name, config.metric) for name in names]
     errors = [_stderr(raw["results"][name], config.metric) for name in names]
     versions = {str(raw.get("versions", {}).get(name)) for name in names}
@@ -47,11 +46,14 @@ def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
     )
 
 
-def _refuse_upside_down(column: str, config: TaskConfig, directions: Mapping[str, bool | None]) -> None:
+def _warn_of_direction(column: str, config: TaskConfig, directions: Mapping[str, bool | None]) -> None:
     if config.higher_is_better and directions.get(config.metric.partition(",")[0]) is False:
-        raise ValueError(
-            f"evaluate.tasks.{column}: lower {config.metric} of {config.task} is better, says lm-eval; set "
-            "higher_is_better: false and in_average: false"
+        log.warning(
+            "evaluate.tasks.%s takes more as better, and lm-eval says that lower %s of %s is better: "
+            "set higher_is_better: false and in_average: false",
+            column,
+            config.metric,
+            config.task,
         )
 
 
