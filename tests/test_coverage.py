@@ -16,6 +16,7 @@ from paft.report.statistics import Arm, Sample, estimate
 
 WORLDS = {"nothing": (0.0, 0.0), "items": (1.5, 0.0), "seeds": (0.0, 0.8), "both": (1.0, 0.5)}
 """Spread by items and by seeds of the probit of a right answer, where chance has 1."""
+HARDEST = "little of the seeds"
 COMMON = 0.8
 """Spread of how hard an item is for every model."""
 
@@ -28,7 +29,7 @@ class World(NamedTuple):
 
 def simulate(name: str, seeds: int, items: int, worlds: int, gain: float = 0.0, draw: int = 0) -> World:
     """`gain` is what the first model is better by, in probits."""
-    rng, (by_item, by_seed) = np.random.default_rng([draw, seeds, items]), WORLDS[name]
+    rng, (by_item, by_seed) = np.random.default_rng([draw, seeds, items]), WORLDS.get(name, (0.0, 0.3))
     better = np.array([gain, 0.0])[:, None, None]
     hard = rng.normal(0, COMMON, (worlds, 1, 1, items))
     own = (
@@ -76,6 +77,17 @@ def test_intervals_cover_the_truth_95_times_of_100(name, seeds, items):
 
     noise = 1.5 * math.sqrt(0.95 * 0.05 / len(world.answers))
     assert 0.93 - noise <= share <= 0.97 + noise
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "least"),
+    [(HARDEST, 3, 0.91), (HARDEST, 2, 0.86), ("seeds", 2, 0.87), ("both", 2, 0.88)],
+)
+def test_where_intervals_are_too_narrow_and_by_how_much(name, seeds, least):
+    """The seeds' part is a few times the independent one, or two seeds say how much seeds differ."""
+    world = simulate(name, seeds, 64, worlds=2000)
+
+    assert least <= covered(intervals(world), world.truth) < 0.95
 
 
 @pytest.mark.parametrize("name", WORLDS)

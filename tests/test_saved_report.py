@@ -118,7 +118,7 @@ def test_results_without_items_are_no_store(saved, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["compare", "merge=ties", "merge=dare", "--store", str(tmp_path)])
 
-    assert "holds no finished evaluation" in capsys.readouterr().err
+    assert "has results.csv and no items.parquet" in capsys.readouterr().err
 
 
 def test_one_seed_has_one_error_in_both_tables(tmp_path):

@@ -29,8 +29,14 @@ NAMES = ("l1_of", "l1_method", "sft_recipe", "preference_recipe")
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder holds a report with its items, and no store."""
-    return not (folder / "evaluate").is_dir() and all((folder / name).is_file() for name in (RESULTS, ITEMS))
+    """Whether a folder holds a report with its items, and no store. Raises `ValueError` for one without its items."""
+    if (folder / "evaluate").is_dir() or not (folder / RESULTS).is_file():
+        return False
+    if not (folder / ITEMS).is_file():
+        raise ValueError(
+            f"{folder} has {RESULTS} and no {ITEMS}: nothing says how sure its scores are; give the store they are of"
+        )
+    return True
 
 
 def saved_rows(folder: Path) -> list[Row]:
