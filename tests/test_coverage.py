@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from paft.report.statistics import Arm, Sample, estimate
+from paft.evaluate.items import Items, from_pairs
+from paft.report.statistics import Arm, Estimate, Sample, estimate
 
 WORLDS = {"nothing": (0.0, 0.0), "items": (1.5, 0.0), "seeds": (0.0, 0.8), "both": (1.0, 0.5)}
 """Spread by items and by seeds of the probit of a right answer, where chance has 1."""
@@ -101,6 +102,60 @@ def test_one_seed_covers_the_truth_of_that_training_alone(name):
     )
 
 
+# --- ratios and subtasks -----------------------------------------------------------------------------
+
+
+def of_items(seeds: list[Items]) -> Estimate:
+    """One model's score from what each seed's items say."""
+    of = Sample(seeds[0].task, seeds[0].ids, seeds[0].starts)
+    return estimate(
+        [Arm(np.array([s.score for s in seeds]), {of: np.array([s.contributions for s in seeds])})]
+    )
+
+
+def bits(rng: np.random.Generator, seeds: int, items: int) -> Estimate:
+    """Bits per byte of texts of very different lengths, of which long ones are easier."""
+    size = rng.lognormal(4, 0.8, items)
+    rate = 1 + 0.2 * (4 - np.log(size)) + rng.normal(0, 0.3, items) + rng.normal(0, 0.05, (seeds, 1))
+    names = [str(n) for n in range(items)]
+    drawn = (rate + rng.normal(0, 0.1, (seeds, items))) * size
+    return of_items([from_pairs("t", zip(names, row, size, strict=True)) for row in drawn])
+
+
+TRUE_BITS = 1 - 0.2 * 0.8**2
+"""E[rate * size] / E[size]: weighting by size moves a normal log size up by its variance."""
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_ratios_are_covered(seeds):
+    rng = np.random.default_rng([7, seeds])
+    found = [bits(rng, seeds, 100) for _ in range(1500)]
+
+    share = np.mean([e.low <= TRUE_BITS <= e.high for e in found])
+
+    assert 0.92 <= share <= 0.975 if seeds > 1 else 0.7 < share < 0.93, "one seed says nothing of others"
+
+
+@pytest.mark.parametrize("items", [2, 5])
+def test_few_items_of_many_subtasks_are_covered(items):
+    """57 subtasks count once each; redrawing n of n within each would make the error sqrt((n - 1) / n) of it."""
+    rng, levels = np.random.default_rng([8, items]), np.linspace(0.2, 0.9, 57)
+    names = [f"{subtask}/{n}" for subtask in range(57) for n in range(items)]
+    covers, variances, values = [], [], []
+    for _ in range(800):
+        right = (rng.random((57, items)) < levels[:, None]).astype(float).ravel()
+        found = of_items([from_pairs("t", zip(names, right, np.ones(len(names)), strict=True))])
+        covers.append(found.low <= levels.mean() <= found.high)
+        variances.append(found.stderr**2)
+        values.append(found.value)
+
+    assert 0.93 <= np.mean(covers) <= 0.97
+    assert np.mean(variances) == pytest.approx(np.var(values), rel=0.12)
+
+
+# --- errors and power --------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("seeds", "items"), [(3, 64), (3, 500)])
 def test_errors_are_as_large_as_they_should_be_and_were_not(seeds, items):
     world = simulate("nothing", seeds, items, worlds=600)
@@ -128,7 +183,6 @@ def test_what_is_there_is_found_more_often_than_by_redrawing():
     for name in WORLDS:
         world = simulate(name, 3, 64, worlds=600, gain=0.5, draw=1)
         found[name], before[name] = (float((f(world)[:, 2] > 0).mean()) for f in (intervals, redrawn))
-    print({n: (round(before[n], 2), round(found[n], 2)) for n in WORLDS})
     assert found["nothing"] > 1.3 * before["nothing"]
     assert found["items"] > 1.2 * before["items"]
     assert found["seeds"] < 0.2 and found["both"] < 0.3, "trainings that differ this much need more of them"

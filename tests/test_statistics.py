@@ -85,6 +85,15 @@ def test_two_items_that_agree_are_no_proof():
     assert (found.stderr, found.p) == (0, 0.5), "the sign test over two items"
 
 
+def test_subtasks_whose_items_agree_are_no_proof_either():
+    """Five pairs of items that agree, two of them on a difference: four signs."""
+    items = subtasks(np.ones(2), np.zeros(2), np.ones(2), np.zeros(2), np.zeros(2))
+
+    found = estimate([Arm(np.array([0.4]), {sample(items): items.contributions[None]})])
+
+    assert (found.stderr, found.p) == (0, pytest.approx(2 * 0.5**4))
+
+
 # --- two-way ANOVA -----------------------------------------------------------------------------------
 
 

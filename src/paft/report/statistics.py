@@ -92,25 +92,34 @@ def estimate(arms: Sequence[Arm], *, minus: float = 0.0) -> Estimate:
     A difference of models trained from the same seeds is one arm of differences; of other seeds, two arms, the second
     of them negative.
     """
-    value = sum(float(arm.values.mean()) for arm in arms) - minus
+    value = rounded(sum(float(arm.values.mean()) for arm in arms) - minus)
     num_seeds = min(len(arm.values) for arm in arms)
-    samples = list(dict.fromkeys(s for arm in arms for s in arm.items or ()))
-    num_items = sum(len(s.ids) for s in samples) or None
-    spread = None if any(arm.items is None for arm in arms) else _spread(arms, samples)
-    if spread is None or not spread.freedom:
+    means = _item_means(arms)
+    num_items = sum(len(s.ids) for s in means) or None
+    spread = None if any(arm.items is None for arm in arms) else _spread(arms, means)
+    if spread is None:
         return Estimate(value, None, None, None, None, num_items, num_seeds)
-    error = float(np.sqrt(spread.variance))
-    value, error = rounded(value), rounded(error)
+    error = rounded(float(np.sqrt(spread.variance)))
     half = float(stats.t.ppf((1 + LEVEL) / 2, spread.freedom)) * error
-    p = _p(value, error, spread.freedom, num_items)
+    p = float(2 * stats.t.sf(abs(value) / error, spread.freedom)) if error else _sign_test(value, means)
     return Estimate(value, error, value - half, value + half, p, num_items, num_seeds)
 
 
-def _p(value: float, error: float, freedom: float, num_items: int | None) -> float:
-    """By the t test; where no item differs from another, by the sign test, as items may be few and answers alike."""
-    if error:
-        return float(2 * stats.t.sf(abs(value) / error, freedom))
-    return 1.0 if value == 0 else 0.0 if num_items is None else 2.0 ** (1 - num_items)
+def _item_means(arms: Sequence[Arm]) -> dict[Sample, Floats]:
+    """What each item adds to the sum of the arms' means."""
+    found: dict[Sample, Floats] = {}
+    for arm in arms:
+        for sample, items in (arm.items or {}).items():
+            found[sample] = found.get(sample, np.zeros(len(sample.ids))) + items.mean(0)
+    return found
+
+
+def _sign_test(value: float, means: Mapping[Sample, Floats]) -> float:
+    """p where no item differs from its neighbours: a few items that agree are no proof, whatever their spread."""
+    if value == 0 or not means:
+        return float(value == 0)
+    signs = np.sign(np.concatenate(list(means.values())))
+    return float(stats.binomtest(int((signs > 0).sum()), int(np.abs(signs).sum())).pvalue)
 
 
 # --- parts of the variance ---------------------------------------------------------------------------
@@ -123,19 +132,16 @@ class Part(NamedTuple):
     freedom: float
 
 
-def _spread(arms: Sequence[Arm], samples: Sequence[Sample]) -> Part | None:
+def _spread(arms: Sequence[Arm], means: Mapping[Sample, Floats]) -> Part | None:
     """Variance of the sum of the arms' means; None where it cannot be known."""
     several = [arm for arm in arms if len(arm.values) > 1]
     seeds = _sum((arm.values.var(ddof=1) / len(arm.values), len(arm.values) - 1) for arm in several)
-    if not samples:
+    if not means:
         return seeds if len(several) == len(arms) else None
-    means = {s: sum(arm.items[s].mean(0) for arm in arms if arm.items and s in arm.items) for s in samples}
     items = _sum(
         pair
         for s, mean in means.items()
-        for pair in zip(
-            over_items(np.asarray(mean), s.starts), stratum_sizes(len(s.ids), s.starts) - 1, strict=True
-        )
+        for pair in zip(over_items(mean, s.starts), stratum_sizes(len(s.ids), s.starts) - 1, strict=True)
     )
     if np.isnan(items.variance):
         return None
@@ -145,7 +151,7 @@ def _spread(arms: Sequence[Arm], samples: Sequence[Sample]) -> Part | None:
         for s, values in (arm.items or {}).items()
         for pair in _items_by_seeds(values, s.starts)
     )
-    return _together(items, seeds, both) if seeds.freedom else items
+    return _together(items, seeds, both) if several else items
 
 
 def _items_by_seeds(values: Floats, starts: Places) -> Iterable[tuple[float, float]]:
