@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from paft.evaluate.items import Floats, Places, over_items, rounded, stratum_sizes, within
+from paft.evaluate.items import ROUNDING, Floats, Places, over_items, rounded, stratum_sizes, within
 
 LEVEL = 0.95
 
@@ -118,8 +118,9 @@ def _sign_test(value: float, means: Mapping[Sample, Floats]) -> float:
     """p where no item differs from its neighbours: a few items that agree are no proof, whatever their spread."""
     if value == 0 or not means:
         return float(value == 0)
-    signs = np.sign(np.concatenate(list(means.values())))
-    return float(stats.binomtest(int((signs > 0).sum()), int(np.abs(signs).sum())).pvalue)
+    items = np.concatenate(list(means.values()))
+    above, below = (int((sign * items > ROUNDING).sum()) for sign in (1, -1))
+    return float(stats.binomtest(above, above + below).pvalue) if above + below else 1.0
 
 
 # --- parts of the variance ---------------------------------------------------------------------------
