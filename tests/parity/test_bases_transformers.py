@@ -77,7 +77,6 @@ def test_rows_and_answers_against_plain_transformers(kind: str, tmp_path: Path) 
 OTHERS = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {*FAST, *SLOWER, "phimoe", "kimi_linear"})
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", OTHERS)
 def test_every_other_architecture_is_right_or_refused(kind: str, tmp_path: Path) -> None:
     try:
