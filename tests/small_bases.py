@@ -28,13 +28,23 @@ SIZES: dict[str, Any] = dict(
 # fmt: on
 
 
-def small_model(kind: str, **settings: Any) -> PreTrainedModel:
-    """A model of `kind` with weights far from their start: vectors moved, matrices three times as large."""
+def small_config(kind: str, **settings: Any) -> Any:
+    """A configuration of `kind` with those of `SIZES` that it knows."""
     known = CONFIG_MAPPING[kind]
     keys = set(known().to_dict()) | set(known.attribute_map)
     sizes = {k: v for k, v in (SIZES | {"vocab_size": len(byte_tokenizer())}).items() if k in keys}
+    return AutoConfig.for_model(kind, **(sizes | settings))
+
+
+def num_parameters(kind: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(small_config(kind)).parameters())
+
+
+def small_model(kind: str, **settings: Any) -> PreTrainedModel:
+    """A model of `kind` with weights far from their start: vectors moved, matrices three times as large."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(sizes | settings)))
+    model = AutoModelForCausalLM.from_config(small_config(kind, **settings))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

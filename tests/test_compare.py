@@ -14,6 +14,7 @@ from paft.report.compare import compare, select
 from paft.report.table import rows
 
 LAMBDAS, SEEDS = (0.0, 1e-4), (0, 1, 2)
+MERGES = (Ties(), Slerp())
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,54 @@ def test_other_seeds_vary_by_themselves(store):
     )
 
     assert (shared.num_seeds, apart.num_seeds) == (3, 1)
+
+
+def test_cells_that_share_seeds_vary_together_and_apart_from_the_others(tmp_path):
+    """Two merges of the same trainings on either side, of other trainings than the other side's."""
+    seeds = {0.0: (0, 1, 2), 1e-4: (3, 4, 5)}
+    fill(
+        tmp_path,
+        [replace(with_lambda(PAFT, w), seed=s, merge=m) for w in seeds for s in seeds[w] for m in MERGES],
+    )
+    every = rows(tmp_path)
+    means = {w: [np.mean([r["honesty"] for r in every if r["seed"] == s]) for s in seeds[w]] for w in seeds}
+
+    found = compare(tmp_path, "lambda=0", "lambda=1e-4")
+
+    (honesty,) = [d.difference for d in found.differences if d.column.name == "honesty"]
+    assert honesty.num_seeds == 3
+    assert honesty.value == pytest.approx(np.mean(means[0.0]) - np.mean(means[1e-4]))
+    assert honesty.stderr == pytest.approx(by_hand(tmp_path, every, seeds))
+
+
+def by_hand(store: Path, every: list, seeds: dict) -> float:
+    """Mean squares of the mean over merges: [seed, item] of either side."""
+    sides = []
+    for weight, own in seeds.items():
+        cells = [[r for r in every if r["lambda"] == weight and r["seed"] == s] for s in own]
+        sides.append(
+            np.array([np.mean([answers(store, r["evaluate_key"]) for r in c], axis=0) for c in cells])
+        )
+    items = (sides[0].mean(0) - sides[1].mean(0)).var(ddof=1) / ITEMS
+    parts = [y - y.mean(1)[:, None] - y.mean(0) + y.mean() for y in sides]
+    both = sum((p**2).sum() for p in parts) / 2 / (ITEMS - 1) / 3 / ITEMS
+    between = sum(y.mean(1).var(ddof=1) / 3 for y in sides)
+    return float(np.sqrt(max(items + between - both, both)))
+
+
+def answers(store: Path, key: str) -> np.ndarray:
+    lines = (store / "evaluate" / key / "samples.jsonl").read_text().splitlines()
+    return np.array([i["value"] for i in map(json.loads, lines) if i["column"] == "honesty"])
+
+
+def test_seeds_shared_two_by_two_alone_are_refused(tmp_path):
+    fill(tmp_path, [replace(PAFT, seed=s) for s in (0, 1)])
+    fill(tmp_path, [replace(PAFT, seed=s, merge=Slerp()) for s in (2, 1)])
+    fill(tmp_path, [replace(with_lambda(PAFT, 1e-4), seed=s) for s in (0, 3)])
+    fill(tmp_path, [replace(with_lambda(PAFT, 1e-4), seed=s, merge=Slerp()) for s in (2, 3)])
+
+    with pytest.raises(ValueError, match="share seeds two by two, and none all together"):
+        compare(tmp_path, "merge=ties", "merge=slerp")
 
 
 # --- words that select too little or too much --------------------------------------------------------

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from paft import config as schema
 from paft.compose import explain
+from paft.stage import canonical
 
 CONF = ROOT / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
@@ -219,6 +220,71 @@ def same_value(shown: str, typed: str) -> bool:
         return ast.literal_eval(shown) == ast.literal_eval(typed)
     except (ValueError, SyntaxError):
         return shown.strip("'") == typed
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("higher_is_better=false",), r"evaluate\.tasks\.honesty\.in_average must be false where lower"),
+        (
+            ("metric='bits_per_byte,none'",),
+            r"evaluate\.tasks\.honesty: lower bits_per_byte is better; set higher",
+        ),
+        (("metric='word_perplexity,none'", "in_average=false"), "lower word_perplexity is better"),
+    ],
+)
+def test_no_average_takes_lower_as_better(compose, words, says):
+    message = refused(compose, *(f"evaluate.tasks.honesty.{word}" for word in words))
+
+    assert re.search(says, message)
+    right = compose(*(f"evaluate.tasks.honesty.{name}=false" for name in ("higher_is_better", "in_average")))
+    assert not right.evaluate.tasks["honesty"].in_average
+
+
+# --- made in Python -----------------------------------------------------------------------------------
+
+
+def test_text_stands_for_the_option_it_names():
+    made = schema.Linear(norm="branches")
+    changed = schema.Slerp()
+    changed.space = "full"
+
+    assert made.norm is schema.Norm.branches and changed.space is schema.SlerpSpace.full
+    assert schema.DareTies(rescale="none", elect_on="unweighted").rescale is schema.Rescale.none
+    assert schema.Ties(scope="global").scope is schema.Scope.all
+    assert schema.DPO(lr=1e-4, loss="ipo").loss is schema.DPOLoss.ipo
+    assert schema.TaskConfig("t", "m", rows="sft").rows is schema.Rows.sft
+    assert canonical(schema.Linear(norm="branches")) == canonical(schema.Linear(norm=schema.Norm.branches))
+    assert canonical(schema.Linear(norm="own")) == canonical(schema.Linear())
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "says"),
+    [
+        (
+            schema.Linear,
+            {"norm": "both"},
+            r"Linear\.norm must be one of \['own', 'branches', 'merged'\], got 'both'",
+        ),
+        (schema.Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full'\], got None"),
+        (schema.Slerp, {"dtype": "float16"}, r"Slerp\.dtype must be one of \['float32', 'bfloat16'\]"),
+        (schema.Ties, {"density": "0.3"}, r"Ties\.density must be of type float, got '0\.3'"),
+        (
+            schema.Ties,
+            {"weights": (1.0, 0.5)},
+            r"Ties\.weights must be of type list, got \(1\.0, 0\.5\)",
+        ),
+        (schema.Linear, {"normalize": "no"}, r"Linear\.normalize must be of type bool, got 'no'"),
+        (schema.TinyModel, {"dtype": "half"}, r"TinyModel\.dtype must be one of"),
+        (schema.SFTConfig, {"schedule": "linar"}, r"SFTConfig\.schedule must be one of"),
+    ],
+)
+def test_what_no_field_holds_is_refused_in_python_too(kind, values, says):
+    with pytest.raises(ValueError, match=says):
+        kind(**values)
+
+
+# --- ranges of a branch ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("branch", ["sft", "preference"])

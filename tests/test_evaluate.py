@@ -222,7 +222,7 @@ def test_bits_per_byte_and_its_error_against_direct_computation(scored):
     pairs = direct_bits(4)
     total = sum(b for _, b in pairs)
     ratio = sum(x for x, _ in pairs) / total
-    error = math.sqrt(sum((x - ratio * b) ** 2 for x, b in pairs)) / total
+    error = math.sqrt(4 / 3 * sum((x - ratio * b) ** 2 for x, b in pairs)) / total  # n / (n - 1): unbiased
     assert scored[0]["bits"].score == pytest.approx(ratio, rel=1e-5)
     assert scored[0]["bits"].stderr == pytest.approx(error, rel=1e-3)
 

@@ -14,22 +14,34 @@ from paft.config import (
     DPO,
     ORPO,
     DareTies,
+    DemoSource,
+    DType,
+    FileSource,
     HardwareConfig,
+    HubSource,
     LocalModel,
     ModelShape,
     NLLScope,
     Paradigm,
     ReferenceFrom,
+    Skill,
     StrategyConfig,
     StrategyName,
+    Template,
+    TinyModel,
     TrainerConfig,
+    WheelModel,
 )
 from paft.cost import parameters
+from paft.data.prepare import prepare_preference, prepare_sft
 from paft.evaluate.tree import MAX_TOKENS
 from paft.graph import build
+from paft.model import base_folder, load_tokenizer
 from paft.plan import show_plan
 from paft.plan.estimate import EVALUATION_TOKENS, Estimate
+from paft.plan.rows import expected
 from paft.plan.table import estimate
+from paft.plan.tasks import scoring
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
 from paft.store.store import Store
@@ -230,7 +242,7 @@ def test_first_training_goes_by_the_assumed_share_of_the_peak(tmp_path):
 
 
 def test_small_batches_reach_less_of_the_peak(tmp_path):
-    hardware = HardwareConfig(efficiency=0.6, half_speed_tokens=8 * 46)  # a step of 8 rows of 46 tokens
+    hardware = HardwareConfig(efficiency=0.6, half_speed_tokens=8 * 136)  # a step of 8 rows of 136 bytes
     config = replace(CELL, store=str(tmp_path), hardware=hardware)
     one_batch = estimates(replace(config, sft=replace(CELL.sft, global_batch_size=8)))["sft"]
     tiny = replace(config, trainer=replace(CELL.trainer, micro_batch_size=1))
@@ -395,3 +407,35 @@ def test_plan_of_cell_and_grid_on_the_command_line(tmp_path, words):
     assert done.returncode == 0, done.stderr
     assert len(lines(done.stdout)) == (14 if words else 7)
     assert not (tmp_path / "out" / "stages").exists()
+
+
+# --- lengths are the base's tokenizer's --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skill", list(Skill))
+def test_lengths_of_the_tiny_models_rows_are_in_its_tokens(tmp_path, skill):
+    model, pairs = TinyModel(name="tiny", dtype=DType.float32), skill is Skill.honesty
+    source = DemoSource(skill=skill, num_rows=256, max_length=512, max_prompt_length=448)
+    prepare = prepare_preference if pairs else prepare_sft
+    counted = prepare(source, load_tokenizer(base_folder(model), Template.chatml), tmp_path)["train"]
+
+    planned = expected(source, model, pairs=pairs)
+
+    assert planned.num * planned.tokens == pytest.approx(counted["tokens"], rel=0.03)
+    answers = planned.answer * (2 if pairs else 1) * planned.num
+    assert answers == pytest.approx(counted["label_tokens"], rel=0.03)
+    assert planned.longest >= counted["longest"] > 0.9 * planned.longest
+
+
+def test_the_tiny_model_reads_texts_of_any_kind_as_bytes(tmp_path):
+    tiny, other = TinyModel(name="tiny"), WheelModel(name="SmolLM2-135M", package="p", version="1", file="f")
+    hub = HubSource(repo="openai/gsm8k", revision="0" * 40, max_length=4096, max_prompt_length=4000)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("x" * 100_000)
+    file = FileSource(path=str(rows), max_length=4096, max_prompt_length=4000)
+
+    for source in (hub, file):
+        mine, theirs = (expected(source, m, pairs=False) for m in (tiny, other))
+        assert (mine.num, mine.tokens) == (theirs.num, 4 * theirs.tokens)
+    asked = {m.name: scoring(PAFT.evaluate, m).work.tokens for m in (tiny, other)}
+    assert asked["tiny"] == 4 * asked[other.name]

@@ -14,6 +14,8 @@ from synthetic_store import EVALUATE, ITEMS, PAFT, fill, grid, with_lambda
 from paft.config import EvaluateConfig, Paradigm, TaskConfig, TinyModel
 from paft.report.__main__ import main
 from paft.report.build import build_report, studies
+from paft.report.compare import compare
+from paft.report.markdown import filled
 from paft.report.table import columns, rows
 from paft.report.terminal import print_table
 
@@ -143,3 +145,69 @@ def test_print_table_shows_the_chosen_rows_and_their_base(store, capsys):
     printed = capsys.readouterr().out
     assert "SLERP" in printed and "SmolLM2-135M" in printed
     assert "DARE TIES" not in printed
+
+
+# --- one item a subtask ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_item_each(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cells; `honesty` is a mean over subtasks of one item each, as `evaluate.limit=1` leaves them."""
+    root = tmp_path_factory.mktemp("limited") / "stages"
+    cells = [replace(with_lambda(PAFT, w), seed=s) for w in (0.0, 1e-4) for s in (0, 1, 2)]
+    for stage in fill(root, cells):
+        samples = root / "evaluate" / stage.key / "samples.jsonl"
+        lines = [json.loads(line) for line in samples.read_text().splitlines()]
+        for line in (found for found in lines if found["column"] == "honesty"):
+            line["item"] = f"mmlu_{line['item']}/0"
+        samples.write_text("\n".join(map(json.dumps, lines)))
+        results = root / "evaluate" / stage.key / "results.json"
+        found = json.loads(results.read_text())
+        found["tasks"]["honesty"]["stderr"] = 0.0
+        results.write_text(json.dumps(found))
+    return root
+
+
+def test_an_error_that_nothing_shows_is_unknown_everywhere(one_item_each, tmp_path, capsys):
+    (first, second) = build_report(one_item_each, tmp_path)
+    print_table([first, second])
+
+    assert first["honesty_stderr"] is first["average_stderr"] is second["honesty_stderr"] is None
+    assert first["tool_call_stderr"] > 0
+    for name in ("results.csv", "cells.csv"):
+        assert pd.read_csv(tmp_path / name)["honesty_stderr"].isna().all(), name
+    written = f"{100 * first['honesty']:.2f}"
+    printed = capsys.readouterr().out
+    assert (
+        f"{written} ± ?" in printed and "? where nothing shows it: a task or subtask has one item" in printed
+    )
+    assert f"{written}</strong><small>±?" in (tmp_path / "index.html").read_text().replace("\n", "")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- cells cells.csv: lambda, honesty -->\n<!-- end -->\n")
+    assert f"{written} ± ?" in filled(page)
+
+
+def test_nothing_is_found_where_nothing_shows_the_error(one_item_each, tmp_path):
+    found = compare(one_item_each, "lambda=1e-4", "lambda=0")
+    build_report(one_item_each, tmp_path)
+
+    by_name = {d.column.name: d for d in found.differences}
+    for name in ("honesty", "average"):
+        assert (by_name[name].difference.p, by_name[name].corrected) == (None, None)
+    assert by_name["tool_call"].corrected is not None
+    claims = pd.read_csv(tmp_path / "claims.csv").set_index("claim")
+    assert claims.loc["L1 helps every merge", "verdict"] == "cannot tell here"
+    assert "a task or subtask has one item" in claims.loc["L1 helps every merge", "why"]
+
+
+def test_old_average_of_a_column_where_lower_is_better_is_not_shown(tmp_path, caplog):
+    (stage,) = fill(tmp_path, [PAFT])
+    path = tmp_path / "evaluate" / stage.key / "results.json"
+    results = json.loads(path.read_text())
+    results["tasks"]["bits"]["in_average"] = True
+    path.write_text(json.dumps(results | {"average": 0.9}))
+
+    with caplog.at_level(logging.WARNING, logger="paft"):
+        (row,) = rows(tmp_path)
+
+    assert row["average"] is None and "lower is better in bits" in caplog.text

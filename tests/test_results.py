@@ -6,6 +6,7 @@ model (environment left out, two items a filter kept, gsm8k's scores set by hand
 
 import copy
 import json
+import logging
 import math
 import statistics
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from paft.config import EvaluateConfig, TaskConfig
-from paft.evaluate.results import Score, as_json, average, items, ratio_stderr, score, subtasks
+from paft.evaluate.items import from_samples
+from paft.evaluate.results import Score, as_json, average, items, score, subtasks
 from paft.evaluate.run import with_stderr
 
 RECORDED = json.loads((Path(__file__).parent / "golden/openllm_results.json").read_text())
@@ -141,22 +143,70 @@ def test_items_of_a_group_are_told_apart(columns):
     assert "mmlu_anatomy/0" in names
 
 
+def bits(pairs: list[tuple[float, float]], subtask: str = "") -> list[dict]:
+    """Items of (bits, bytes) as lm-eval gives them."""
+    prefix = f"{subtask}/" if subtask else ""
+    return [{"item": f"{prefix}{n}", "value": (-b * math.log(2), size)} for n, (b, size) in enumerate(pairs)]
+
+
 def test_bits_per_byte_error_against_simulation():
     """The ratio of sums over resampled items spreads as the delta method says."""
     generator = torch.Generator().manual_seed(1)
     num_bytes = torch.randint(20, 200, (300,), generator=generator).double()
-    bits = num_bytes * (1 + 0.3 * torch.randn(300, generator=generator).double())
+    drawn = num_bytes * (1 + 0.3 * torch.randn(300, generator=generator).double())
     picks = torch.randint(300, (4000, 300), generator=generator)
-    resampled = bits[picks].sum(1) / num_bytes[picks].sum(1)
-    found = ratio_stderr(zip(bits.tolist(), num_bytes.tolist(), strict=True))
+    resampled = drawn[picks].sum(1) / num_bytes[picks].sum(1)
+    found = from_samples("t", bits(list(zip(drawn.tolist(), num_bytes.tolist(), strict=True)))).stderr
     assert found == pytest.approx(float(resampled.std()), rel=0.05)
 
 
+NO_ERROR = Score("t", "bits_per_byte,none", 1.0, None, False, False, None, None, 2)
+
+
 def test_bits_per_byte_of_items_by_hand():
-    """Items of (log-likelihood, bytes): ratio 3 bits / 3 bytes = 1, deviations +-0.5 of the ratio's residuals."""
-    value = Score("t", "bits_per_byte,none", 1.0, None, False, False, None, None, 2)
-    scored = [{"value": (-1.5 * math.log(2), 1)}, {"value": (-1.5 * math.log(2), 2)}]
-    assert with_stderr(value, scored).stderr == pytest.approx(math.sqrt(0.5**2 + 0.5**2) / 3)
+    """Ratio 3 bits / 3 bytes = 1, residuals +-0.5, whose variance has n - 1 = 1 below it."""
+    found = with_stderr(NO_ERROR, bits([(1.5, 1), (1.5, 2)])).stderr
+    assert found == pytest.approx(math.sqrt(2 * (0.5**2 + 0.5**2)) / 3)
+
+
+def test_bits_per_byte_of_subtasks_is_a_mean_of_ratios_and_so_is_its_error():
+    """Two subtasks whose ratios have errors of 1/3 sqrt(2 * 0.5) and 0: half of the root of their squares' sum."""
+    apart = [*bits([(1.5, 1), (1.5, 2)], "a"), *bits([(40, 20), (80, 40), (60, 30)], "b")]
+    found = with_stderr(NO_ERROR, apart)
+    assert found.stderr == pytest.approx(math.sqrt(2 * (0.5**2 + 0.5**2)) / 3 / 2)
+    assert from_samples("t", apart).score == pytest.approx((1 + 2) / 2)
+
+
+def test_bits_per_byte_of_subtasks_against_simulation():
+    """Few items of very different sizes: the error of the mean of ratios, drawn 4000 times, not of the pooled one."""
+    generator = torch.Generator().manual_seed(2)
+    sizes, levels = torch.tensor([5.0, 2000.0]), torch.tensor([2.0, 1.0])
+    noise = torch.randn(4000, 2, 40, generator=generator) * 0.5
+    drawn = sizes[:, None] * (levels[:, None] + noise)
+    true = (drawn.sum(2) / (40 * sizes)).mean(1).std()
+    pairs = [[(float(x), float(size)) for x in row] for row, size in zip(drawn[0], sizes, strict=True)]
+
+    found = with_stderr(NO_ERROR, [*bits(pairs[0], "a"), *bits(pairs[1], "b")]).stderr
+
+    assert found == pytest.approx(float(true), rel=0.25)  # one draw of 80 items: 8 % standard error
+
+
+@pytest.mark.parametrize("pairs", [{"": 1}, {"a": 1, "b": 5}, {"a": 1, "b": 1}])
+def test_one_item_shows_no_error(pairs):
+    scored = [item for name, n in pairs.items() for item in bits([(1.0 + i, 2) for i in range(n)], name)]
+    assert with_stderr(NO_ERROR, scored).stderr is None
+
+
+def test_a_metric_that_lm_eval_calls_lower_is_better_is_named_where_more_is_taken_as_better(caplog):
+    raw = {"results": {"t": {"wer,none": 0.3}}, "higher_is_better": {"t": {"wer": False}}}
+    turned = TaskConfig(task="t", metric="wer,none", higher_is_better=False, in_average=False)
+    with caplog.at_level(logging.WARNING, logger="paft"):
+        score("right", turned, raw)
+        assert not caplog.text
+        score("speech", TaskConfig(task="t", metric="wer,none"), raw)
+    assert (
+        "evaluate.tasks.speech takes more as better, and lm-eval says that lower wer,none of t" in caplog.text
+    )
 
 
 def test_a_given_error_is_kept(scores):

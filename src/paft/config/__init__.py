@@ -7,12 +7,11 @@ are in. A field marked `identity=False` cannot change a result and is left out o
 """
 
 from dataclasses import fields, is_dataclass
-from enum import Enum
 from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
-from paft.config.checks import has_type, incidental, require, require_pinned, require_sound
+from paft.config.checks import incidental, require, require_pinned, require_sound
 from paft.config.data import (
     BadRows,
     DataConfig,
@@ -213,15 +212,8 @@ def decode(data: Any) -> Any:
         raise ValueError(
             f"{schema.__name__} has {', '.join(hints)}; {wrong[0]!r:.60} is missing or none of them"
         )
-    at = schema.__name__
-    return schema(**{name: _typed(f"{at}.{name}", hints[name], decode(data[name])) for name in given})
-
-
-def _typed(name: str, hint: Any, value: Any) -> Any:
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        allowed = [member.value for member in hint]
-        require(value in allowed, name, value, f"one of {allowed}")
-        return hint(value)
-    require(has_type(value, hint), name, value, f"of type {getattr(hint, '__name__', hint)}")
-    require_sound(value, name)
-    return value
+    values = {name: decode(data[name]) for name in given}
+    for name, value in values.items():
+        require_sound(value, f"{schema.__name__}.{name}")
+    config: Any = schema(**values)
+    return config

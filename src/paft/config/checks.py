@@ -3,7 +3,11 @@
 import math
 import re
 from dataclasses import Field, field, fields, is_dataclass
-from typing import Any, get_args, get_origin
+from enum import Enum
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING
 
 UNLESS_DEFAULT = {"identity": "unless default"}
 """Of a field that older keys do not know of: it is part of a key only where it is set."""
@@ -46,6 +50,37 @@ def require_sound(config: Any, at: str = "") -> None:
                 nested = isinstance(value, list) and any(isinstance(item, list | dict) for item in value)
                 require(not nested, name, value, "a list of plain values")
                 require_sound(value, name)
+
+
+class Typed:
+    """What every config is: a field holds what it states, however it was set.
+
+    Text that is the value of a member stands for it, as in YAML: `Linear(norm="branches")` is `Norm.branches`, and is
+    not taken for text that no code asks about. Anything else of another type is a `ValueError`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        schema: Any = type(self)
+        hint = _hints(schema).get(name, Any)
+        super().__setattr__(name, as_stated(f"{schema.__name__}.{name}", hint, value))
+
+
+@cache
+def _hints(schema: Any) -> dict[str, Any]:
+    return get_type_hints(schema)
+
+
+def as_stated(name: str, hint: Any, value: Any) -> Any:
+    """`value` as a field that states the type `hint` holds it. Raises `ValueError` for one that it cannot hold."""
+    if isinstance(value, str) and value == MISSING:
+        return value
+    kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Enum)]
+    if kinds and not isinstance(value, kinds[0]) and not has_type(value, hint):
+        allowed = [member.value for member in kinds[0]]
+        require(value in allowed, name, value, f"one of {allowed}")
+        return kinds[0](value)
+    require(has_type(value, hint), name, value, f"of type {getattr(hint, '__name__', hint)}")
+    return value
 
 
 def has_type(value: Any, hint: Any) -> bool:

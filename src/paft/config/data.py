@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from paft.config.checks import UNLESS_DEFAULT, incidental, require, require_pinned
+from paft.config.checks import UNLESS_DEFAULT, Typed, incidental, require, require_pinned
 
 
 class Template(str, Enum):
@@ -59,7 +59,7 @@ class Skill(str, Enum):
 
 
 @dataclass
-class Source:
+class Source(Typed):
     """Where rows come from and how long they may be."""
 
     format: RowFormat = RowFormat.auto
@@ -129,7 +129,7 @@ class FileSource(Source):
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Typed):
     """The two training sets of a run and the chat template both are written in."""
 
     name: str = MISSING

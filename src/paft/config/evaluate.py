@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from paft.config.checks import UNLESS_DEFAULT, incidental, require
+from paft.config.checks import UNLESS_DEFAULT, Typed, incidental, require
 from paft.config.model import DType
 
 
@@ -22,6 +22,10 @@ class EvaluateSplit(str, Enum):
     test = "test"
 
 
+LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "brier_score", "ter")
+"""lm-eval's own metrics that are better when lower; of a task's own it says so when it has scored them."""
+
+
 class Rows(str, Enum):
     """A branch whose held-out rows are the items of a task."""
 
@@ -30,7 +34,7 @@ class Rows(str, Enum):
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(Typed):
     """One column of the results table."""
 
     task: str = MISSING
@@ -40,7 +44,7 @@ class TaskConfig:
     num_fewshot: int | None = None
     higher_is_better: bool = True
     in_average: bool = True
-    """Whether the column enters the average of the row."""
+    """Whether the column enters the average of the row, which is better when higher: no column that is not may."""
     mean_over: str | None = None
     """Average this metric over the group's subtasks whose name starts so, each subtask counting once."""
     rows: Rows | None = field(default=None, metadata=UNLESS_DEFAULT)
@@ -48,9 +52,14 @@ class TaskConfig:
     num_items: int | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Score so many items, drawn by `split_seed`, the same for every model; null: all of the split."""
 
+    @property
+    def upside_down(self) -> bool:
+        """Whether it takes more as better of one of lm-eval's metrics that is better when lower."""
+        return self.higher_is_better and self.metric.partition(",")[0] in LOWER_IS_BETTER
+
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Typed):
     name: str = MISSING
     tasks: dict[str, TaskConfig] = MISSING
     """Column name -> task, in table order."""
@@ -70,6 +79,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         self._require_one_draw()
+        self._require_one_direction()
         allowed = ["average", *self.tasks] if isinstance(self.tasks, dict) else [self.objective]
         require(self.objective in allowed, "evaluate.objective", self.objective, f"one of {allowed}")
         require(
@@ -87,3 +97,13 @@ class EvaluateConfig:
             require(num_items is None or num_items > 0, name, num_items, "positive or null")
             first = drawn.setdefault(task.task, num_items)
             require(num_items == first, name, num_items, f"as in the other column of {task.task}, {first}")
+
+    def _require_one_direction(self) -> None:
+        """Averages, claims and searches take more as better."""
+        for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
+            require(
+                task.higher_is_better or not task.in_average,
+                f"evaluate.tasks.{column}.in_average",
+                task.in_average,
+                "false where lower is better (higher_is_better: false): more is better in an average",
+            )

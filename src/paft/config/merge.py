@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from paft.config.checks import UNLESS_DEFAULT, incidental, require
+from paft.config.checks import UNLESS_DEFAULT, Typed, incidental, require
 from paft.config.model import DType
 
 
@@ -66,7 +66,7 @@ class Norm(str, Enum):
 
 
 @dataclass
-class MergeConfig:
+class MergeConfig(Typed):
     """What every method shares. Weights are given in the order SFT, preference."""
 
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)

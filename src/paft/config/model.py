@@ -6,7 +6,7 @@ from typing import Self
 
 from omegaconf import MISSING
 
-from paft.config.checks import require, require_pinned
+from paft.config.checks import Typed, require, require_pinned
 
 
 class DType(str, Enum):
@@ -22,7 +22,7 @@ class Quantization(str, Enum):
 
 
 @dataclass
-class ModelShape:
+class ModelShape(Typed):
     """The sizes of a Llama-like transformer, under the names of its config.json."""
 
     hidden_size: int = MISSING
@@ -40,7 +40,7 @@ class ModelShape:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Typed):
     """What every kind of base model shares."""
 
     name: str = MISSING

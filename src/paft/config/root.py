@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from paft.config.checks import require
+from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
 from paft.config.merge import MergeConfig
@@ -24,7 +24,7 @@ class Paradigm(str, Enum):
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Typed):
     """The root. The root key `lambda` cannot be a Python name; it lives in `sft.l1.weight`."""
 
     model: ModelConfig = MISSING
@@ -63,6 +63,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         for column, task in self.evaluate.tasks.items():
+            if task.upside_down:
+                raise ValueError(
+                    f"evaluate.tasks.{column}: lower {task.metric.partition(',')[0]} is better; "
+                    "set higher_is_better: false and in_average: false"
+                )
             if task.rows:
                 held_out = getattr(self.data, task.rows.value).held_out
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from paft.config.checks import require
+from paft.config.checks import Typed, require
 
 
 @dataclass
-class HardwareConfig:
+class HardwareConfig(Typed):
     """What one device can do; a plan and the share of peak shown while training are worked out from it."""
 
     name: str = "cpu"
@@ -41,7 +41,7 @@ class HardwareConfig:
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(Typed):
     accelerator: str = "cpu"
     devices: int = 1
     num_nodes: int = 1
@@ -91,7 +91,7 @@ class StrategyName(str, Enum):
 
 
 @dataclass
-class StrategyConfig:
+class StrategyConfig(Typed):
     name: StrategyName = StrategyName.single
     shard_size: int | None = None
     """Devices that share one copy of the parameters (fsdp_hybrid only); null is the devices of a node."""
@@ -121,7 +121,7 @@ class WandbMode(str, Enum):
 
 
 @dataclass
-class LoggerConfig:
+class LoggerConfig(Typed):
     """Base of the loggers."""
 
 

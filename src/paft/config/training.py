@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from paft.config.checks import UNLESS_DEFAULT, require
+from paft.config.checks import UNLESS_DEFAULT, Typed, require
 
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -41,7 +41,7 @@ class Sparsity(str, Enum):
 
 
 @dataclass
-class LoraConfig:
+class LoraConfig(Typed):
     rank: int = 16
     alpha: float = 16.0
     """The delta is alpha / rank * B A."""
@@ -56,7 +56,7 @@ class LoraConfig:
 
 
 @dataclass
-class BranchConfig:
+class BranchConfig(Typed):
     """What SFT and preference training share: one LoRA, AdamW, one schedule, one global batch."""
 
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -97,7 +97,7 @@ class BranchConfig:
 
 
 @dataclass
-class L1Config:
+class L1Config(Typed):
     """The penalty of equation 1: weight * |delta_sft|_1, summed over every element."""
 
     weight: float = 0.0

@@ -1,11 +1,14 @@
 """Scores out of lm-eval's result dictionary, by the rules of the leaderboard the paper used."""
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
+
+log = logging.getLogger("paft")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Score:
 def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
     """One column of the table from lm-eval's results. Raises `ValueError` naming what is missing."""
     names = subtasks(config, raw)
+    _warn_of_direction(column, config, raw.get("higher_is_better", {}).get(names[0], {}))
     values = [_value(column, raw["results"], name, config.metric) for name in names]
     errors = [_stderr(raw["results"][name], config.metric) for name in names]
     versions = {str(raw.get("versions", {}).get(name)) for name in names}
@@ -40,6 +44,17 @@ def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
         version=",".join(sorted(versions)),
         num_items=sum(raw.get("n-samples", {}).get(n, {}).get("effective", 0) for n in names) or None,
     )
+
+
+def _warn_of_direction(column: str, config: TaskConfig, directions: Mapping[str, bool | None]) -> None:
+    if config.higher_is_better and directions.get(config.metric.partition(",")[0]) is False:
+        log.warning(
+            "evaluate.tasks.%s takes more as better, and lm-eval says that lower %s of %s is better: "
+            "set higher_is_better: false and in_average: false",
+            column,
+            config.metric,
+            config.task,
+        )
 
 
 def subtasks(config: TaskConfig, raw: Mapping[str, Any]) -> list[str]:
@@ -102,14 +117,6 @@ def _mean_error(errors: list[float | None]) -> float | None:
     """Standard error of a mean of independent scores."""
     known = [e for e in errors if e is not None]
     return math.sqrt(sum(e * e for e in known)) / len(errors) if len(known) == len(errors) else None
-
-
-def ratio_stderr(pairs: Iterable[tuple[float, float]]) -> float:
-    """Standard error of sum(x) / sum(b) over items (x, b), to first order (delta method)."""
-    items = list(pairs)
-    total = sum(b for _, b in items)
-    ratio = sum(x for x, _ in items) / total
-    return math.sqrt(sum((x - ratio * b) ** 2 for x, b in items)) / total
 
 
 def average(scores: Mapping[str, Score]) -> float | None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from paft.config import EvaluateConfig, ModelConfig, Template
 from paft.data.chat_template import adds_bos
+from paft.evaluate.items import from_samples
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
+from paft.evaluate.results import Score, as_json, items, score
 from paft.evaluate.splits import choose
 from paft.model import load_base, load_tokenizer
 from paft.proof.paths import FastPaths
@@ -125,5 +125,4 @@ def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:
     """Bits per byte has no error in lm-eval: it is a ratio of sums, (log-likelihood, bytes) per item."""
     if found.stderr is not None or not scored or not isinstance(scored[0]["value"], tuple | list):
         return found
-    error = ratio_stderr((-ll / math.log(2), num_bytes) for ll, num_bytes in (i["value"] for i in scored))
-    return Score(**{**found.__dict__, "stderr": error})
+    return replace(found, stderr=from_samples(found.task, scored).stderr)

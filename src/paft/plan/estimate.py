@@ -191,7 +191,7 @@ class Estimator:
         base = parameters(shape) * item_bytes(model)
 
         def modelled(evaluate: EvaluateConfig) -> float:
-            asked = scoring(evaluate)
+            asked = scoring(evaluate, model)
             decoding = asked.steps * (base / (1e9 * self.hardware.bandwidth_gb_s) + STEP_SECONDS)
             return forward_flops(shape, asked.work) / speed.forward + decoding + speed.startup
 
@@ -199,7 +199,7 @@ class Estimator:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
         found = median(self.precedents.of("evaluate", model), ratio)
-        work = scoring(config).work
+        work = scoring(config, model).work
         batch = Batch(min(EVALUATION_TOKENS, work.tokens), EVALUATION_TOKENS)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
         lengths = ("items and lengths of the tasks",)

@@ -1,13 +1,23 @@
 """How many rows and tokens a training set has: counted where its data stage is finished, assumed elsewhere.
 
 Rows are those the data sets' cards state; lengths are rounded means with a chat template, counted with SmolLM2's
-tokenizer where the rows were at hand (PAFT's own, GSM8K, HH) and guessed elsewhere.
+tokenizer where the rows were at hand (PAFT's own, GSM8K, HH) and guessed elsewhere. The tiny model reads bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paft.config import BranchConfig, DemoSource, FileSource, HubSource, SFTConfig, Skill, Source
+from paft.config import (
+    BranchConfig,
+    DemoSource,
+    FileSource,
+    HubSource,
+    ModelConfig,
+    SFTConfig,
+    Skill,
+    Source,
+    TinyModel,
+)
 from paft.data.sources import DEMO_VALIDATION_ROWS, has_validation
 from paft.stage import Stage
 from paft.store.store import Store
@@ -61,9 +71,13 @@ HUB = {
     "Anthropic/hh-rlhf": Typical(42_537, 127, 46),  # harmless-base
 }
 DEMO = {Skill.tool_call: (23.0, 23.0, 65.0), Skill.honesty: (38.0, 12.0, 82.0)}
+DEMO_BYTES = {Skill.tool_call: (68.0, 68.0, 187.0), Skill.honesty: (142.0, 46.0, 305.0)}
+"""The same rows as the tiny model's tokenizer counts them."""
 UNKNOWN = Typical(10_000, 200, 200)
 BYTES_PER_TOKEN = 4.5
 """Of a data file: English text in JSON."""
+BYTES = 4.0
+"""Of text in one of SmolLM2's tokens: 3.0 to 4.2 in PAFT's own rows and tasks."""
 
 
 def count(data: Stage, store: Store) -> Rows:
@@ -77,12 +91,12 @@ def count(data: Stage, store: Store) -> Rows:
         held_out = splits.get("validation", {}).get("rows", 0)
         return Rows(train["rows"], prompt, answer, pairs, train["longest"], held_out)
     except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
-        return expected(data.config.source, pairs=pairs)
+        return expected(data.config.source, data.config.model, pairs=pairs)
 
 
-def expected(source: Source, *, pairs: bool) -> Rows:
+def expected(source: Source, model: ModelConfig, *, pairs: bool) -> Rows:
     """From what is known of the source, within the source's own limits."""
-    like = typical(source, pairs=pairs)
+    like = typical(source, model, pairs=pairs)
     num = min(like.num, source.max_rows or like.num)
     prompt = min(like.prompt, source.max_prompt_length if pairs else source.max_length / 2)
     answer = min(like.answer, source.max_length / 2)
@@ -92,10 +106,24 @@ def expected(source: Source, *, pairs: bool) -> Rows:
     return Rows(num, prompt, answer, pairs, longest, held_out if has_validation(source) else 0, (said,))
 
 
-def typical(source: Source, *, pairs: bool) -> Typical:
+def length_factor(model: ModelConfig) -> float:
+    """Tokens that the base's tokenizer makes of one of SmolLM2's."""
+    return BYTES if isinstance(model, TinyModel) else 1.0
+
+
+def typical(source: Source, model: ModelConfig, *, pairs: bool) -> Typical:
+    """What is known of the source, in tokens of the base's tokenizer."""
+    if isinstance(source, DemoSource):
+        counted = DEMO_BYTES if isinstance(model, TinyModel) else DEMO
+        return Typical(source.num_rows, *counted[source.skill])
+    like, factor = _in_subwords(source, pairs=pairs), length_factor(model)
+    return replace(
+        like, prompt=factor * like.prompt, answer=factor * like.answer, longest=factor * like.longest
+    )
+
+
+def _in_subwords(source: Source, *, pairs: bool) -> Typical:
     match source:
-        case DemoSource():
-            return Typical(source.num_rows, *DEMO[source.skill])
         case HubSource():
             return HUB.get(source.repo, UNKNOWN)
         case FileSource():

@@ -1,12 +1,13 @@
 """What an evaluation asks of a model: how many items each task has and how long they are. All of it assumed.
 
 Items are those of lm-eval 0.4.13; lengths of PAFT's own tasks are counted with SmolLM2's tokenizer, the others are
-rounded means of the leaderboard's few-shot prompts with a Llama-like one.
+rounded means of the leaderboard's few-shot prompts with a Llama-like one. The tiny model reads bytes.
 """
 
 from dataclasses import dataclass
 
-from paft.config import EvaluateConfig
+from paft.config import EvaluateConfig, ModelConfig
+from paft.plan.rows import length_factor
 from paft.work import Work, sequence_work
 
 
@@ -51,16 +52,19 @@ class Scoring:
     steps: float
 
 
-def scoring(config: EvaluateConfig) -> Scoring:
+def scoring(config: EvaluateConfig, model: ModelConfig) -> Scoring:
     """Columns that read off the same task with the same number of shots are scored once."""
-    work, steps = Work(), 0.0
+    work, steps, factor = Work(), 0.0, length_factor(model)
     for task, _, num_items in dict.fromkeys(
         (t.task, t.num_fewshot, t.num_items) for t in config.tasks.values()
     ):
         size = TASKS.get(task, UNKNOWN)
         items = min(size.items, num_items or size.items, (config.limit or size.items) * size.parts)
-        scored = sequence_work(size.tokens, size.labels, past=size.past)
-        written = sequence_work(size.generated, size.generated, past=size.past + size.tokens)
+        tokens, labels, generated, past = (
+            factor * n for n in (size.tokens, size.labels, size.generated, size.past)
+        )
+        scored = sequence_work(tokens, labels, past=past)
+        written = sequence_work(generated, generated, past=past + tokens)
         work += (scored + written) * items
-        steps += items / min(config.batch_size, items) * size.generated
+        steps += items / min(config.batch_size, items) * generated
     return Scoring(work, steps)

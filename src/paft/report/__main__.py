@@ -43,7 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw, folder = argparse.RawDescriptionHelpFormatter, "folder of finished stages (logs/stages)"
+    raw, folder = (
+        argparse.RawDescriptionHelpFormatter,
+        "folder of finished stages (logs/stages), or of a report with its items.parquet",
+    )
     parser = argparse.ArgumentParser(prog="python -m paft.report", description=__doc__, formatter_class=raw)
     parser.add_argument("--store", type=Path, default=Path("logs/stages"), help=folder)
     parser.add_argument("--out", type=Path, default=Path("logs/report"), help="folder to write to")

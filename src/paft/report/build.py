@@ -13,6 +13,7 @@ from paft.report.cells import cells
 from paft.report.findings import Finding, findings, flat
 from paft.report.items import Scores
 from paft.report.labels import Row, Scope, blocks, short
+from paft.report.saved import ITEMS, RESULTS, items_bytes
 from paft.report.stages import COLUMNS, stage_rows
 from paft.report.table import columns, merge_report, rows
 
@@ -36,7 +37,10 @@ class Study:
 
 def studies(store: Path, table: Sequence[Row]) -> list[Study]:
     """The rows of a store by scope, their seeds as one cell each: what every view of the report is made from."""
-    scores = Scores(store, table)
+    return _studies(table, Scores(store, table))
+
+
+def _studies(table: Sequence[Row], scores: Scores) -> list[Study]:
     found = []
     for scope, block in blocks(cells(table, scores)):
         families = {r["family"] for r in block}
@@ -49,10 +53,11 @@ def build_report(
 ) -> list[Row]:
     """Write the tables, index.html and its PNG files to `out`, each atomically; returns the cells.
 
-    results.csv has a row for every evaluation, cells.csv for every cell with its seeds together, claims.csv for every
-    test of a claim, stages.csv for every finished stage. `paper` is a file of the paper's numbers to show beside,
-    `skills` the three columns of the Pareto picture. A store without a finished evaluation gives an empty list and no
-    file. Raises `ValueError` for a paper file that cannot be read.
+    results.csv has a row for every evaluation, items.parquet for every item of it, cells.csv for every cell with its
+    seeds together, claims.csv for every test of a claim, stages.csv for every finished stage. `store` may be a report
+    that was saved from one (`paft.report.saved`): then all is made anew that its two files tell. `paper` is a file of
+    the paper's numbers to show beside, `skills` the three columns of the Pareto picture. A store without a finished
+    evaluation gives an empty list and no file. Raises `ValueError` for a paper file that cannot be read.
     """
     from paft.report.page import Block, page
     from paft.report.paper import read_paper
@@ -60,9 +65,11 @@ def build_report(
     table = rows(store)
     if not table:
         return []
+    scores = Scores(store, table)
+    table = [row | scores.errors(row) for row in table]
     printed = read_paper(paper) if paper else []
     out.mkdir(parents=True, exist_ok=True)
-    every, shown = studies(store, table), []
+    every, shown = _studies(table, scores), []
     for number, study in enumerate(every, start=1):
         pictures = []
         for name, figure in figures(store, study.cells, skills):
@@ -75,10 +82,12 @@ def build_report(
         for s in every
         for f in s.findings
     ]
-    replace(out / "results.csv", csv_bytes(table, columns(table)))
+    replace(out / RESULTS, csv_bytes(table, columns(table)))
+    replace(out / ITEMS, items_bytes(table, scores.items))
     replace(out / "cells.csv", csv_bytes(joined, columns(joined)))
     replace(out / "claims.csv", csv_bytes(tested, list(tested[0])))
-    replace(out / "stages.csv", csv_bytes(stage_rows(store), COLUMNS))
+    if stages := stage_rows(store):
+        replace(out / "stages.csv", csv_bytes(stages, COLUMNS))
     replace(out / "index.html", page(shown, table, printed).encode())
     return joined
 

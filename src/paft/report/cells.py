@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paft.evaluate.items import Floats
 from paft.report.items import Score, Scores
 from paft.report.labels import MEASURES, Row, ranked, score_names
-from paft.report.statistics import Arm, Estimate, estimate
+from paft.report.statistics import Arm, Estimate, Sample, estimate
 
 
 def members(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -27,7 +28,7 @@ def cells(rows: Sequence[Row], scores: Scores) -> list[Row]:
     """One row a cell in the order of the table: the first seed's, with means over seeds in place of its numbers.
 
     Added columns are `seeds`, `num_seeds`, `evaluate_keys`, and `<column>_stderr` for every score and measure, over
-    items and seeds; with one seed over items alone. A cell whose items are unknown keeps lm-eval's standard errors.
+    items and seeds; with one seed over items alone. A cell of one seed whose items are unknown keeps lm-eval's.
     """
     return ranked([_cell(group, scores) for group in members(rows).values()])
 
@@ -44,8 +45,8 @@ def _cell(group: Sequence[Row], scores: Scores) -> Row:
         summary = combine([Term(1.0, group, column)], scores)
         if summary is not None:
             found[column] = summary.value
-            error = group[0].get(f"{column}_stderr") if len(group) == 1 else None
-            found[f"{column}_stderr"] = error if summary.stderr is None else summary.stderr
+            kept = len(group) == 1 and summary.num_items is None
+            found[f"{column}_stderr"] = group[0].get(f"{column}_stderr") if kept else summary.stderr
     return found
 
 
@@ -64,9 +65,9 @@ class Term(NamedTuple):
 def combine(terms: Sequence[Term], scores: Scores, *, minus: float = 0.0) -> Estimate | None:
     """The weighted sum of cells, less `minus`; None where a cell has no number.
 
-    Cells are paired by the seeds they have in common, and by items; where they have no seed in common, the seeds of
-    each vary by themselves. The base model has no seed and fits any. Raises `ValueError` for cells that did not
-    answer the same items.
+    Cells are paired by the seeds they have in common, and by items; cells that share no seed with the others vary by
+    themselves. The base model has no seed and fits any. Raises `ValueError` for cells that did not answer the same
+    items, and for cells that share seeds two by two and none all together.
     """
     found = [_by_seed(term, scores) for term in terms]
     if not all(found):
@@ -80,14 +81,7 @@ def combine(terms: Sequence[Term], scores: Scores, *, minus: float = 0.0) -> Est
                 f"{term.rows[0]['evaluate_key']} and {terms[0].rows[0]['evaluate_key']} did not answer the same items "
                 f"of {term.column}; evaluate both with the same evaluate options"
             )
-    trained = [set(by) for by in found if None not in by]
-    common = sorted(set.intersection(*trained), key=str) if trained else [None]
-    if common:
-        arms = [_arm([(t.weight, by) for t, by in zip(terms, found, strict=True)], common)]
-    else:
-        arms = [_arm([(t.weight, by)], sorted(by, key=str)) for t, by in zip(terms, found, strict=True)]
-    counts = [s.num_items for by in found for s in by.values()]
-    return estimate(arms, minus=minus, num_items=counts[0])
+    return estimate(_arms([(t.weight, by) for t, by in zip(terms, found, strict=True)]), minus=minus)
 
 
 def _by_seed(term: Term, scores: Scores) -> dict[int | None, Score]:
@@ -95,13 +89,38 @@ def _by_seed(term: Term, scores: Scores) -> dict[int | None, Score]:
     return {seed: score for seed, score in found.items() if score is not None}
 
 
-def _arm(parts: Sequence[tuple[float, Mapping[int | None, Score]]], seeds: Sequence[int | None]) -> Arm:
+Part = tuple[float, Mapping[int | None, Score]]
+"""The weight of a cell and its scores by seed."""
+
+
+def _arms(parts: Sequence[Part]) -> list[Arm]:
+    """An arm for each set of cells that share seeds, over the seeds that all of them have."""
+    fixed, groups = [part for part in parts if None in part[1]], list[list[Part]]()
+    for part in parts:
+        if None not in part[1]:
+            joined = [g for g in groups if any(part[1].keys() & by.keys() for _, by in g)]
+            groups = [g for g in groups if g not in joined] + [[*(p for g in joined for p in g), part]]
+    if not groups:
+        return [_arm(fixed, [None])]
+    common = [set.intersection(*(set(by) for _, by in group)) for group in groups]
+    if not all(common):
+        raise ValueError(
+            "these cells share seeds two by two, and none all together: train all with some of them"
+        )
+    groups[0] = [*fixed, *groups[0]]
+    return [_arm(group, sorted(seeds, key=str)) for group, seeds in zip(groups, common, strict=True)]
+
+
+def _arm(parts: Sequence[Part], seeds: Sequence[int | None]) -> Arm:
     rows = [[(weight, by[seed if seed in by else None]) for weight, by in parts] for seed in seeds]
     values = np.array([sum(weight * score.value for weight, score in row) for row in rows])
-    if any(score.draws is None for row in rows for _, score in row):
+    asked = {frozenset(s for _, score in row for s in score.items or ()) for row in rows}
+    if len(asked) > 1 or any(score.items is None for row in rows for _, score in row):
         return Arm(values, None)
-    sums = [
-        np.sum([weight * score.draws for weight, score in row if score.draws is not None], axis=0)
-        for row in rows
-    ]
-    return Arm(values, np.array(sums))
+    found: dict[Sample, Floats] = {}
+    for number, row in enumerate(rows):
+        for weight, score in row:
+            for sample, items in (score.items or {}).items():
+                matrix = found.setdefault(sample, np.zeros((len(rows), len(items))))
+                matrix[number] += weight * items
+    return Arm(values, found)

@@ -145,12 +145,17 @@ def _judge(found: Finding, tested: dict[str, Estimate], missing: list[str]) -> F
         (e.p_above, e.p_below) for e in tested.values() if e.p_above is not None and e.p_below is not None
     ]
     if min(e.num_seeds for e in tested.values()) < 2 or len(sides) < len(tested):
-        one = "one seed in common: an interval over items says nothing of other trainings"
-        return replace(found, why="; ".join(filter(None, (lacks, one))))
+        return replace(found, why="; ".join(filter(None, (lacks, _unsure(list(tested.values()))))))
     holds = max(above for above, _ in sides) if not missing else 1.0
     fails = min(1.0, len(sides) * min(below for _, below in sides))
     verdict = Verdict.held if holds <= fails else Verdict.did_not_hold
     return replace(found, p=min(1.0, 2 * min(holds, fails)), verdict=verdict)
+
+
+def _unsure(tested: Sequence[Estimate]) -> str:
+    if min(e.num_seeds for e in tested) < 2:
+        return "one seed in common: an interval over items says nothing of other trainings"
+    return "nothing says how sure it is: a task or subtask has one item, or its items are not known"
 
 
 def _decide(found: Sequence[Finding]) -> list[Finding]:

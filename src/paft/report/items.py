@@ -1,4 +1,4 @@
-"""What each item of a test scored, out of samples.jsonl, and the redrawn scores of every row."""
+"""The scores of rows with what each item adds, out of a store's samples.jsonl or a report's items.parquet."""
 
 import json
 import logging
@@ -7,67 +7,77 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from paft.report.labels import Row
-from paft.report.statistics import Floats, Items, redraw
+from paft.evaluate.items import Floats, Items, from_samples
+from paft.report.labels import MEASURES, Row
+from paft.report.saved import is_saved, saved_items
+from paft.report.statistics import Sample
 from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 
 
 class Score(NamedTuple):
-    """A row's score in one column; the same score over redrawn items, where its items are known, and their number."""
+    """A row's score in one column, and what each item adds to it: see `paft.report.statistics.Arm`."""
 
     value: float
-    draws: Floats | None
-    num_items: int | None
+    items: Mapping[Sample, Floats] | None
 
 
 class Scores:
-    """The scores of rows with all their redrawn ones; columns without items (sparsities) have only the value.
+    """The scores of rows with their items, out of a store or a report that was saved from one.
 
-    Rows whose items differ are redrawn apart; `Scores.paired` tells.
+    Rows that answered the same items of a task share a `Sample`; `paired` tells.
     """
 
-    def __init__(self, store: Path, rows: Sequence[Row]) -> None:
-        found = {r["evaluate_key"]: read_items(store / "evaluate" / r["evaluate_key"]) for r in rows}
-        self._averaged = {key: averaged for key, (_, averaged) in found.items()}
-        self._draws: dict[tuple[str, str], Floats] = {}
-        self._items: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
-        groups: dict[tuple[str, str, tuple[str, ...]], list[tuple[str, Items]]] = {}
-        for key, (columns, _) in found.items():
+    def __init__(self, source: Path, rows: Sequence[Row]) -> None:
+        keys = list(dict.fromkeys(r["evaluate_key"] for r in rows))
+        if is_saved(source):
+            self.items = saved_items(source, keys)
+        else:
+            self.items = {key: read_items(source / "evaluate" / key) for key in keys}
+        drawn: dict[tuple[str, tuple[str, ...]], Sample] = {}
+        self._samples: dict[tuple[str, str], Sample] = {}
+        for key, columns in self.items.items():
             for column, items in columns.items():
-                groups.setdefault((column, items.task, items.ids), []).append((key, items))
-                self._items[key, column] = items.task, items.ids
-        for (column, _, _), models in groups.items():
-            for (key, _), draws in zip(models, redraw([items for _, items in models]), strict=True):
-                self._draws[key, column] = draws
+                fresh = Sample(items.task, items.ids, items.starts)
+                self._samples[key, column] = drawn.setdefault((items.task, items.ids), fresh)
 
     def of(self, row: Row, column: str) -> Score | None:
         """The row's score in a column of results.csv, or None where it has none."""
         value = row.get(column)
         if not isinstance(value, int | float) or not math.isfinite(value):
             return None
-        parts = self._parts(row, column)
-        if not parts or not all(part in self._draws for part in parts):
-            return Score(float(value), None, None)
-        draws = np.mean([self._draws[part] for part in parts], axis=0)
-        return Score(float(value), draws, sum(len(self._items[part][1]) for part in parts))
+        if column in MEASURES:
+            return Score(float(value), {})
+        parts = _parts(row, column)
+        found: dict[Sample, Floats] = {}
+        for part in parts:
+            sample = self._samples.get((row["evaluate_key"], part))
+            if sample is None:
+                return Score(float(value), None)
+            added = self.items[row["evaluate_key"]][part].contributions / len(parts)
+            found[sample] = found[sample] + added if sample in found else added
+        return Score(float(value), found or None)
 
     def paired(self, row: Row, other: Row, column: str) -> bool:
         """Whether both rows answered the same items in a column, or have no items to pair."""
-        mine, theirs = ([self._items.get(part) for part in self._parts(r, column)] for r in (row, other))
+        mine, theirs = (
+            [self._samples.get((r["evaluate_key"], part)) for part in _parts(r, column)] for r in (row, other)
+        )
         return mine == theirs
 
-    def _parts(self, row: Row, column: str) -> list[tuple[str, str]]:
-        key = row["evaluate_key"]
-        columns = self._averaged.get(key, []) if column == "average" else [column]
-        return [(key, c) for c in columns]
+    def errors(self, row: Row) -> Row:
+        """`<column>_stderr` over items for every column of the row whose items are known."""
+        return {f"{column}_stderr": items.stderr for column, items in self.items[row["evaluate_key"]].items()}
 
 
-def read_items(folder: Path) -> tuple[dict[str, Items], list[str]]:
-    """Items of every column of an evaluate folder, and the columns its average is over.
+def _parts(row: Row, column: str) -> list[str]:
+    """The columns that a column is the mean of."""
+    return str(row["in_average"] or "").split() if column == "average" else [column]
+
+
+def read_items(folder: Path) -> dict[str, Items]:
+    """Items of every column of an evaluate folder.
 
     A column whose items do not add up to its score is left out with a warning: its metric is no mean of items.
     """
@@ -77,37 +87,13 @@ def read_items(folder: Path) -> tuple[dict[str, Items], list[str]]:
         samples: dict[str, list[dict[str, Any]]] = {}
         for sample in map(json.loads, lines):
             samples.setdefault(sample["column"], []).append(sample)
-        found = {c: _items(tasks[c], s) for c, s in samples.items() if c in tasks}
+        found = {c: from_samples(str(tasks[c]["task"]), s) for c, s in samples.items() if c in tasks}
     except FileNotFoundError:
-        return {}, []
+        return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning("%s: its items are left out: %s: %s", folder, type(error).__name__, error)
-        return {}, []
+        return {}
     odd = [c for c, items in found.items() if not math.isclose(items.score, tasks[c]["score"], abs_tol=1e-6)]
     for column in odd:
         log.warning("%s: %s is no mean of its items, so nothing says how sure it is", folder, column)
-    kept = {c: items for c, items in found.items() if c not in odd}
-    return kept, [c for c, task in tasks.items() if task["in_average"]]
-
-
-def _items(task: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Items:
-    """`Items` sorted by id. lm-eval gives (log-likelihood, bytes) for bits per byte, else one number an item."""
-    ordered = sorted(samples, key=lambda s: str(s["item"]))
-    ids = [str(s["item"]) for s in ordered]
-    subtasks = [name.rpartition("/")[0] for name in ids]
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(subtasks))}
-    pairs = [_pair(s["value"]) for s in ordered]
-    return Items(
-        task=str(task["task"]),
-        ids=tuple(ids),
-        numerators=np.array([above for above, _ in pairs]),
-        denominators=np.array([below for _, below in pairs]),
-        strata=tuple(numbers[name] for name in subtasks),
-    )
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    if isinstance(value, list):
-        likelihood, num_bytes = value
-        return -float(likelihood) / math.log(2), float(num_bytes)
-    return float(value), 1.0
+    return {c: items for c, items in found.items() if c not in odd}

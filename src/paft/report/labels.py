@@ -183,6 +183,18 @@ class Column:
     def stderr(self, row: Row) -> float | None:
         return self.scaled(row.get(f"{self.name}_stderr"))
 
+    def bar(self, row: Row) -> float:
+        """Length of the error bar; NaN, which draws none, where nobody knows it."""
+        stderr = self.stderr(row)
+        return math.nan if stderr is None else stderr
+
+    def error(self, row: Row) -> str:
+        """`stderr` as it is written: `?` where a score has one that nobody knows, nothing beside no score."""
+        value, stderr = self.value(row), self.stderr(row)
+        if value is None or (stderr is None and self.name in MEASURES):
+            return ""
+        return "?" if stderr is None else self.text(stderr)
+
     def text(self, value: float | None) -> str:
         return "–" if value is None else f"{value:.{2 if self.percent else 3}f}"
 

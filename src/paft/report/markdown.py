@@ -166,8 +166,8 @@ def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _score(row: Row, column: Column) -> str:
-    value, error = column.value(row), column.stderr(row)
-    return column.text(value) + ("" if value is None or error is None else f" ± {column.text(error)}")
+    error = column.error(row)
+    return column.text(column.value(row)) + (f" ± {error}" if error else "")
 
 
 def _share(value: float | None) -> str:

@@ -117,9 +117,8 @@ def _line(
 ) -> dict[str, Any]:
     scores = []
     for column, top in zip(columns, best, strict=True):
-        value, stderr = column.value(row), column.stderr(row)
-        error = "" if stderr is None else f"±{column.text(stderr)}"
-        scores.append((column.text(value), error, value is not None and value == top))
+        value, error = column.value(row), column.error(row)
+        scores.append((column.text(value), f"±{error}" if error else "", value is not None and value == top))
     shares = [_percent(row[f"{branch}_sparsity"]) for branch in ("sft", "preference")]
     beside = [f"{100 * paper[base]:.2f}" if base in paper else "–" for base in sources]
     found = {"label": lowered(label), "lambda": short(row["lambda"]), "scores": scores, "shares": shares}

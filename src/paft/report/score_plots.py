@@ -86,7 +86,7 @@ def _series(merged: Sequence[Row]) -> tuple[list[Series], str]:
 
 
 def _line(ax: Axes, column: Column, line: Series, places: Mapping[float, float]) -> None:
-    found = [(places[r["lambda"]], column.value(r), column.stderr(r) or 0.0) for r in line.rows]
+    found = [(places[r["lambda"]], column.value(r), column.bar(r)) for r in line.rows]
     points = sorted((x, y, error) for x, y, error in found if y is not None)
     aside = line.aside * (max(places.values()) - min(places.values()) or 2.0)
     xs, ys = [x + aside for x, _, _ in points], [y for _, y, _ in points]
@@ -164,7 +164,7 @@ def _bars(ax: Axes, rows: Sequence[Row], column: Column, best: float | None) -> 
     for place, row, value in scored:
         stderr = column.stderr(row) or 0.0
         ax.barh(place, value, height=0.72, color=PARADIGM_COLOURS[row["paradigm"]], alpha=_solid(row))
-        ax.errorbar(value, place, xerr=stderr, color=BLACK, elinewidth=1)
+        ax.errorbar(value, place, xerr=column.bar(row), color=BLACK, elinewidth=1)
         weight = "bold" if value == best else "normal"
         end = max(value, 0.0) + stderr + 0.03 * largest
         ax.text(end, place, column.text(value), va="center", fontsize=8, weight=weight)

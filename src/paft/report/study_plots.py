@@ -63,12 +63,12 @@ def _cells(
     grid = np.full((len(methods), len(weights)), np.nan)
     low, high = min(every), max(every)
     for row in rows:
-        value, error = column.value(row), column.stderr(row)
+        value, error = column.value(row), column.error(row)
         if value is None:
             continue
         y, x = methods.index(row["merge"]), list(weights).index(row["lambda"])
         grid[y, x] = value
-        text = column.text(value) + ("" if error is None else f"\n± {column.text(error)}")
+        text = column.text(value) + (f"\n± {error}" if error else "")
         dark = (value - low) < 0.55 * (high - low)
         ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if dark else BLACK)
     ax.imshow(grid, cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
@@ -123,8 +123,8 @@ def _points(ax: Axes, rows: Sequence[Row], x: Column, y: Column, ringed: Sequenc
         ax.errorbar(
             left,
             up,
-            xerr=x.stderr(row) or 0.0,
-            yerr=y.stderr(row) or 0.0,
+            xerr=x.bar(row),
+            yerr=y.bar(row),
             ecolor=colour,
             elinewidth=0.6,
             alpha=0.35,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.report.labels import Row, ranked
+from paft.report.saved import is_saved, saved_rows
 from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
@@ -20,7 +21,7 @@ log = logging.getLogger("paft")
 # fmt: off
 HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", "seed", "evaluate", "limit")
 TAIL = (
-    "average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
+    "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
     "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
     "l1_target", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished", "commit",
@@ -48,9 +49,11 @@ SPARSITY = {
 def rows(store: Path) -> list[Row]:
     """A row for every finished evaluation, in the order of the paper's Table 1 within each scope.
 
-    A folder that cannot be read is left out with a warning that names it. Folders with a dot in their name
-    are the store's own: unfinished, or moved aside.
+    `store` may be a saved report (`paft.report.saved`) in place of a store. A folder that cannot be read is left out
+    with a warning that names it. Folders with a dot in their name are the store's own: unfinished, or moved aside.
     """
+    if is_saved(store):
+        return ranked(saved_rows(store))
     found = []
     for folder in sorted((store / "evaluate").glob("*")):
         if folder.is_dir() and "." not in folder.name:
@@ -221,11 +224,15 @@ def refuse_taken(columns: Collection[str]) -> None:
 def _scores(results: Mapping[str, Any]) -> Row:
     tasks = results["tasks"]
     refuse_taken(tasks)
+    lower = [column for column, task in tasks.items() if not task["higher_is_better"]]
+    averaged = [column for column, task in tasks.items() if task["in_average"]]
     found: Row = {"average": number(results["average"])}
     for column, task in tasks.items():
         found |= {column: float(task["score"]), f"{column}_stderr": number(task["stderr"])}
-    lower = [column for column, task in tasks.items() if not task["higher_is_better"]]
-    return found | {"lower_is_better": " ".join(lower)}
+    if mixed := sorted({*lower} & {*averaged}):
+        log.warning("no average of %s: lower is better in %s", ", ".join(averaged), ", ".join(mixed))
+        found["average"] = None
+    return found | {"in_average": " ".join(averaged), "lower_is_better": " ".join(lower)}
 
 
 def number(value: Any) -> float | None:

@@ -13,6 +13,8 @@ from paft.report.compare import Comparison
 from paft.report.labels import Column, Row, Scope, blocks, labels, score_columns, section, short
 from paft.report.statistics import Estimate
 
+UNKNOWN = "; ? where nothing shows it: a task or subtask has one item, or nobody knows its items"
+
 
 def console() -> Console:
     """A pipe or a log file has no width of its own."""
@@ -39,6 +41,8 @@ def _terminal_table(scope: Scope, block: list[Row]) -> Table:
     title = f"{scope.base} · {scope.evaluate}" + (f" · first {scope.limit} items only" if scope.limit else "")
     seeds = sorted({r["num_seeds"] for r in block if r["seed"] is not None})
     caption = "± 1 standard error over items" + (f" and {seeds[-1]} seeds" if seeds and seeds[-1] > 1 else "")
+    if any(c.error(r) == "?" for c in found for r in block):
+        caption += UNKNOWN
     table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
     for name in ("method", "lambda", *(c.title for c in found), "SFT < 1e-5"):
         least = {"lambda": 6}.get(name)  # of a number that is cut nothing is left
@@ -61,8 +65,8 @@ def _terminal_row(row: Row, label: str, columns: Iterable[tuple[Column, float | 
 
 
 def _terminal_score(column: Column, row: Row, best: float | None) -> str:
-    value, stderr = column.value(row), column.stderr(row)
-    error = f" [dim]± {column.text(stderr)}[/dim]" if stderr is not None else ""
+    value = column.value(row)
+    error = f" [dim]± {found}[/dim]" if (found := column.error(row)) else ""
     text = f"[bold]{column.text(value)}[/bold]" if value is not None and value == best else column.text(value)
     return text + error
 
@@ -122,7 +126,8 @@ def _caption(found: Comparison) -> str:
         if seeds > 1
         else "items only: with one seed in common nothing is said of other trainings"
     )
-    return f"paired, over {over}; p by Holm over the rows of this table"
+    unknown = UNKNOWN if any(d.difference.stderr is None for d in found.differences) else ""
+    return f"paired, over {over}; p by Holm over the rows of this table{unknown}"
 
 
 def _pairs(found: Comparison) -> Table:
@@ -142,8 +147,8 @@ def _pairs(found: Comparison) -> Table:
 
 
 def _value(column: Column, e: Estimate) -> str:
-    error = "" if e.stderr is None else f" [dim]± {column.text(column.scaled(e.stderr))}[/dim]"
-    return column.text(column.scaled(e.value)) + error
+    error = "?" if e.stderr is None else column.text(column.scaled(e.stderr))
+    return f"{column.text(column.scaled(e.value))} [dim]± {error}[/dim]"
 
 
 def _signed(column: Column, value: float | None) -> str:

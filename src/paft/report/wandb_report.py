@@ -200,8 +200,8 @@ def claims_table(study: Study) -> str:
 
 
 def _score(column: Column, row: Row) -> str:
-    error = column.stderr(row)
-    return column.text(column.value(row)) + ("" if error is None else f" ± {column.text(error)}")
+    error = column.error(row)
+    return column.text(column.value(row)) + (f" ± {error}" if error else "")
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,92 @@
+"""A report without its store: results.csv and items.parquet say all that its statistics are made from.
+
+items.parquet has a row for every item of every evaluation and column: whose it is (`evaluate_key`, `family`, `seed`),
+what was asked (`column`, `task`, `item`, its subtask before it where there are several) and the answer, `numerator`
+over `denominator`: of a share 0 or 1 over 1, of bits per byte bits over bytes. `compare`, `ask` and the report itself
+take a folder with both files in place of a store.
+"""
+
+import csv
+import io
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paft.evaluate.items import Items, from_pairs
+from paft.report.labels import Row
+
+RESULTS, ITEMS = "results.csv", "items.parquet"
+WHOLE = ("seed", "limit", "merge.seed")
+# fmt: off
+TEXT = (
+    "base", "data", "paradigm", "preference", "merge", "variant", "evaluate", "lower_is_better", "in_average",
+    "sft_data", "preference_data", "template", "finished", "commit", "family",
+    "sft_key", "preference_key", "merge_key", "evaluate_key",
+)
+NAMES = ("l1_of", "l1_method", "sft_recipe", "preference_recipe")
+# fmt: on
+"""Columns of results.csv with whole numbers, with text that may be empty, and with text or nothing."""
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a report with its items, and no store. Raises `ValueError` for one without its items."""
+    if (folder / "evaluate").is_dir() or not (folder / RESULTS).is_file():
+        return False
+    if not (folder / ITEMS).is_file():
+        raise ValueError(
+            f"{folder} has {RESULTS} and no {ITEMS}: nothing says how sure its scores are; give the store they are of"
+        )
+    return True
+
+
+def saved_rows(folder: Path) -> list[Row]:
+    """The rows of results.csv as they were when it was written."""
+    with (folder / RESULTS).open(newline="", encoding="utf-8") as file:
+        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(column: str, text: str) -> Any:
+    if column in TEXT:
+        return text
+    if not text:
+        return None
+    if column in NAMES:
+        return text
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return int(float(text)) if column in WHOLE else float(text)
+    except ValueError:
+        return text
+
+
+def saved_items(folder: Path, keys: Collection[str]) -> dict[str, dict[str, Items]]:
+    """The items of these evaluations, by key and column."""
+    import pandas as pd
+
+    table = pd.read_parquet(folder / ITEMS)
+    found: dict[str, dict[str, Items]] = {key: {} for key in keys}
+    wanted = table[table["evaluate_key"].isin(found)]
+    for (key, column), own in wanted.groupby(["evaluate_key", "column"], observed=True, sort=False):
+        pairs = zip(own["item"], own["numerator"], own["denominator"], strict=True)
+        found[str(key)][str(column)] = from_pairs(str(own["task"].iloc[0]), list(pairs))
+    return found
+
+
+def items_bytes(rows: Sequence[Row], items: Mapping[str, Mapping[str, Items]]) -> bytes:
+    """items.parquet of these rows."""
+    import pandas as pd
+
+    parts = [
+        pd.DataFrame({"item": i.ids, "numerator": i.numerators, "denominator": i.denominators}).assign(
+            evaluate_key=r["evaluate_key"], family=r["family"], seed=r["seed"], column=column, task=i.task
+        )
+        for r in rows
+        for column, i in items[r["evaluate_key"]].items()
+    ]
+    names = ("evaluate_key", "family", "seed", "column", "task", "item", "numerator", "denominator")
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
+    table["seed"] = table["seed"].astype("Int64")
+    buffer = io.BytesIO()
+    table[list(names)].to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
