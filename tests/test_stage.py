@@ -30,6 +30,7 @@ from paft.config import (
     StrategyName,
     TaskArithmetic,
     TaskConfig,
+    Template,
     TinyModel,
     TrainerConfig,
     Wandb,
@@ -379,4 +380,23 @@ def test_stages_that_run_a_base_of_another_kind_have_a_higher_version(tmp_path, 
     local = versions(replace(CELL, model=LocalModel(name="mine", path=str(tmp_path))))
     before = versions(CELL)
     forwards = {"reference", "sft", "preference", "evaluate"}
-    assert local == {name: before[name] + (raised if name in forwards else 0) for name in before}
+    # answers in chatml may have run on, whatever the base
+    expected = {name: before[name] + (raised if name in forwards else 0) for name in before} | {
+        "evaluate": before["evaluate"] + 1
+    }
+    assert local == expected
+
+
+def test_rows_that_people_bring_have_a_higher_version(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    source = FileSource(path=str(tmp_path / "rows.jsonl"))
+    brought = versions(replace(CELL, data=FileData(sft=source, preference=source)))
+    assert brought == versions(CELL) | {"data": versions(CELL)["data"] + 1}
+
+
+def test_answers_that_ended_with_the_eos_keep_their_version(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    data = replace(CELL.data, template=Template.zephyr)
+    local = replace(CELL, model=LocalModel(name="mine", path=str(tmp_path)), data=data)
+    assert versions(local) == versions(CELL)

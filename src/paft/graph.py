@@ -22,6 +22,7 @@ from paft.config import (
     DemoSource,
     EvaluateConfig,
     FileSource,
+    HubModel,
     LocalModel,
     MergeConfig,
     ModelConfig,
@@ -178,13 +179,28 @@ def _stage(name: str, config: object, **inputs: Stage) -> Stage:
 def _version(name: str, config: Any) -> int:
     """The stage's number, one higher where only some configs' results have changed since it was given.
 
-    Masks of LoRA dropout depended on the micro-batch. Bases were not proved: heads lost their bias or scale, texts
-    leaked into each other through convolutions.
+    - Rows of files and hubs: fields of a row were lost, ends of answers doubled. Rows in a brought tokenizer's own
+      template: an answer was tokenised without what precedes it.
+    - Trainings with LoRA dropout: masks depended on the micro-batch.
+    - What runs a local base that is none of `RIGHT_FROM_THE_START`: heads lost their bias or scale, texts leaked into
+      each other through convolutions.
+    - Evaluations of brought bases in templates that may end a turn with another token than the EOS: answers ran on.
     """
-    branch, model = getattr(config, "branch", None), config.model
-    dropout = isinstance(branch, BranchConfig) and branch.lora.dropout > 0
-    local = name in FORWARDS and isinstance(model, LocalModel)
-    return VERSIONS[name] + (dropout or (local and not _was_right(Path(model.path))))
+    template, brought = getattr(config, "template", None), isinstance(config.model, LocalModel | HubModel)
+    match config:
+        case DataStage():
+            changed = not isinstance(config.source, DemoSource) or (
+                brought and template is Template.tokenizer
+            )
+        case BranchStage():
+            changed = config.branch.lora.dropout > 0
+        case EvaluateStage():
+            changed = brought and template is not Template.zephyr
+        case _:
+            changed = False
+    if name in FORWARDS and isinstance(config.model, LocalModel):
+        changed = changed or not _was_right(Path(config.model.path))
+    return VERSIONS[name] + changed
 
 
 def _was_right(folder: Path) -> bool:
