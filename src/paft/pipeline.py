@@ -113,7 +113,7 @@ def score_reference(stage: Stage, inputs: dict[str, Path], out: Path, context: C
 
 
 def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    from paft.data.standalone import write_tokenizer
+    from paft.data.standalone import copy_tokenizer, tokenizer_folder, write_tokenizer
     from paft.merge.apply import apply_adapters, merge_adapters
     from paft.model import base_folder, load_tokenizer
 
@@ -123,9 +123,12 @@ def merge(config: MergeStage, inputs: dict[str, Path], out: Path, context: Conte
         report = apply_adapters(base, adapters, out, config.method.dtype)
     else:
         report = merge_adapters(base, adapters, config.method, out)
-    trusted = config.model.trust_remote_code
-    tokenizer = load_tokenizer(base, config.template, trust_remote_code=trusted)
-    write_tokenizer(tokenizer, base, out, trust_remote_code=trusted)
+    if (brought := tokenizer_folder(adapters.values())) is not None:
+        copy_tokenizer(brought, out)
+    else:  # adapters of an earlier release, or of a tokenizer that is not read alike without its config.json
+        trusted = config.model.trust_remote_code
+        tokenizer = load_tokenizer(base, config.template, trust_remote_code=trusted)
+        write_tokenizer(tokenizer, base, out, trust_remote_code=trusted)
     write_json(out / "merge.json", report)
     return {name: value for name, value in report.items() if name != "layers"}
 

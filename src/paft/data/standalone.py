@@ -82,10 +82,18 @@ def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
 
 
 def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
+    """`tokenizer_folder` of adapters from anywhere. Raises `ValueError` also for a tokenizer larger than the embedding
+    of `base`."""
+    brought = tokenizer_folder(adapters)
+    if brought is not None and (brought / "tokenizer.json").is_file():
+        refuse_tokens_without_embedding(_vocabulary(brought / "tokenizer.json"), base)
+    return brought
+
+
+def tokenizer_folder(adapters: Iterable[Path]) -> Path | None:
     """The adapter folder whose tokenizer goes out with a merge of them; None if none has a chat template.
 
-    Raises `ValueError` where two have different ones, as one model answers in one template, and for a tokenizer
-    larger than the embedding of `base`.
+    Raises `ValueError` where two have different ones, as one model answers in one template.
     """
     templates = [(folder, text) for folder in adapters if (text := _template(folder)) is not None]
     for (a, first), (b, second) in pairwise(templates):
@@ -94,10 +102,7 @@ def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
                 f"{a} and {b} were trained with different chat templates, so no merge of them answers in "
                 "either; train both with one, or remove the tokenizer files from the one that is not to be used"
             )
-    brought = templates[0][0] if templates else None
-    if brought is not None and (brought / "tokenizer.json").is_file():
-        refuse_tokens_without_embedding(_vocabulary(brought / "tokenizer.json"), base)
-    return brought
+    return templates[0][0] if templates else None
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
