@@ -48,8 +48,8 @@ class ModelConfig(Typed):
     dtype: DType = DType.bfloat16
     """Storage type of the frozen base and of merged models; LoRA factors are always float32."""
     attention: str = "auto"
-    """transformers' `attn_implementation`; `auto` is sdpa with a faster backward pass on CPUs. One that does not give the
-    base's own results is replaced by `eager`, which the log and a plan say."""
+    """transformers' `attn_implementation`; `auto` is sdpa with a faster backward pass on CPUs. One that does not give
+    the base's own results is replaced by `eager`, which the log and a plan say."""
     quantization: Quantization = field(default=Quantization.none, metadata={"identity": "unless default"})
     """Of the frozen base while an adapter trains on it; adapters are merged into the base as it was released."""
     trust_remote_code: bool = False
