@@ -106,7 +106,7 @@ def explain(error: BaseException) -> str:
     lines: list[str] = []
     for line in (line.strip() for e in chain for line in str(e).splitlines()):
         useless = line.startswith(NOISE) or (known and line.startswith("To append to your config"))
-        if line and not useless and not any(line == said or said.endswith(f": {line}") for said in lines):
+        if line and not useless and not any(line in said for said in lines):
             lines.append(line)
     return "\n       ".join(lines + ([f"it has: {', '.join(known)}"] if known else []))
 

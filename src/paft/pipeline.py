@@ -3,10 +3,12 @@
 import importlib
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from paft.config import Quantization, RunConfig
+from paft.failures import Failures
 from paft.graph import Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
 from paft.run import Context
 from paft.stage import Stage
@@ -26,10 +28,13 @@ IMPLEMENTED_IN = {
 """Stage -> the module that loads its libraries, which takes seconds."""
 
 
-def run_cell(config: RunConfig, cell: Stage) -> Path:
-    """The finished evaluate folder of `cell`; stages already in the store are not run again."""
+def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -> Path:
+    """The finished evaluate folder of `cell`; stages already in the store are not run again.
+
+    Raises `ValueError` for a stage that is among the `failures` of the cell's grid.
+    """
     store = Store(config.store)
-    context = Context(config, store, cell)
+    context = Context(config, store, cell, failures)
     missing = {s.key: s for s in store.missing(cell)}
     if any(stage.config.model.quantization is Quantization.nf4 for stage in missing.values()):
         from paft.quantize import refuse_without_package
@@ -53,6 +58,11 @@ def run_cell(config: RunConfig, cell: Stage) -> Path:
 
 def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Fill `out` with the result of one stage; returns the metrics for stage.json."""
+    with context.failures.of(stage) if context.failures else nullcontext():
+        return _run_stage(stage, inputs, out, context)
+
+
+def _run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     match stage.name:
         case "data":
             return prepare_data(stage.config, out, context)
