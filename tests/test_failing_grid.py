@@ -101,13 +101,13 @@ def paths(folder: Path) -> str:
 
 def test_innermost_stage_that_failed_is_remembered_and_refused(tmp_path):
     failures, inner, outer = Failures(tmp_path), Stage("merge", 1, {}), Stage("preference", 1, {})
-    with pytest.raises(ValueError, match="^bad delta$"), failures.of(outer), failures.of(inner):
+    with pytest.raises(ValueError, match=r"^bad delta$"), failures.of(outer), failures.of(inner):
         raise ValueError("bad delta")
 
     another = Failures(tmp_path)  # of another process
-    with pytest.raises(ValueError, match=f"^{inner} failed in another cell of this grid: bad delta$"):
-        with another.of(inner):
-            raise AssertionError("it ran")
+    told = f"^{inner} failed in another cell of this grid: bad delta$"
+    with pytest.raises(ValueError, match=told), another.of(inner):
+        raise AssertionError("it ran")
     with another.of(outer):
         pass
 

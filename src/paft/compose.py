@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from paft.callbacks.identity import refuse_unknown
 from paft.config import SCHEMAS, RunConfig, require_sound
 from paft.report.table import refuse_taken
 
@@ -49,6 +50,7 @@ def to_config(cfg: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     require_sound(config)
     refuse_taken(config.evaluate.tasks)
+    refuse_unknown(config.callbacks)
     return config
 
 
