@@ -3,6 +3,7 @@
 import importlib
 import logging
 import shutil
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     store = Store(config.store)
     context = Context(config, store, cell, failures)
     missing = {s.key: s for s in store.missing(cell)}
-    if any(stage.config.model.quantization is Quantization.nf4 for stage in missing.values()):
+    quiet_libraries(missing.values())
+    if in_four_bits(missing.values()):
         from paft.quantize import refuse_without_package
 
         refuse_without_package()
@@ -47,6 +49,11 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     elsewhere = {"reference", "sft", "preference"} if config.trainer.world_size > 1 else set()
     for name in sorted({stage.name for stage in missing.values()} - elsewhere):
         importlib.import_module(IMPLEMENTED_IN[name])
+    if cell.key in missing:
+        from paft.evaluate.run import refuse_tasks, task_manager
+
+        # now, not after the trainings
+        refuse_tasks(config.evaluate, task_manager({t.task for t in config.evaluate.tasks.values()}))
     folder = store.ensure(cell, lambda stage, inputs, out: run_stage(stage, inputs, out, context))
     from paft.tracking import log_cell
 
@@ -54,6 +61,20 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     if not config.merge.keep:
         drop_merged(store, cell)
     return folder
+
+
+def in_four_bits(stages: Iterable[Stage]) -> bool:
+    """Whether one of them trains on a base in four bits."""
+    return any(stage.config.model.quantization is Quantization.nf4 for stage in stages)
+
+
+def quiet_libraries(stages: Iterable[Stage]) -> None:
+    """Before libraries are imported: what they say of themselves, and no user of these stages can act on.
+
+    peft and lm-eval import bitsandbytes wherever it is installed; its advice is for bases in four bits.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET if in_four_bits(stages) else logging.CRITICAL)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
 
 
 def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A grid is checked whole before its first cell starts, planned as one graph, and 
 that failed named.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -29,6 +30,7 @@ from paft.plan import show_plan
 from paft.search import best_trial, objective, refuse_training, warn_of_split
 from paft.slurm import requeued, require_nodes
 from paft.store.store import Store
+from paft.store.unwritable import DENIED
 
 CONF = Path(__file__).parents[2] / "conf"
 log = logging.getLogger("paft")
@@ -59,7 +61,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return stop.exit_code
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if os.environ.get("PAFT_TRACEBACK") or not is_mistake(error):
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
@@ -94,7 +96,10 @@ def flag_first(words: list[str]) -> list[str]:
 
 
 def is_mistake(error: BaseException) -> bool:
-    """A ValueError of our own, or Hydra's, is a wrong input; one from inside a library is a failure."""
+    """A ValueError of our own, or Hydra's, is a wrong input, and so is a folder that may not be written or is none;
+    an error from inside a library is a failure."""
+    if isinstance(error, OSError):
+        return error.errno in (*DENIED, errno.ENOTDIR, errno.EEXIST) and error.filename is not None
     if not isinstance(error, ValueError) or isinstance(error, HydraException | OmegaConfBaseException):
         return True
     trace = error.__traceback__

@@ -1,7 +1,9 @@
 """What is fine-tuned."""
 
+import os
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import Self
 
 from omegaconf import MISSING
@@ -105,6 +107,11 @@ class HubModel(ModelConfig):
 class LocalModel(ModelConfig):
     """A folder in Hugging Face format with safetensors weights; its content, not its path, is its identity."""
 
+    name: str = ""
+    """Where it is not given, that of the folder."""
     path: str = field(default=MISSING, metadata={"identity": False})
     sha256: str = ""
     """Filled in from the folder's files when the graph is built."""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or Path(os.path.abspath(self.path)).name

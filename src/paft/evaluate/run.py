@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from paft.config import EvaluateConfig, ModelConfig, Template
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, ratio_stderr, score
-from paft.evaluate.splits import choose
+from paft.evaluate.splits import choose, refuse_tasks
 from paft.model import load_base, load_tokenizer
 from paft.store.jsonfile import write_json
 
@@ -70,6 +70,7 @@ def score_tasks(
         pretrained=model.to(device), tokenizer=tokenizer, batch_size=config.batch_size, device=device
     )
     manager = task_manager({t.task for t in config.tasks.values()}, rows)
+    refuse_tasks(config, manager)
     scores: dict[str, Score] = {}
     samples: list[dict[str, Any]] = []
     for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):

@@ -61,6 +61,16 @@ def rows(store: Path) -> list[Row]:
     return ranked(found)
 
 
+def require_rows(store: Path) -> list[Row]:
+    """`rows`. Raises `ValueError` for a store without any."""
+    table = rows(store)
+    if not table:
+        raise ValueError(
+            f"{store} holds no finished evaluation; run `python train.py` or give another --store"
+        )
+    return table
+
+
 def row(folder: Path) -> Row:
     """The row of one evaluate folder `<store>/evaluate/<key>`.
 
@@ -68,6 +78,8 @@ def row(folder: Path) -> Row:
     """
     store = folder.parents[1]
     record, results = (read_object(folder / name) for name in ("stage.json", "results.json"))
+    if record["key"] != folder.name:
+        raise ValueError(f"it is a copy of {record['stage']} {record['key']} under another name")
     merge = record["identity"]["inputs"].get("model")
     branches = merge["inputs"] if merge else {}
     keys = {"merge_key": key_of(merge) if merge else "", "evaluate_key": folder.name}

@@ -16,6 +16,7 @@ from paft import slurm
 from paft.config import RunConfig, TrainerConfig, decode
 from paft.graph import build
 from paft.interrupt import SIGNALS, Interrupted, Postponed, ignore_signals, stop, stop_on_signals
+from paft.pipeline import quiet_libraries
 from paft.run import Context
 from paft.stage import Stage, canonical
 from paft.store.jsonfile import write_json
@@ -121,6 +122,7 @@ def main(job_path: Path) -> None:
     assert isinstance(config, RunConfig)
     cell = build(config)
     (stage,) = (s for s in cell.walk() if s.key == job["key"])
+    quiet_libraries([stage])
     inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
     try:
         metrics = _work(stage, inputs, job_path.parent, Context(config, Store(config.store), cell))
