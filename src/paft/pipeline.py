@@ -15,6 +15,7 @@ from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
 from paft.store.store import Store
+from paft.store.unwritable import DENIED
 
 log = logging.getLogger("paft")
 
@@ -155,9 +156,16 @@ def drop_merged(store: Store, cell: Stage) -> None:
     stage = cell.inputs.get("model")
     if stage is None:
         return
-    if store.complete(stage):
+    there = store.complete(stage)
+    try:
+        store.drop(stage)  # also what a run killed here has left
+    except OSError as error:
+        if error.errno not in DENIED:
+            raise
+        log.warning("%s stays: the store may not be written", stage)
+        return
+    if there:
         log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
-    store.drop(stage)  # also what a run killed here has left
 
 
 def write_report(configs: list[RunConfig]) -> None:

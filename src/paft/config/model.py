@@ -46,7 +46,7 @@ class ModelConfig:
     """What every kind of base model shares."""
 
     name: str = MISSING
-    """Label in tables and W&B."""
+    """What keys know it by; tables show `title`."""
     dtype: DType = DType.bfloat16
     """Storage type of the frozen base and of merged models; LoRA factors are always float32."""
     attention: str = "auto"
@@ -57,6 +57,11 @@ class ModelConfig:
     """Run Python code shipped in the model repository. Off unless you turn it on."""
     shape: ModelShape | None = field(default=None, metadata={"identity": False})
     """For a plan, where the base's own config.json is not on this disk."""
+
+    @property
+    def title(self) -> str:
+        """What it is called wherever people read of it."""
+        return self.name
 
     def as_released(self) -> Self:
         """The model that deltas are merged into and that is evaluated, however it was stored in training."""
@@ -90,6 +95,16 @@ class WheelModel(ModelConfig):
     package: str = MISSING
     version: str = MISSING
     file: str = MISSING
+
+    @property
+    def title(self) -> str:
+        return gguf_title(self.file) or self.name
+
+
+def gguf_title(file: str) -> str:
+    """The model in a GGUF file, by the convention `<model>.<quantization>.gguf`; empty for another name."""
+    model, _, quantization = file.removesuffix(".gguf").rpartition(".")
+    return f"{model} ({quantization} de-quantised)" if model else ""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from paft.config.model import gguf_title
 from paft.report.labels import Row, ranked
 from paft.store.jsonfile import read_object
 
@@ -167,7 +168,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 def _cell(evaluate: Mapping[str, Any], merge: Mapping[str, Any] | None) -> Row:
     config = evaluate["config"]
     cell = {
-        "base": str(config["model"]["name"]),
+        "base": gguf_title(str(config["model"].get("file", ""))) or str(config["model"]["name"]),
         "template": config["template"],
         "paradigm": "base",
         "merge": "",
