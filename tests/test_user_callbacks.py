@@ -77,6 +77,17 @@ def test_stopped_training_is_published_under_no_key(tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_ranks_of_a_stopped_training_leave_one_message(tmp_path):
+    path = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1] / 'src'}"}
+    two = ("trainer.devices=2", "strategy=ddp", f"logs={tmp_path}")
+    done = train(*SMALL, *two, STOP % "should_stop", cwd=tmp_path, **path)
+
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: the sft training was stopped at step 2 of 8 by a callback (callbacks.stop)" in done.stderr
+    assert not list(tmp_path.glob("stages/sft/*/stage.json"))
+
+
 # --- keys ---------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ A grid is checked whole before its first cell starts, planned as one graph, and 
 that failed named.
 """
 
-import errno
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from paft.compose import explain, register_schemas, to_config
+from paft.compose import explain, is_mistake, register_schemas, to_config
 from paft.config import RunConfig
 from paft.failures import Failures, cell_name
 from paft.graph import build
@@ -30,7 +29,6 @@ from paft.plan import show_plan
 from paft.search import best_trial, objective, refuse_training, warn_of_split
 from paft.slurm import requeued, require_nodes
 from paft.store.store import Store
-from paft.store.unwritable import DENIED
 
 CONF = Path(__file__).parents[2] / "conf"
 log = logging.getLogger("paft")
@@ -93,20 +91,6 @@ def unwrapped() -> Iterator[None]:
 def flag_first(words: list[str]) -> list[str]:
     """The words with -m in front: argparse takes the overrides in one piece only."""
     return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-
-
-def is_mistake(error: BaseException) -> bool:
-    """A ValueError of our own, or Hydra's, is a wrong input, and so is a folder that may not be written or is none;
-    an error from inside a library is a failure."""
-    if isinstance(error, OSError):
-        return error.errno in (*DENIED, errno.ENOTDIR, errno.EEXIST) and error.filename is not None
-    if not isinstance(error, ValueError) or isinstance(error, HydraException | OmegaConfBaseException):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    return str(module).startswith(("paft.", "hydra."))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
