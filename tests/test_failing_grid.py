@@ -86,10 +86,24 @@ def test_failure_that_is_no_mistake_leaves_its_traceback_in_a_file(tmp_path):
     done = train(*SMALL, *bomb, "paradigm=sft", f"logs={tmp_path}", cwd=tmp_path, PYTHONPATH=paths(tmp_path))
 
     assert done.returncode == 2, done.stderr
+    assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 1
     (trace,) = tmp_path.glob("hydra/*/failed/cell-0-traceback.txt")
     assert "in on_train_start" in trace.read_text()
     assert f"ZeroDivisionError: bomb (traceback: {trace})" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_failure_that_is_no_mistake_of_the_only_cell_is_a_failure_of_the_command(tmp_path):
+    (tmp_path / "bomb.py").write_text(
+        "from lightning.pytorch.callbacks import Callback\n"
+        "class Bomb(Callback):\n"
+        "    def on_train_start(self, *_): raise ZeroDivisionError('bomb')\n"
+    )
+    words = ("+callbacks.bomb._target_=bomb.Bomb", "paradigm=sft", f"logs={tmp_path}")
+    done = train(*SMALL, *words, cwd=tmp_path, PYTHONPATH=paths(tmp_path))
+
+    assert done.returncode == 1 and "1 of 1 cells failed" in done.stderr
 
 
 def paths(folder: Path) -> str:

@@ -103,8 +103,10 @@ def is_mistake(error: BaseException) -> bool:
     an error from inside a library is a failure."""
     if isinstance(error, OSError):
         return error.errno in (*DENIED, errno.ENOTDIR, errno.EEXIST) and error.filename is not None
-    if not isinstance(error, ValueError) or isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException):
         return True
+    if not isinstance(error, ValueError):
+        return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
