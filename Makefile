@@ -25,7 +25,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 
 setup: $(VENV)/.installed  ## .venv from the lock file, and the 135M model's package
 
-demo: setup  ## 2 lambdas x 2 merges on SmolLM2-135M: train, merge, evaluate, report
+demo: setup  ## 2 lambdas x 2 merges on SmolLM2-135M-Instruct: train, merge, evaluate, report
 	$(BIN)/python train.py -m lambda=1e-4,1e-3 merge=ties,dare
 
 # Both go on where they were stopped. Merged models are deleted once they are scored: hundreds of them fill a disk.

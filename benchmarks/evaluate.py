@@ -1,4 +1,4 @@
-"""Score a few-shot multiple-choice task with SmolLM2-135M: lm-eval's own Hugging Face model against PAFT's.
+"""Score a few-shot multiple-choice task with SmolLM2-135M-Instruct: lm-eval's own Hugging Face model against PAFT's.
 
     python benchmarks/evaluate.py [--questions 40] [--shots 5]
 

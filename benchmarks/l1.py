@@ -1,4 +1,4 @@
-"""What the L1 penalty adds to an SFT step of SmolLM2-135M: time and peak memory.
+"""What the L1 penalty adds to an SFT step of SmolLM2-135M-Instruct: time and peak memory.
 
     python benchmarks/l1.py [--sft-rows FILE] [--rounds N]
 

@@ -1,4 +1,4 @@
-"""Merge two LoRA adapters into SmolLM2-135M, whole process: PAFT, mergekit, peft, and copying the checkpoint.
+"""Merge two LoRA adapters into SmolLM2-135M-Instruct, whole process: PAFT, mergekit, peft, and copying the checkpoint.
 
     python benchmarks/merge.py
 

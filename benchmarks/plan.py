@@ -1,4 +1,4 @@
-"""What `plan=true` says beforehand against what then happens, on SmolLM2-135M; and how soon it says it.
+"""What `plan=true` says beforehand against what then happens, on SmolLM2-135M-Instruct; and how soon it says it.
 
     python benchmarks/plan.py [sft] [dpo] [orpo] [start]
 

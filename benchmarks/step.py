@@ -1,4 +1,4 @@
-"""Where the time of a training step of SmolLM2-135M goes, and how near each part is to the machine's peak.
+"""Where the time of a training step of SmolLM2-135M-Instruct goes, and how near each part is to the machine's peak.
 
     python benchmarks/step.py [--rows 8] [--tokens 170]
 

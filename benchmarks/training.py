@@ -1,4 +1,4 @@
-"""Training of SmolLM2-135M against TRL's trainers: speed, share of the arithmetic limit, peak memory.
+"""Training of SmolLM2-135M-Instruct against TRL's trainers: speed, share of the arithmetic limit, peak memory.
 
     python benchmarks/training.py [sft] [dpo] [orpo] [--only equal] [--sft-rows FILE] [--preference-rows FILE]
 

@@ -21,7 +21,7 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REQUIRED = {
     "data=jsonl": ("data.sft.path=a.jsonl", "data.preference.path=b.jsonl"),
-    "model=local": ("model.name=mine", "model.path=folder"),
+    "model=local": ("model.path=folder",),
     "model=hub": ("model.name=some", "model.repo=org/some", f"model.revision={COMMIT}"),
 }
 """What a person must add to an option for it to say something."""

@@ -1,4 +1,4 @@
-"""The inputs of a merge benchmark: SmolLM2-135M with two random rank-16 adapters, whole and as a small twin.
+"""The inputs of a merge benchmark: SmolLM2-135M-Instruct with two random rank-16 adapters, whole and as a small twin.
 
     python benchmarks/contenders/merge_inputs.py <folder>
 

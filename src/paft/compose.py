@@ -1,15 +1,19 @@
 """From Hydra's composed config to the typed `RunConfig`, with errors a person can act on."""
 
+import errno
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from paft.callbacks.identity import refuse_unknown
 from paft.config import SCHEMAS, RunConfig, require_sound
 from paft.report.table import refuse_taken
+from paft.store.unwritable import DENIED
 
 
 def register_schemas() -> None:
@@ -49,6 +53,7 @@ def to_config(cfg: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     require_sound(config)
     refuse_taken(config.evaluate.tasks)
+    refuse_unknown(config.callbacks)
     return config
 
 
@@ -93,6 +98,22 @@ def _in_words(error: Exception) -> str:
     return f"{key}: {str(error).splitlines()[0]}"
 
 
+def is_mistake(error: BaseException) -> bool:
+    """A ValueError of our own, or Hydra's, is a wrong input, and so is a folder that may not be written or is none;
+    an error from inside a library is a failure."""
+    if isinstance(error, OSError):
+        return error.errno in (*DENIED, errno.ENOTDIR, errno.EEXIST) and error.filename is not None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return str(module).startswith(("paft.", "hydra."))
+
+
 NOISE = ("full_key:", "object_type=", "reference_type=", "Config search path:", "provider=")
 """Starts of lines that Hydra and OmegaConf write for people who debug them."""
 
@@ -106,7 +127,7 @@ def explain(error: BaseException) -> str:
     lines: list[str] = []
     for line in (line.strip() for e in chain for line in str(e).splitlines()):
         useless = line.startswith(NOISE) or (known and line.startswith("To append to your config"))
-        if line and not useless and not any(line == said or said.endswith(f": {line}") for said in lines):
+        if line and not useless and not any(line in said for said in lines):
             lines.append(line)
     return "\n       ".join(lines + ([f"it has: {', '.join(known)}"] if known else []))
 

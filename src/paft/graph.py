@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from paft.callbacks.identity import identities
 from paft.config import (
     DPO,
     BranchConfig,
@@ -33,6 +34,7 @@ from paft.config import (
     Source,
     Template,
 )
+from paft.config.checks import UNLESS_DEFAULT
 from paft.data.demo import DEMO_VERSION
 from paft.stage import Stage
 from paft.store.fingerprint import content_sha256, file_sha256, folder_sha256
@@ -86,6 +88,8 @@ class BranchStage:
     branch: BranchConfig
     template: Template
     seed: int
+    callbacks: list[dict[str, Any]] | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """The user's, which may change the training."""
 
 
 @dataclass
@@ -158,7 +162,8 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
         inputs["reference"] = _stage(
             "reference", ReferenceStage(model, _first_steps(branch, config.seed)), **inputs
         )
-    return _stage(name, BranchStage(model, branch, config.data.template, config.seed), **inputs)
+    callbacks = identities(config.callbacks)
+    return _stage(name, BranchStage(model, branch, config.data.template, config.seed, callbacks), **inputs)
 
 
 def _first_steps(branch: BranchConfig, seed: int) -> FirstSteps | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from filelock import FileLock
 from transformers import (
     AutoConfig,
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
@@ -30,6 +32,7 @@ from paft.data.limits import refuse_tokens_without_embedding
 from paft.merge.checkpoint import read_checkpoint
 from paft.proof.paths import FastPaths, take
 from paft.stage import canonical
+from paft.store.diskfull import is_full
 from paft.store.jsonfile import read_object
 
 if TYPE_CHECKING:
@@ -51,12 +54,27 @@ def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
     """
     match config:
         case LocalModel():
-            return Path(config.path)
+            return require_known(Path(config.path), config)
         case HubModel():
-            return _from_hub(config, offline)
+            return require_known(_from_hub(config, offline), config)
         case WheelModel() | TinyModel():
             return _made_once(config)
     raise TypeError(f"unknown model type {type(config).__name__}")
+
+
+def require_known(folder: Path, config: ModelConfig) -> Path:
+    """The folder. Raises `ValueError` for a model that transformers knows no causal language model of."""
+    settings = read_object(folder / "config.json")
+    name, own = settings.get("model_type"), settings.get("auto_map") or {}
+    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
+        config.trust_remote_code and "AutoModelForCausalLM" in own
+    ):
+        return folder
+    brings = " It brings Python code of its own: model.trust_remote_code=true runs it." if own else ""
+    raise ValueError(
+        f"{folder}/config.json has model_type={name!r:.60}, of which transformers {transformers.__version__} knows no "
+        f"causal language model; choose another base, or a version of transformers that knows it.{brings}"
+    )
 
 
 def _from_hub(config: HubModel, offline: bool) -> Path:
@@ -65,9 +83,17 @@ def _from_hub(config: HubModel, offline: bool) -> Path:
     wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
     if config.trust_remote_code:
         wanted.append("*.py")
-    folder = snapshot_download(
-        config.repo, revision=config.revision, allow_patterns=wanted, local_files_only=offline
-    )
+    try:
+        folder = snapshot_download(
+            config.repo, revision=config.revision, allow_patterns=wanted, local_files_only=offline
+        )
+    except (OSError, ValueError) as error:
+        if is_full(error):
+            raise
+        raise ValueError(
+            f"{config.repo} at {config.revision:.12} cannot be had from the Hugging Face hub: {error}; is it in the "
+            "local cache, does the repository hold the commit, do you have access to it (hf auth login)?"
+        ) from error
     return Path(folder)
 
 
@@ -79,6 +105,7 @@ def _made_once(config: WheelModel | TinyModel) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
+            disable_progress_bar()
             partial = Path(f"{folder}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(config, TinyModel):
@@ -159,10 +186,16 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerBase":
     """The base's tokenizer with its chat template set to the run's.
 
-    Raises `ValueError` for a token without an embedding, a tokenizer without an EOS, and for `template=tokenizer` where
-    it has no template.
+    Raises `ValueError` for missing files, a token without an embedding, a tokenizer without an EOS, and for
+    `template=tokenizer` where it has no template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"the tokenizer of {folder} cannot be loaded; it needs the base's tokenizer files, such as tokenizer.json "
+            f"and tokenizer_config.json: {type(error).__name__}: {error}"
+        ) from error
     refuse_tokens_without_embedding(tokenizer.get_vocab(), folder)
     if tokenizer.eos_token_id is None:
         raise ValueError(

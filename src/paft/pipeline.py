@@ -4,16 +4,19 @@ import importlib
 import logging
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from paft.config import Quantization, RunConfig
+from paft.failures import Failures
 from paft.graph import FORWARDS, Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
 from paft.proof.record import device_of, paths_of_run
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
 from paft.store.store import Store
+from paft.store.unwritable import DENIED, naming_unwritable
 
 log = logging.getLogger("paft")
 
@@ -28,12 +31,16 @@ IMPLEMENTED_IN = {
 """Stage -> the module that loads its libraries, which takes seconds."""
 
 
-def run_cell(config: RunConfig, cell: Stage) -> Path:
-    """The finished evaluate folder of `cell`; stages already in the store are not run again."""
+def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -> Path:
+    """The finished evaluate folder of `cell`; stages already in the store are not run again.
+
+    Raises `ValueError` for a stage that is among the `failures` of the cell's grid.
+    """
     store = Store(config.store)
-    context = Context(config, store, cell)
+    context = Context(config, store, cell, failures)
     missing = {s.key: s for s in store.missing(cell)}
-    if any(stage.config.model.quantization is Quantization.nf4 for stage in missing.values()):
+    quiet_libraries(missing.values())
+    if in_four_bits(missing.values()):
         from paft.quantize import refuse_without_package
 
         refuse_without_package()
@@ -48,9 +55,13 @@ def run_cell(config: RunConfig, cell: Stage) -> Path:
     elsewhere = {"reference", "sft", "preference"} if config.trainer.world_size > 1 else set()
     for name in sorted({stage.name for stage in missing.values()} - elsewhere):
         importlib.import_module(IMPLEMENTED_IN[name])
-    store.ensure_all(
-        [s for s in missing.values() if s.name == "data"], work
-    )  # its errors come before any model
+    if cell.key in missing:
+        from paft.evaluate.run import refuse_tasks, task_manager
+
+        # now, not after the trainings
+        refuse_tasks(config.evaluate, task_manager({t.task for t in config.evaluate.tasks.values()}))
+    # their errors come before any model
+    store.ensure_all([stage for stage in missing.values() if stage.name == "data"], work)
     prove_bases(missing.values(), context)
     folder = store.ensure(cell, work)
     from paft.tracking import log_cell
@@ -69,11 +80,31 @@ def prove_bases(missing: Iterable[Stage], context: Context) -> None:
     from paft.model import base_folder
 
     for model in {s.config.model.name: s.config.model for s in missing if s.name in FORWARDS}.values():
-        paths_of_run(base_folder(model, offline=context.config.offline), model, context)
+        with naming_unwritable(f"what is proved of {model.name}", context.store.root):
+            paths_of_run(base_folder(model, offline=context.config.offline), model, context)
+
+
+def in_four_bits(stages: Iterable[Stage]) -> bool:
+    """Whether one of them trains on a base in four bits."""
+    return any(stage.config.model.quantization is Quantization.nf4 for stage in stages)
+
+
+def quiet_libraries(stages: Iterable[Stage]) -> None:
+    """Before libraries are imported: what they say of themselves, and no user of these stages can act on.
+
+    peft and lm-eval import bitsandbytes wherever it is installed; its advice is for bases in four bits.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET if in_four_bits(stages) else logging.CRITICAL)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
 
 
 def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Fill `out` with the result of one stage; returns the metrics for stage.json."""
+    with context.failures.of(stage) if context.failures else nullcontext():
+        return _run_stage(stage, inputs, out, context)
+
+
+def _run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     match stage.name:
         case "data":
             return prepare_data(stage.config, out, context)
@@ -161,9 +192,16 @@ def drop_merged(store: Store, cell: Stage) -> None:
     stage = cell.inputs.get("model")
     if stage is None:
         return
-    if store.complete(stage):
+    there = store.complete(stage)
+    try:
+        store.drop(stage)  # also what a run killed here has left
+    except OSError as error:
+        if error.errno not in DENIED:
+            raise
+        log.warning("%s stays: the store may not be written", stage)
+        return
+    if there:
         log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
-    store.drop(stage)  # also what a run killed here has left
 
 
 def write_report(configs: list[RunConfig]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from paft.config import RunConfig
+from paft.failures import Failures
 from paft.stage import Stage
 from paft.store.store import Store
 
@@ -15,3 +16,5 @@ class Context:
     store: Store
     cell: Stage
     """The evaluate stage this run is for."""
+    failures: Failures | None = None
+    """Of the grid the cell belongs to."""

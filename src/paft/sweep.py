@@ -1,6 +1,7 @@
 """The command line: Hydra composes, the typed config is checked, the pipeline runs.
 
-A grid is checked whole before its first cell starts, planned as one graph, and reported when it ends.
+A grid is checked whole before its first cell starts, planned as one graph, and reported when it ends, with the cells
+that failed named.
 """
 
 import logging
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,8 +20,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from paft.compose import explain, register_schemas, to_config
+from paft.compose import explain, is_mistake, register_schemas, to_config
 from paft.config import RunConfig
+from paft.failures import Failures, cell_name
 from paft.graph import build
 from paft.interrupt import Interrupted, ignore_signals, stop_on_signals
 from paft.plan import show_plan
@@ -33,7 +35,8 @@ log = logging.getLogger("paft")
 
 
 def main() -> int:
-    """Exit code 0; 2 after a message for a wrong command or input; failures keep their traceback.
+    """Exit code 0; 2 after a message for a wrong command or input, and for a grid with cells that failed; other
+    failures keep their traceback.
 
     130 after Ctrl-C and 143 after SIGTERM: what was begun is kept, and the same command goes on with it.
     """
@@ -47,7 +50,7 @@ def main() -> int:
     register_schemas()
     sys.argv[1:] = flag_first(sys.argv[1:])
     try:
-        with unwrapped():
+        with Sweep.reported(), unwrapped():
             _hydra_main()
     except Interrupted as stop:
         ignore_signals()
@@ -56,7 +59,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return stop.exit_code
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if os.environ.get("PAFT_TRACEBACK") or not is_mistake(error):
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
@@ -90,20 +93,25 @@ def flag_first(words: list[str]) -> list[str]:
     return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
 
 
-def is_mistake(error: BaseException) -> bool:
-    """A ValueError of our own, or Hydra's, is a wrong input; one from inside a library is a failure."""
-    if not isinstance(error, ValueError) or isinstance(error, HydraException | OmegaConfBaseException):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    return str(module).startswith(("paft.", "hydra."))
-
-
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    """What a search makes larger: `evaluate.objective`, minus it where lower is better; None of a plan."""
+    """What a search makes larger: `evaluate.objective`, minus it where lower is better; None of a plan.
+
+    A cell of a grid that fails is named and kept for the end of the grid, which goes on.
+    """
+    job = HydraConfig.get()
+    if job.mode is hydra.types.RunMode.RUN or not is_grid(job.sweeper):
+        return _run(cfg, None)
+    failures = Failures(Path(job.sweep.dir))
+    try:
+        return _run(cfg, failures)
+    except Exception as error:
+        mistake = is_mistake(error) and not os.environ.get("PAFT_TRACEBACK")
+        failures.add(job.job.num, job.overrides.task, error, mistake=mistake)
+        return None
+
+
+def _run(cfg: DictConfig, failures: Failures | None) -> float | None:
     config = to_config(cfg)
     cell = build(config)
     if config.plan:
@@ -115,34 +123,47 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
     require_nodes(config.trainer.num_nodes)
     with requeued():
-        folder = run_cell(config, cell)
+        folder = run_cell(config, cell, failures)
     if HydraConfig.get().mode is hydra.types.RunMode.RUN:
         write_report([config])
     return objective(config, folder)
 
 
+def is_grid(sweeper: DictConfig) -> bool:
+    """Whether all cells are known beforehand; a search chooses each by the scores of others."""
+    return str(sweeper._target_).endswith((".BasicSweeper", ".GridsSweeper"))
+
+
 class Sweep(Callback):
     """Hydra's hooks around a grid."""
+
+    begun: ClassVar["Sweep | None"] = None
+    """The grid that this process started and has not reported yet."""
 
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
         self.searching = False
         self.keys: list[str] = []
         """Of the cells as planned; jobs take them along, whatever launches them and wherever."""
+        self.words: list[tuple[str, ...]] = []
+        """The overrides of each cell."""
 
     @wrapped()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every cell before the first one runs; with plan=true, print the whole graph."""
-        if not config.hydra.sweeper._target_.endswith((".BasicSweeper", ".GridsSweeper")):
+        if not is_grid(config.hydra.sweeper):
             self._begin_search(config)  # each cell is checked when its turn comes
             return
-        combinations = expand(config)
-        self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in combinations]
+        self.words = expand(config)
+        self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in self.words]
         cells = [(c, build(c)) for c in self.configs]
         self.keys = [cell.key for _, cell in cells]
         if self.configs and self.configs[0].plan:
             show_plan(cells)
             raise SystemExit(0)  # nothing to launch
+        self.failures = Failures(Path(config.hydra.sweep.dir))
+        self.failures.clear()
+        Sweep.begun = self
         log.info("%d cells", len(cells))
 
     def _begin_search(self, config: DictConfig) -> None:
@@ -171,19 +192,51 @@ class Sweep(Callback):
 
     @wrapped()
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Table, CSV, HTML and pictures over everything the store holds."""
+        """Table, CSV, HTML and pictures over everything the store holds; then every cell that failed, by name."""
         if self.searching and (best := best_trial(config)):
-            self.configs = [best]
-        if not self.configs or self.configs[0].plan:
-            return
-        from paft.pipeline import write_report
+            self.report([best])
+        if Sweep.begun is self:
+            Sweep.begun = None
+            self.end()
 
+    @classmethod
+    @contextmanager
+    def reported(cls) -> Iterator[None]:
+        """A grid that ends early, as a launcher lost a job, still has the table of the cells that are finished."""
+        try:
+            yield
+        except Exception:
+            if (grid := cls.begun) is not None:
+                cls.begun = None
+                try:
+                    grid.end()
+                except (ValueError, RuntimeError) as failed:
+                    print(f"error: {explain(failed)}", file=sys.stderr)
+            raise
+
+    def end(self) -> None:
+        """The report of the finished cells. Raises `ValueError` naming the others; `RuntimeError` where there is no
+        finished one and that is no mistake of the user's."""
         store = Store(self.configs[0].store, verify=False)
-        unfinished = [c for c in self.configs if not store.complete(build(c))]
-        if unfinished:
-            log.info("%d of %d cells are not finished: no report yet", len(unfinished), len(self.configs))
+        errors: dict[int, str] = {}
+        for number, config in enumerate(self.configs):
+            error = self.failures.cell(number)
+            if error or not store.complete(build(config)):
+                errors[number] = error or "it did not finish; its own output says why"
+        finished = [config for number, config in enumerate(self.configs) if number not in errors]
+        self.report(finished)
+        if not errors:
             return
-        write_report(self.configs)
+        told = [f"{len(errors)} of {len(self.configs)} cells failed; the same command tries them again"]
+        told += [f"{cell_name(number, self.words[number])}: {error}" for number, error in errors.items()]
+        unexpected = not finished and any(map(self.failures.unexpected, errors))
+        raise (RuntimeError if unexpected else ValueError)("\n".join(told))
+
+    def report(self, finished: list[RunConfig]) -> None:
+        if finished and not finished[0].plan:
+            from paft.pipeline import write_report
+
+            write_report(finished)
 
 
 def expand(config: DictConfig) -> list[tuple[str, ...]]:

@@ -52,6 +52,14 @@ def let_go() -> None:
         wandb.teardown()
 
 
+def unset_empty() -> None:
+    """An empty variable means an unset one, as shells and schedulers write it; W&B would refuse the value."""
+    for name in [
+        name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()
+    ]:
+        del os.environ[name]
+
+
 def mode(config: Wandb) -> str:
     """`online` or `offline`: `auto` asks whether a key is configured, and WANDB_MODE has the last word."""
     forced = os.environ.get("WANDB_MODE")
@@ -65,7 +73,7 @@ def mode(config: Wandb) -> str:
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
+    host = (os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").split("//")[-1].strip("/")
     try:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
@@ -77,19 +85,20 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
     settings = context.config.logger
     if not isinstance(settings, Wandb):
         return None
+    unset_empty()
     import wandb
 
     folder = Path(context.config.logs)
     folder.mkdir(parents=True, exist_ok=True)
-    ways = wandb.Settings(
-        silent=True,
-        console="off",
-        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
-        finish_timeout=FINISH_SECONDS,
-        finish_timeout_raises=True,
-    )
 
     def open_as(how: str) -> "Run":
+        ways = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
+            finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
+        )
         return wandb.init(
             project=settings.project,
             entity=settings.entity,

@@ -80,6 +80,8 @@ class MergeThenEvaluate(Callback):
         merge = self.merge
         if merge is None or self.context is None or trainer.world_size > 1:
             return
+        if trainer.global_step < pl_module.num_steps:  # stopped: this adapter is not the branch's
+            return
         from paft.pipeline import run_stage
 
         context, started = self.context, time.time()

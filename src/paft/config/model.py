@@ -1,7 +1,9 @@
 """What is fine-tuned."""
 
+import os
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import Self
 
 from omegaconf import MISSING
@@ -44,7 +46,7 @@ class ModelConfig(Typed):
     """What every kind of base model shares."""
 
     name: str = MISSING
-    """Label in tables and W&B."""
+    """What keys know it by; tables show `title`."""
     dtype: DType = DType.bfloat16
     """Storage type of the frozen base and of merged models; LoRA factors are always float32."""
     attention: str = "auto"
@@ -56,6 +58,11 @@ class ModelConfig(Typed):
     """Run Python code shipped in the model repository. Off unless you turn it on."""
     shape: ModelShape | None = field(default=None, metadata={"identity": False})
     """For a plan, where the base's own config.json is not on this disk."""
+
+    @property
+    def title(self) -> str:
+        """What it is called wherever people read of it."""
+        return self.name
 
     def as_released(self) -> Self:
         """The model that deltas are merged into and that is evaluated, however it was stored in training."""
@@ -90,6 +97,16 @@ class WheelModel(ModelConfig):
     version: str = MISSING
     file: str = MISSING
 
+    @property
+    def title(self) -> str:
+        return gguf_title(self.file) or self.name
+
+
+def gguf_title(file: str) -> str:
+    """The model in a GGUF file, by the convention `<model>.<quantization>.gguf`; empty for another name."""
+    model, _, quantization = file.removesuffix(".gguf").rpartition(".")
+    return f"{model} ({quantization} de-quantised)" if model else ""
+
 
 @dataclass
 class HubModel(ModelConfig):
@@ -106,6 +123,11 @@ class HubModel(ModelConfig):
 class LocalModel(ModelConfig):
     """A folder in Hugging Face format with safetensors weights; its content, not its path, is its identity."""
 
+    name: str = ""
+    """Where it is not given, that of the folder."""
     path: str = field(default=MISSING, metadata={"identity": False})
     sha256: str = ""
     """Filled in from the folder's files when the graph is built."""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or Path(os.path.abspath(self.path)).name

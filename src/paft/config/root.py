@@ -39,7 +39,7 @@ class RunConfig(Typed):
     strategy: StrategyConfig = MISSING
     logger: LoggerConfig = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Name -> Lightning callback as `_target_` and arguments."""
+    """Name -> Lightning callback as `_target_` and arguments; null leaves one of a group out."""
     paradigm: Paradigm = Paradigm.parallel
     seed: int = 42
     logs: str = "logs"

@@ -18,7 +18,7 @@ from paft.data.chat_template import adds_bos
 from paft.evaluate.items import from_samples
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, score
-from paft.evaluate.splits import choose
+from paft.evaluate.splits import choose, refuse_tasks
 from paft.model import load_base, load_tokenizer
 from paft.proof.paths import FastPaths
 from paft.store.jsonfile import write_json
@@ -82,6 +82,7 @@ def score_tasks(
         add_bos_token=adds_bos(tokenizer) if config.apply_chat_template else None,
     )
     manager = task_manager({t.task for t in config.tasks.values()}, rows)
+    refuse_tasks(config, manager)
     scores: dict[str, Score] = {}
     samples: list[dict[str, Any]] = []
     for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from lm_eval.api.task import Task
@@ -35,6 +36,30 @@ def choose(
         samples[name] = chosen
     groups = loaded.get("groups", {})
     return [groups.get(name) or loaded["tasks"][name] for name in names], samples
+
+
+def refuse_tasks(config: EvaluateConfig, manager: TaskManager) -> None:
+    """Raise `ValueError` for a column whose task is none of lm-eval's, or several that it does not say how to count."""
+    several = {*manager.all_groups, *manager.all_tags}
+    for column, task in config.tasks.items():
+        at = f"evaluate.tasks.{column}"
+        if task.task not in manager.all_tasks:
+            near = ", ".join(get_close_matches(task.task, manager.all_tasks)) or "lm-eval ls tasks lists them"
+            raise ValueError(f"{at}.task={task.task} is no task of lm-eval or PAFT; near it: {near}")
+        if task.task in manager.all_tags:
+            raise ValueError(
+                f"{at}.task={task.task} is a tag of several tasks; give each a column of its own"
+            )
+        if task.task in several and task.mean_over is None:
+            raise ValueError(
+                f"{at}.task={task.task} is a group of tasks; {at}.mean_over={task.task}_ makes the column the mean "
+                "over its tasks whose names start so, each counting once; or give tasks columns of their own"
+            )
+        if task.mean_over is not None and (task.task not in several or task.num_items is not None):
+            wrong = f"num_items={task.num_items}" if task.task in several else f"mean_over={task.mean_over}"
+            raise ValueError(
+                f"{at}.{wrong} has no meaning for {task.task}: num_items draws from one task, mean_over is over a group"
+            )
 
 
 def draw(name: str, items: Iterable[int], num_items: int | None, config: EvaluateConfig) -> list[int]:

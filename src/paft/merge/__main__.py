@@ -1,4 +1,7 @@
-"""Merge two adapter folders into a model: python -m paft.merge --method ties --base DIR --sft DIR ..."""
+"""Merge two adapter folders into a model: python -m paft.merge --method ties --base DIR --sft DIR ...
+
+With --method given, --help also lists the options of that method.
+"""
 
 import argparse
 from dataclasses import MISSING, Field, fields
@@ -6,41 +9,66 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from paft.config import SCHEMAS, MergeConfig
+from paft.config import SCHEMAS, MergeConfig, require
 from paft.data.standalone import brought_tokenizer, copy_tokenizer
 from paft.merge.apply import merge_adapters
+from paft.merge.origin import refuse_other_base
 from paft.store.appearing import appearing
 
+NAMES_OF_BASE = ("base_model_name_or_path", "revision", "base")
+"""What two adapters say of their base: the first is compared with the base itself, the others with each other."""
 METHODS = {name: kind for name, kind in SCHEMAS.items() if issubclass(kind, MergeConfig)}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, merge, print what was done. The options are the fields of the chosen method's dataclass.
+    """Parse, merge, print what was done; exits with code 2 and a message where it cannot be done.
 
-    The model has the tokenizer and generation_config that the adapters bring, else the base's. Raises `ValueError`
-    for an `--out` in use.
+    The options are the fields of the chosen method's dataclass. The model has the tokenizer and generation_config that
+    the adapters bring, else the base's.
     """
     parser = argparse.ArgumentParser(prog="python -m paft.merge", description=__doc__, add_help=False)
     parser.add_argument("--method", required=True, choices=METHODS)
-    method = METHODS[parser.parse_known_args(arguments)[0].method]
-    parser.add_argument("--help", action="help", help="the options of the chosen method")
+    method = _method(arguments)
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
     for name in ("base", "sft", "preference", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
-    options = [f for f in fields(method) if f.metadata.get("identity", True)]
+    known = "the adapters were trained on this base, whatever name or path they give it"
+    parser.add_argument("--same-base", action="store_true", help=known)
+    options = [f for f in fields(method) if f.metadata.get("identity", True)] if method else []
     for option in options:
+        assert method is not None
         add_option(parser, option, get_type_hints(method)[option.name])
     given = parser.parse_args(arguments)
-    chosen = method(**{option.name: getattr(given, option.name) for option in options})
+    assert method is not None, "--method is required"
     adapters = {"sft": given.sft, "preference": given.preference}
-    brought = brought_tokenizer(adapters.values(), given.base)
-    with appearing(given.out) as out:
-        report = merge_adapters(given.base, adapters, chosen, out)
-        if brought is not None:
-            copy_tokenizer(brought, out)
+    try:
+        chosen = method(**{option.name: getattr(given, option.name) for option in options})
+        for name, folder in {"base": given.base, **adapters}.items():
+            require(folder.is_dir(), f"--{name}", str(folder), "a folder")
+        if not given.same_base:
+            refuse_other_base(given.base, adapters)
+        same = NAMES_OF_BASE if given.same_base else NAMES_OF_BASE[:1]
+        brought = brought_tokenizer(adapters.values(), given.base)
+        with appearing(given.out) as out:
+            report = merge_adapters(given.base, adapters, chosen, out, same=same)
+            if brought is not None:
+                copy_tokenizer(brought, out)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
     print(report["variant"])
     for key, value in report.items():
         if isinstance(value, int | float):
             print(f"{key:16} {value:.6g}")
+
+
+def _method(arguments: list[str] | None) -> type[MergeConfig] | None:
+    """The method of the command line, which says what other options there are; None where it has none."""
+    first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    first.add_argument("--method", choices=METHODS)
+    try:
+        return METHODS.get(first.parse_known_args(arguments)[0].method)
+    except argparse.ArgumentError:
+        return None  # the whole parser says what is wrong
 
 
 def add_option(parser: argparse.ArgumentParser, option: "Field[Any]", kind: Any) -> None:

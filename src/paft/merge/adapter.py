@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -86,17 +86,20 @@ def inner(a: Factors, b: Factors) -> float:
     return a.scaling * b.scaling * float(np.vdot(over_out, over_in))
 
 
-def read_adapters(folders: Mapping[str, Path]) -> dict[str, dict[str, StoredFactors]]:
+def read_adapters(
+    folders: Mapping[str, Path], *, same: Collection[str] = ()
+) -> dict[str, dict[str, StoredFactors]]:
     """`read_adapter` of every branch. Raises `ValueError` unless all share base, tokenizer and template.
 
-    Their paft.json says so; where an adapter has none, base_model_name_or_path and revision are compared.
+    Their paft.json says so; where an adapter has none, base_model_name_or_path and revision are compared. Keys in
+    `same` are not: the caller knows that they mean one thing.
     """
     if not folders:
         raise ValueError("adapters must hold at least one adapter folder, got none")
     read = {branch: read_adapter(folder) for branch, folder in folders.items()}
     for a, b in combinations(folders.values(), 2):
         first, second = _origins(a, b)
-        for key in sorted(first.keys() | second.keys()):
+        for key in sorted((first.keys() | second.keys()) - set(same)):
             if first.get(key) != second.get(key):
                 raise ValueError(
                     f"{a} and {b} cannot be merged: {key:.100} is {first.get(key)!r:.100} in the first "

@@ -1,7 +1,7 @@
 """From adapter folders to a merged model folder: each tensor is merged, measured and written in one pass."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
@@ -26,7 +26,7 @@ single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
 
 
 def merge_adapters(
-    base: Path, adapters: Mapping[str, Path], method: MergeConfig, out: Path
+    base: Path, adapters: Mapping[str, Path], method: MergeConfig, out: Path, *, same: Collection[str] = ()
 ) -> dict[str, Any]:
     """Write `base` plus the merged delta of two PEFT adapter folders to `out`, and report on it as JSON data.
 
@@ -37,8 +37,8 @@ def merge_adapters(
     (share of the elements with a non-zero merged delta whose stored value is the base's), "changed_tensors"
     and "delta_l2"; with `method.norm` also the common "norm".
 
-    Raises `ValueError` for adapters trained for different bases, tokenizers or templates, and for those that
-    `read_adapter` or `rewrite` refuse.
+    Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not
+    known to be the `same` (see `read_adapters`), and for those that `read_adapter` or `rewrite` refuse.
     """
     name = method_name(method)
     if len(adapters) != 2:
@@ -46,7 +46,7 @@ def merge_adapters(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
-    read: Adapters = read_adapters(adapters)
+    read: Adapters = read_adapters(adapters, same=same)
     labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": _weights(method)}
     with single_threaded_blas():
         if method.norm is not Norm.own:

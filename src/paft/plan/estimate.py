@@ -81,7 +81,7 @@ class Estimator:
             return self.data(stage)
         shape = shape_of(stage.config.model)
         if shape is None:
-            return Estimate(assumed=(f"{stage.config.model.name} is of unknown shape: set model.shape",))
+            return Estimate(assumed=(f"{stage.config.model.title} is of unknown shape: set model.shape",))
         match stage.name:
             case "merge":
                 return self.merge(stage, shape)

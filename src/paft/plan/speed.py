@@ -45,7 +45,7 @@ class Speed:
         forward = median(trainings, forward_flops_per_second) or training
         startup = start if stage.name in ("sft", "preference") else STARTUP_SECONDS[stage.name]
         reached = f"{training / 1e12:.3g} TFLOP/s in training, {forward / 1e12:.3g} in scoring"
-        said = f"{stage.name} of {stage.config.model.name}: {reached}, {startup:.3g} s to start"
+        said = f"{stage.name} of {stage.config.model.title}: {reached}, {startup:.3g} s to start"
         return cls(training, forward, startup, measured=(said,))
 
     @classmethod

@@ -147,16 +147,18 @@ def describe(stage: Stage) -> str:
             return f"{config['branch']} rows of {label}, template {config['template']}"
         case "sft":
             branch = config["branch"]
-            return f"{config['model']['name']}, lambda={branch['l1']['weight']:g}, lr={branch['lr']:g}"
+            return f"{stage.config.model.title}, lambda={branch['l1']['weight']:g}, lr={branch['lr']:g}"
         case "preference":
             branch = config["branch"]
-            return f"{config['model']['name']}, {branch['type']} beta={branch['beta']:g}, lr={branch['lr']:g}"
+            return (
+                f"{stage.config.model.title}, {branch['type']} beta={branch['beta']:g}, lr={branch['lr']:g}"
+            )
         case "reference":
             only = config.get("only")
             pairs = f"{only['max_steps'] * only['global_batch_size']:,} pairs" if only else "every pair"
-            return f"{config['model']['name']}, log-probabilities of {pairs}"
+            return f"{stage.config.model.title}, log-probabilities of {pairs}"
         case "merge":
             method = {k: v for k, v in config["method"].items() if k != "type" and v is not None}
             return " ".join([config["method"]["type"], *(f"{k}={v}" for k, v in method.items())])
         case _:
-            return f"{config['model']['name']} on {', '.join(config['evaluate']['tasks'])}"
+            return f"{stage.config.model.title} on {', '.join(config['evaluate']['tasks'])}"

@@ -16,6 +16,7 @@ from paft.config import Wandb
 from paft.report import markdown, questions
 from paft.report.build import build_report, csv_bytes, replace
 from paft.report.compare import compare
+from paft.report.table import require_rows
 from paft.report.terminal import print_answers, print_comparison, print_table
 
 PAPER = Path("docs/paper_tables.csv")
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
             _fill(given.file, check=given.check)
         else:
             _report(given)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
 
@@ -110,11 +111,7 @@ def _ask(given: argparse.Namespace) -> None:
 
 def _report(given: argparse.Namespace) -> None:
     table = build_report(given.store, given.out, paper=given.paper, skills=given.skills)
-    if not table:
-        raise ValueError(
-            f"{given.store} holds no finished evaluation; run `python train.py` or give another --store"
-        )
-    print_table(table, page=given.out / "index.html")
+    print_table(table or require_rows(given.store), page=given.out / "index.html")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from paft.report.cells import Term, combine, members
 from paft.report.items import Scores
 from paft.report.labels import Column, Row, score_columns, score_names, short
 from paft.report.statistics import Estimate, holm
-from paft.report.table import rows
+from paft.report.table import require_rows
 
 SETTINGS = (
     *("base", "data", "paradigm", "preference", "lambda", "merge", "evaluate", "limit", "template"),
@@ -71,11 +71,7 @@ def compare(store: Path, left: str, right: str) -> Comparison:
 
     Raises `ValueError` for a word that selects nothing or too much, and for cells that cannot be compared.
     """
-    table = rows(store)
-    if not table:
-        raise ValueError(
-            f"{store} holds no finished evaluation; run `python train.py` or give another --store"
-        )
+    table = require_rows(store)
     one, other = select(table, left), select(table, right)
     matched, shared, alone = match(one, other)
     scores = Scores(store, [*one.rows, *other.rows])

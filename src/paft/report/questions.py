@@ -14,7 +14,7 @@ from paft.report.compare import match, over_pairs, select
 from paft.report.items import Scores
 from paft.report.labels import MEASURES, Column, Row, score_columns
 from paft.report.statistics import Estimate, holm
-from paft.report.table import rows
+from paft.report.table import require_rows
 
 FIELDS = ("topic", "question", "both", "left", "right", "columns")
 
@@ -58,7 +58,7 @@ def answers(store: Path, questions: Sequence[Question]) -> list[Row]:
 
     A question that the store cannot answer says why.
     """
-    table = rows(store)
+    table = require_rows(store)
     scores = Scores(store, table)
     columns = {c.name: c for c in score_columns(table)} | MEASURES
     found = [_answer(q, table, columns, scores) for q in questions]

@@ -21,7 +21,11 @@ def stage_rows(store: Path) -> list[Row]:
         if "." in path.parent.name:  # unfinished, or moved aside
             continue
         try:
-            found.append(_row(read_object(path)))
+            record = read_object(path)
+            if (record["stage"], record["key"]) == path.parts[-3:-1]:
+                found.append(_row(record))
+            elif path.parts[-3] != "evaluate":  # of these the rows of results.csv have told
+                log.warning("%s is left out of the report: it is a copy under another name", path.parent)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             log.warning("%s is left out of the report: %s: %s", path, type(error).__name__, error)
     return sorted(found, key=lambda row: (row["finished"], row["key"]))

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from paft.config.model import gguf_title
 from paft.report.labels import Row, ranked
 from paft.report.saved import is_saved, saved_rows
 from paft.store.jsonfile import read_object
@@ -64,6 +65,16 @@ def rows(store: Path) -> list[Row]:
     return ranked(found)
 
 
+def require_rows(store: Path) -> list[Row]:
+    """`rows`. Raises `ValueError` for a store without any."""
+    table = rows(store)
+    if not table:
+        raise ValueError(
+            f"{store} holds no finished evaluation; run `python train.py` or give another --store"
+        )
+    return table
+
+
 def row(folder: Path) -> Row:
     """The row of one evaluate folder `<store>/evaluate/<key>`.
 
@@ -71,6 +82,8 @@ def row(folder: Path) -> Row:
     """
     store = folder.parents[1]
     record, results = (read_object(folder / name) for name in ("stage.json", "results.json"))
+    if record["key"] != folder.name:
+        raise ValueError(f"it is a copy of {record['stage']} {record['key']} under another name")
     merge = record["identity"]["inputs"].get("model")
     branches = merge["inputs"] if merge else {}
     keys = {"merge_key": key_of(merge) if merge else "", "evaluate_key": folder.name}
@@ -158,7 +171,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 def _cell(evaluate: Mapping[str, Any], merge: Mapping[str, Any] | None) -> Row:
     config = evaluate["config"]
     cell = {
-        "base": str(config["model"]["name"]),
+        "base": gguf_title(str(config["model"].get("file", ""))) or str(config["model"]["name"]),
         "template": config["template"],
         "paradigm": "base",
         "merge": "",

@@ -17,7 +17,7 @@ from paft.report.findings import flat
 from paft.report.labels import SECTIONS, TITLES, Column, Row, labels, score_columns, section, short
 from paft.report.plain import plain
 from paft.report.study_plots import PARETO
-from paft.report.table import rows
+from paft.report.table import require_rows
 from paft.store.jsonfile import read_object, write_json
 from paft.tracking import mode, survive
 
@@ -36,11 +36,7 @@ def publish(store: Path, out: Path, settings: Wandb) -> str:
     Saved again it replaces what it saved before: the file holds its id. W&B being away costs only the upload. Raises
     `ValueError` for a store without a finished evaluation.
     """
-    table = rows(store)
-    if not table:
-        raise ValueError(
-            f"{store} holds no finished evaluation; run `python train.py` or give another --store"
-        )
+    table = require_rows(store)
     path, online = out / SPEC, mode(settings) == "online"
     spec = build(studies(store, table), project=settings.project, entity=settings.entity or "")
     known = str(read_object(path).get("id") or "") if path.is_file() else ""

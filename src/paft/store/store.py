@@ -23,6 +23,7 @@ from paft.store.diskfull import naming_full_disk
 from paft.store.jsonfile import read_object, write_json
 from paft.store.provenance import provenance
 from paft.store.replacing import UNFINISHED
+from paft.store.unwritable import naming_unwritable
 
 log = logging.getLogger("paft")
 
@@ -80,7 +81,7 @@ class Store:
         """Under the lock, as another process may have done so, and even rebuilt it, since this one looked."""
         path = self.path(stage)
         try:
-            with lock(path):
+            with naming_unwritable(f"a sound {stage}", self.root), lock(path):
                 damage = self.complete(stage) and find_damage(path)
                 if damage:
                     aside = move_aside(path)
@@ -127,7 +128,7 @@ class Store:
             time.sleep(poll_seconds)
 
     def _claim_and_run(self, stage: Stage, run: Run) -> bool:
-        with self.claim(stage) as partial:
+        with naming_unwritable(str(stage), self.root), self.claim(stage) as partial:
             if partial is None:
                 return False
             if self.complete(stage):  # finished by another process between the look and the lock

@@ -4,6 +4,7 @@ torchrun itself ends at a signal and gives its ranks 30 seconds to follow. Here 
 end, and torchrun with them, as at the end of any training.
 """
 
+import logging
 import os
 import signal
 from contextlib import suppress
@@ -21,8 +22,13 @@ def main() -> None:
     Thread(target=_tell_ranks, daemon=True).start()
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    run.main()
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run.main()
+    except ChildFailedError:
+        raise SystemExit(1) from None  # the rank that failed has said why
 
 
 def _tell_ranks() -> None:

@@ -40,7 +40,8 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Saves every `every` optimizer steps, after the last one and when a signal came; keeps the newest.
+    """Saves every `every` optimizer steps, after the last one, and when a signal or another callback ends the training
+    before it; keeps the newest.
 
     After a signal the step it came in is finished, saved and logged, and `Interrupted` raised, on all ranks at the
     same step. Last among the callbacks: it saves what the others hold.
@@ -59,8 +60,9 @@ class Checkpoints(Callback):
     ) -> None:
         step = trainer.global_step
         # a signal may reach the ranks in different steps, and some not at all
-        self.stopped_by = largest_of_ranks(self.signals.received, trainer)
-        if self.stopped_by or step % self.every == 0 or step == trainer.max_steps:
+        asked = largest_of_ranks(2 * self.signals.received + trainer.should_stop, trainer)
+        self.stopped_by = asked // 2
+        if asked or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:

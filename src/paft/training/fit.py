@@ -1,5 +1,6 @@
 """The `sft` and `preference` stages: data folder in, adapter folder out."""
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import lightning as L
 
 from paft.adapter import base_fingerprint, text_fingerprint
+from paft.callbacks.identity import targets, watches
 from paft.config import DPO, ORPO, SFTConfig, TrainerConfig
 from paft.data.prepare import read_preference, read_sft
 from paft.data.standalone import write_tokenizer
 from paft.delta import adapter_statistics, read_adapter
 from paft.graph import BranchStage
+from paft.interrupt import stop
 from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
 from paft.proof.record import paths_of_run
 from paft.run import Context
@@ -36,7 +39,8 @@ READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "pr
 def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Train the stage's branch into `out`: `adapter/` with its tokenizer, `sparsity.json`, `history.csv`.
 
-    Continues from a checkpoint in `out/work` where a killed run left one. Returns the metrics for stage.json.
+    Continues from a checkpoint in `out/work` where a killed run left one. Returns the metrics for stage.json. Raises
+    `ValueError` for a training that ended before its last step, which is no result.
     """
     config: BranchStage = stage.config
     settings = context.config.trainer
@@ -90,9 +94,10 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         world=trainer.world_size,
     )
     try:
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        run_fit(trainer, module, loader, checkpoint)
     except NotFinite as error:
         raise explained(error, loader, inputs["data"], out, settings.skip_nonfinite_steps) from error
+    refuse_unfinished(stage.name, trainer.global_step, steps, out, context)
     metrics: dict[str, Any] = validate(trainer, module, stage.name, inputs["data"], settings)
     module.backbone.save(out / "adapter", fingerprints)
     metrics |= {
@@ -110,6 +115,29 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         metrics = last_averages(history) | metrics | finish(out, history)
         finish_branch(stage, out, metrics, context)
     return metrics
+
+
+def run_fit(trainer: L.Trainer, module: BranchModule, loader: StepLoader, checkpoint: Path | None) -> None:
+    """`trainer.fit`, to the last step or not; a `KeyboardInterrupt` in it stops the run as Ctrl-C does."""
+    try:
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # of a callback: no command may end well without its result
+        if isinstance(error.__context__, KeyboardInterrupt):
+            stop(signal.SIGINT)
+
+
+def refuse_unfinished(branch: str, step: int, steps: int, out: Path, context: Context) -> None:
+    """Raise `ValueError` if a training ended before its last step, which a callback can bring about."""
+    if step >= steps:
+        return
+    names = [name for name, spec in context.config.callbacks.items() if not all(map(watches, targets(spec)))]
+    saved, checkpoint = last_checkpoint(out)
+    start = f"from step {saved}, kept in {checkpoint}" if checkpoint else "from the start"
+    raise ValueError(
+        f"the {branch} training was stopped at step {step} of {steps} by a callback "
+        f"({', '.join(f'callbacks.{name}' for name in names) or 'none of the configuration'}), so there is no result; "
+        f"the same command goes on {start}. For fewer steps take the callback away and set {branch}.max_steps"
+    )
 
 
 def validate(

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from paft import slurm
+from paft.compose import explain, is_mistake
 from paft.config import RunConfig, TrainerConfig, decode
 from paft.graph import build
 from paft.interrupt import SIGNALS, Interrupted, Postponed, ignore_signals, stop, stop_on_signals
+from paft.pipeline import quiet_libraries
 from paft.run import Context
 from paft.stage import Stage, canonical
 from paft.store.jsonfile import write_json
@@ -23,19 +25,22 @@ from paft.store.store import Store
 from paft.training.agent import die_with_parent
 from paft.training.allocator import keep_freed_memory
 
-JOB, METRICS = "job.json", "metrics.json"
+JOB, METRICS, MISTAKE = "job.json", "metrics.json", "mistake-{}.txt"
+"""What a child is told, and what its ranks answer: the results, or what is wrong with the user's input."""
 
 
 def on_devices(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Run the stage into `out` on `trainer.devices` of each node; returns its metrics, those of rank 0 of several.
 
     Raises `RuntimeError` with the exit code if a rank of a multi-device run fails, its traceback being on stderr;
-    `ValueError` if there are not as many nodes as `trainer.num_nodes`; `Interrupted` if a signal stopped it.
+    `ValueError` for a mistake of the user's, in a rank too, and if there are not as many nodes as
+    `trainer.num_nodes`; `Interrupted` if a signal stopped it.
     """
     settings = context.config.trainer
     slurm.require_nodes(settings.num_nodes)
-    for name in (JOB, METRICS):  # of a run that was killed, on other devices perhaps
-        (out / name).unlink(missing_ok=True)
+    for name in (JOB, METRICS, MISTAKE.format("*")):  # of a run that was killed, on other devices perhaps
+        for path in out.glob(name):
+            path.unlink()
     if settings.world_size > 1:
         return _in_child(stage, inputs, out, context)
     return _work(stage, inputs, out, context)
@@ -55,6 +60,8 @@ def _work(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) ->
 def _in_child(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     job, settings = write_job(stage, inputs, out, context.config), context.config.trainer
     exit_code, stopped_by = _run([*_launcher(stage, settings), "-m", __name__, str(job)])
+    if mistakes := sorted(out.glob(MISTAKE.format("*"))):
+        raise ValueError(mistakes[0].read_text())
     if exit_code and not stopped_by:
         where = f"on {settings.world_size} devices"
         raise RuntimeError(f"{stage} {where} failed: exit {exit_code}; the traceback is above")
@@ -121,12 +128,18 @@ def main(job_path: Path) -> None:
     assert isinstance(config, RunConfig)
     cell = build(config)
     (stage,) = (s for s in cell.walk() if s.key == job["key"])
+    quiet_libraries([stage])
     inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
     try:
         metrics = _work(stage, inputs, job_path.parent, Context(config, Store(config.store), cell))
     except Interrupted:
         ignore_signals()
         return  # without metrics, which says so
+    except ValueError as error:
+        if not is_mistake(error):
+            raise
+        (job_path.parent / MISTAKE.format(os.environ.get("RANK", "0"))).write_text(explain(error))
+        raise SystemExit(2) from None
     if os.environ.get("RANK", "0") == "0":
         write_json(job_path.parent / METRICS, metrics)
 

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from paft.config import TrainerConfig
 from paft.run import Context
@@ -61,8 +62,18 @@ class ProgressBar(TQDMProgressBar):
 
 
 def make_callbacks(context: Context) -> list[Callback]:
-    """The `callbacks` group, each built from its `_target_`: the place where users bring their own."""
-    return [instantiate(spec) for spec in context.config.callbacks.values()]
+    """The `callbacks` group, each built from its `_target_`: the place where users bring their own.
+
+    Raises `ValueError` for what is no callback of Lightning's.
+    """
+    built = {name: instantiate(spec) for name, spec in context.config.callbacks.items() if spec is not None}
+    for name, callback in built.items():
+        if not isinstance(callback, Callback):
+            raise ValueError(
+                f"callbacks.{name} is no lightning.pytorch.callbacks.Callback, got {type(callback).__name__}; derive "
+                "its class from it"
+            )
+    return list(built.values())
 
 
 def make_trainer(
@@ -77,7 +88,8 @@ def make_trainer(
 ) -> L.Trainer:
     """A trainer that makes exactly `steps` optimizer steps and keeps what a killed run needs in `out/work`.
 
-    `throughput` comes before `callbacks`, whose time is not its own, and checkpoints after them.
+    `throughput` comes before `callbacks`, whose time is not its own, and checkpoints after them. Raises `ValueError`
+    for callbacks that Lightning refuses, such as a second progress bar or keeper of checkpoints.
     """
     config = context.config.trainer
     silence_expected_warnings()
@@ -87,7 +99,7 @@ def make_trainer(
     loggers: list[Logger] = [history, *([tracker] if tracker else [])]
     # determinism needs the same kernels, not every new tensor filled before it is written: a quarter of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return L.Trainer(
+    arguments: dict[str, Any] = dict(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -107,6 +119,11 @@ def make_trainer(
         num_sanity_val_steps=0,
         val_check_interval=None,
     )
+    try:
+        return L.Trainer(**arguments)
+    except MisconfigurationException as error:
+        names = ", ".join(context.config.callbacks)
+        raise ValueError(f"Lightning refuses one of the callbacks ({names}): {error} Leave it out") from error
 
 
 def _alone(config: TrainerConfig) -> list[LightningEnvironment]:
