@@ -1,4 +1,4 @@
-"""What was proved of a base: found once, kept in the store, said in the log and in a plan."""
+"""What was proved of a base: found once, kept for the next time, said in the log and in a plan."""
 
 import json
 import logging
@@ -24,27 +24,32 @@ from paft.training.batches import StepLoader, sft_tensors
 TINY = TinyModel(name="tiny", dtype=DType.bfloat16, hidden_size=32)
 
 
-def test_a_base_is_proved_once_for_all_its_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "paft" / "bases"
+
+
+def test_a_base_is_proved_once_for_all_its_types(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "paft")
     folder = base_folder(TINY)
-    first = proved_paths(folder, TINY, tmp_path, "cpu")
-    (file,) = (tmp_path / "base").glob("*.json")
+    first = proved_paths(folder, TINY, "cpu")
+    (file,) = cache.glob("*.json")
     written = file.stat().st_mtime_ns
     other = TinyModel(name="tiny", dtype=DType.float32, hidden_size=32)
-    assert proved_paths(folder, other, tmp_path, "cpu") == first and file.stat().st_mtime_ns == written
-    assert proof_file(tmp_path, TINY, "cuda") != file
+    assert proved_paths(folder, other, "cpu") == first and file.stat().st_mtime_ns == written
+    assert proof_file(TINY, "cuda") != file
     found = json.loads(file.read_text())
     assert 0 <= found["largest_difference"] < 1e-5 and found["replaced"] == {} and found["torch"]
     assert len([r for r in caplog.records if "proved" in r.message]) == 1
 
 
-def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
-    paths = proved_paths(base_folder(TINY), TINY, tmp_path, "cpu")
-    file = proof_file(tmp_path, TINY, "cpu")
-    file.write_text("{")
-    assert known(tmp_path, TINY, "cpu") is None
-    assert proved_paths(base_folder(TINY), TINY, tmp_path, "cpu") == paths
-    assert known(tmp_path, TINY, "cpu") is not None
+def test_a_damaged_record_is_made_again(cache: Path) -> None:
+    paths = proved_paths(base_folder(TINY), TINY, "cpu")
+    proof_file(TINY, "cpu").write_text("{")
+    assert known(TINY, "cpu") is None
+    assert proved_paths(base_folder(TINY), TINY, "cpu") == paths
+    assert known(TINY, "cpu") is not None
 
 
 @pytest.mark.parametrize("kind", ["phi", "stablelm"])
@@ -55,13 +60,17 @@ def test_a_cell_on_a_base_of_the_users_and_its_plan(kind: str, tmp_path: Path) -
         "model.dtype=float32", "sft.lora.target_modules=[q_proj,v_proj]", "preference.lora.target_modules=[q_proj]",
         "logs=logs", "logger=csv", "evaluate.limit=2",
     )  # fmt: skip
-    planned = train(*words, "plan=true", cwd=tmp_path)
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    planned = train(*words, "plan=true", cwd=tmp_path, **cache)
     assert f"base: {kind} is compared with its own forward first" in planned.stdout, planned.stderr
-    done = train(*words, cwd=tmp_path)
+    done = train(*words, cwd=tmp_path, **cache)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(f"{kind} is within") + done.stdout.count(f"{kind} is within") == 1
-    planned = train(*words, "lambda=1e-3", "plan=true", cwd=tmp_path)
+    planned = train(*words, "lambda=1e-3", "plan=true", cwd=tmp_path, **cache)
     assert f"base: {kind} is within" in planned.stdout
+    for stage in ("reference", "sft", "preference", "evaluate"):
+        (record,) = (tmp_path / "logs/stages" / stage).glob("*/stage.json")
+        assert 0 <= json.loads(record.read_text())["metrics"]["base_difference"] < 1e-4
     if kind == "stablelm":  # its attention hands nothing on to packed rows
         assert "the plain way takes the place of: packed (" in planned.stdout
     first = next((tmp_path / "logs/stages/sft").glob("*/history.csv")).read_text().splitlines()

@@ -32,6 +32,7 @@ from paft.data.limits import refuse_tokens_without_embedding
 from paft.merge.checkpoint import read_checkpoint
 from paft.proof.paths import FastPaths, take
 from paft.stage import canonical
+from paft.store.cache import cache_folder
 from paft.store.diskfull import is_full
 from paft.store.jsonfile import read_object
 
@@ -98,7 +99,7 @@ def _from_hub(config: HubModel, offline: bool) -> Path:
 
 
 def _made_once(config: WheelModel | TinyModel) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paft" / "models"
+    cache = cache_folder("models")
     text = json.dumps([CONVERSION, canonical(config.as_released())], sort_keys=True)
     label = re.sub(r"[^\w.-]", "_", config.name)  # a name is any text, a path into another folder too
     folder = cache / f"{label:.100}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

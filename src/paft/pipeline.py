@@ -11,12 +11,12 @@ from typing import Any
 from paft.config import Quantization, RunConfig
 from paft.failures import Failures
 from paft.graph import FORWARDS, Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
-from paft.proof.record import device_of, paths_of_run
+from paft.proof.record import device_of, known, proved_paths
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
 from paft.store.store import Store
-from paft.store.unwritable import DENIED, naming_unwritable
+from paft.store.unwritable import DENIED
 
 log = logging.getLogger("paft")
 
@@ -80,8 +80,7 @@ def prove_bases(missing: Iterable[Stage], context: Context) -> None:
     from paft.model import base_folder
 
     for model in {s.config.model.name: s.config.model for s in missing if s.name in FORWARDS}.values():
-        with naming_unwritable(f"what is proved of {model.name}", context.store.root):
-            paths_of_run(base_folder(model, offline=context.config.offline), model, context)
+        proved_paths(base_folder(model, offline=context.config.offline), model, device_of(trainer))
 
 
 def in_four_bits(stages: Iterable[Stage]) -> bool:
@@ -101,7 +100,10 @@ def quiet_libraries(stages: Iterable[Stage]) -> None:
 def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Fill `out` with the result of one stage; returns the metrics for stage.json."""
     with context.failures.of(stage) if context.failures else nullcontext():
-        return _run_stage(stage, inputs, out, context)
+        metrics = _run_stage(stage, inputs, out, context)
+    if stage.name in FORWARDS and (proof := known(stage.config.model, device_of(context.config.trainer))):
+        metrics |= {"base_difference": proof["largest_difference"]}
+    return metrics
 
 
 def _run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -181,8 +183,8 @@ def evaluate(config: EvaluateStage, inputs: dict[str, Path], out: Path, context:
         config.evaluate,
         out,
         rows,
-        device=device_of(context.config.trainer),
-        paths=paths_of_run(base, config.model, context),
+        device=(device := device_of(context.config.trainer)),
+        paths=proved_paths(base, config.model, device),
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
 

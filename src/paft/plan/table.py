@@ -39,18 +39,18 @@ def show_plan(cells: list[tuple[RunConfig, Stage]]) -> None:
     console = Console()
     Console(width=None if console.is_terminal else max(WIDTH, console.width)).print(table)
     print_summary(stages, estimates)
-    print_bases([planned for key, planned in stages.items() if key in needed], store)
+    print_bases([planned for key, planned in stages.items() if key in needed])
 
 
-def print_bases(missing: Iterable[Planned], store: Store) -> None:
+def print_bases(missing: Iterable[Planned]) -> None:
     """How each base that is to be run will be run, or that it has to be found out."""
     bases = {
-        proof_file(store.root, stage.config.model, device): (stage.config.model, device)
+        proof_file(stage.config.model, device): (stage.config.model, device)
         for stage, config in missing
         if stage.name in FORWARDS and (device := device_of(config.trainer))
     }
     for model, device in bases.values():
-        print(f"base: {describe_base(model, known(store.root, model, device))}")
+        print(f"base: {describe_base(model, known(model, device))}")
 
 
 def estimate(planned: dict[str, Planned], store: Store) -> dict[str, Estimate]:

@@ -1,6 +1,7 @@
-"""What was proved of a base, kept in the store: once for every base, kind of device and version of the libraries.
+"""What was proved of a base, kept in the cache: once for every base, kind of device and version of the libraries.
 
-Importing this module loads no torch: a plan says what is known.
+Importing this module loads no torch: a plan says what is known. The largest difference also stands in the stage.json of
+every stage that ran the base.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from paft.config import DType, ModelConfig, TrainerConfig
-from paft.run import Context
 from paft.stage import canonical
+from paft.store.cache import cache_folder
 from paft.store.jsonfile import read_object, write_json
 
 if TYPE_CHECKING:
@@ -34,39 +35,34 @@ def device_of(trainer: TrainerConfig) -> str:
     return "cuda" if trainer.accelerator == "gpu" else "cpu"
 
 
-def proof_file(store: Path, model: ModelConfig, device: str) -> Path:
-    """`<store>/base/<key>.json`. However a base is stored while it trains, it is proved in float32."""
+def proof_file(model: ModelConfig, device: str) -> Path:
+    """`bases/<key>.json` in the cache. However a base is stored while it trains, it is proved in float32."""
     base = canonical(replace(model.as_released(), dtype=DType.float32))
     text = json.dumps([PROOF, base, device, [version(name) for name in LIBRARIES]], sort_keys=True)
-    return store / "base" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    return cache_folder("bases") / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
-def known(store: Path, model: ModelConfig, device: str) -> dict[str, Any] | None:
+def known(model: ModelConfig, device: str) -> dict[str, Any] | None:
     """What was found of a base; None where nothing was, or its file is damaged."""
     try:
-        return read_object(proof_file(store, model, device))
+        return read_object(proof_file(model, device))
     except ValueError:
         return None
 
 
-def paths_of_run(folder: Path, model: ModelConfig, context: Context) -> "FastPaths":
-    """`proved_paths` with a run's store, on its kind of device."""
-    return proved_paths(folder, model, context.store.root, device_of(context.config.trainer))
-
-
-def proved_paths(folder: Path, model: ModelConfig, store: Path, device: str) -> "FastPaths":
-    """The fast paths of the base in `folder`, as the store knows them or found out now, by one process for all.
+def proved_paths(folder: Path, model: ModelConfig, device: str) -> "FastPaths":
+    """The fast paths of the base in `folder`, as found before or now, by one process for all.
 
     Raises `ValueError` for a base that is no causal language model.
     """
     from paft.proof.paths import FastPaths, HeadForm
 
-    file = proof_file(store, model, device)
-    found = known(store, model, device)
+    found = known(model, device)
     if found is None:
+        file = proof_file(model, device)
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
-            found = known(store, model, device) or _prove(folder, model, file, device)
+            found = known(model, device) or _prove(folder, model, file, device)
     head = found["paths"]["head"]
     return FastPaths(**(found["paths"] | {"head": HeadForm(**head) if head else None}))
 

@@ -16,7 +16,7 @@ from paft.delta import adapter_statistics, read_adapter
 from paft.graph import BranchStage
 from paft.interrupt import stop
 from paft.model import base_folder, load_tokenizer, tokenizer_fingerprint
-from paft.proof.record import paths_of_run
+from paft.proof.record import device_of, proved_paths
 from paft.run import Context
 from paft.stage import Stage
 from paft.store.jsonfile import write_json
@@ -69,7 +69,7 @@ def fit(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         gradient_checkpointing=settings.gradient_checkpointing,
         cpu_offload=context.config.strategy.cpu_offload,
         skip_nonfinite_steps=settings.skip_nonfinite_steps,
-        paths=paths_of_run(base, config.model, context),
+        paths=proved_paths(base, config.model, device_of(settings)),
     )
     fingerprints = {
         "base": base_fingerprint(config.model),

@@ -20,7 +20,7 @@ from paft.data.chat import EncodedPair
 from paft.data.prepare import read_preference
 from paft.graph import FirstSteps, ReferenceStage
 from paft.model import base_folder, load_base, load_tokenizer
-from paft.proof.record import paths_of_run
+from paft.proof.record import device_of, proved_paths
 from paft.quantize import quantize
 from paft.run import Context
 from paft.stage import Stage
@@ -64,7 +64,9 @@ def load_reference(
 ) -> tuple[FrozenPolicy, int]:
     """The base, plus the delta of an `sft` input, on this rank's device; and the token that pads."""
     folder = base_folder(config.model, offline=context.config.offline)
-    base = load_base(folder, config.model, paths_of_run(folder, config.model, context))
+    base = load_base(
+        folder, config.model, proved_paths(folder, config.model, device_of(context.config.trainer))
+    )
     add_deltas(base, [inputs["sft"] / "adapter"] if "sft" in inputs else [])
     tokenizer = load_tokenizer(
         folder, context.config.data.template, trust_remote_code=config.model.trust_remote_code
