@@ -67,7 +67,7 @@ def test_failure_of_a_cell_inside_a_shared_training_is_not_the_trainings(tmp_pat
 
     assert done.returncode == 2, done.stderr
     assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 1
-    backwards = train(*SMALL, metric.replace("'acc,none','bogus,none'", "'bogus,none','bits_per_byte,none'"),
+    backwards = train(*SMALL, metric.replace("'acc,none','bogus,none'", "'bogus,none','acc,none'"),
                       "seed=1", f"logs={tmp_path}", cwd=tmp_path)  # fmt: skip
     assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 2, backwards.stderr
     assert "lm-eval gave no 'bogus,none'" in backwards.stderr.splitlines()[-1]
