@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import train
 from lm_eval.api.instance import Instance
-from small_bases import plain_logps, small_base, texts
+from small_bases import plain_logps, small_base, small_config, texts
 
 from paft.adapter import FrozenPolicy
 from paft.config import DType, Template, TinyModel
@@ -100,6 +100,13 @@ def first_nll(folder: Path) -> float:
     ):
         total -= logps[torch.tensor(row.labels[1:]) != IGNORE].sum()
     return float(total / batch.num_targets)
+
+
+def test_of_a_large_base_the_lists_by_layer_are_shortened_too() -> None:
+    settings = small_config("smollm3", num_hidden_layers=8)
+    short = shortened(settings, 10**10)
+    assert len(settings.no_rope_layers) == 8 and len(short.no_rope_layers) == short.num_hidden_layers < 8
+    assert shortened(settings, 10**6) is settings
 
 
 def test_of_a_large_base_the_first_layers_of_every_kind_are_proved(

@@ -68,7 +68,10 @@ def prove(
 
 
 def shortened(settings: Any, num_parameters: int) -> Any:
-    """The configuration of a base's first layers, of each kind one at least; itself where the base is small."""
+    """The configuration of a base's first layers, of each kind one at least; itself where the base is small.
+
+    Also itself where transformers builds no model of the first layers alone.
+    """
     if num_parameters <= WHOLE:
         return settings
     short = copy.deepcopy(settings)
@@ -76,9 +79,16 @@ def shortened(settings: Any, num_parameters: int) -> Any:
     kinds = list(getattr(text, "layer_types", None) or [])
     last_new_kind = max((kinds.index(kind) for kind in set(kinds)), default=0)
     dense = getattr(text, "first_k_dense_replace", None) or 0
-    text.num_hidden_layers = min(max(2, last_new_kind + 1, dense + 1), text.num_hidden_layers)
-    if kinds:
-        text.layer_types = kinds[: text.num_hidden_layers]
+    before = text.num_hidden_layers
+    text.num_hidden_layers = min(max(2, last_new_kind + 1, dense + 1), before)
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == before:  # one entry a layer
+            setattr(text, name, value[: text.num_hidden_layers])
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(copy.deepcopy(short))
+    except Exception:  # whatever else it counts by layers
+        return settings
     return short
 
 
