@@ -83,7 +83,7 @@ def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[st
 def describe(model: ModelConfig, found: dict[str, Any] | None) -> str:
     """One line for a log and a plan: how far the fast paths are from the base's own forward, or why not taken."""
     if found is None:
-        return f"{model.name} is compared with its own forward first, once, in seconds"
+        return f"{model.title} is compared with its own forward first, once, in seconds"
     plain = [f"{name} ({why})" for name, why in found["replaced"].items()]
-    said = f"{model.name} is within {found['largest_difference']:.1e} nats a token of its own forward"
+    said = f"{model.title} is within {found['largest_difference']:.1e} nats a token of its own forward"
     return said if not plain else f"{said}; the plain way takes the place of: {'; '.join(plain)}"
