@@ -210,3 +210,37 @@ def test_one_typed_part_of_text_is_its_text(part: dict) -> None:
 def test_other_parts_refuse_the_row(content: object) -> None:
     with pytest.raises(ValueError, match=r"'messages\[1\].content' must be text, got (list|dict)"):
         messages({"messages": [USER, ANSWER | {"content": content}]})
+
+
+# --- neighbours of the fields above -----------------------------------------------------------------------
+
+SAID = {"prompt": "Q", "completion": "A"}
+MEANT = [
+    {"correct": False}, {"accepted": "no"}, {"passed": 0}, {"label": "bad"}, {"rejected": True}, {"deleted": True},
+    {"sys_prompt": "Be rude."}, {"persona": "A pirate."}, {"article": "Long."}, {"background": "Before."},
+    {"tools_json": "[1]"}, {"available_tools": "[1]"}, {"reasoning_trace": "Because."}, {"think": "Hm."},
+    {"image_path": "a.png"}, {"toolDefinitions": "[1]"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", MEANT, ids=lambda extra: next(iter(extra)))
+def test_fields_that_change_what_a_row_means_refuse_it_by_any_usual_name(extra):
+    with pytest.raises(ValueError, match=f"field '{next(iter(extra))}'"):
+        parse_conversation({**SAID, **extra}, RowFormat.prompt_completion)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"label": "math"}, {"label": 3}, {"deleted": False}, {"num_tools": 2}, {"image_id": 7}]
+)
+def test_facts_about_a_row_are_listed(extra):
+    row = {**SAID, **extra}
+    parse_conversation(row, RowFormat.prompt_completion)
+    assert ignored_fields(row, RowFormat.prompt_completion) == list(extra)
+
+
+@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating")])
+def test_a_pair_against_its_own_ratings_is_refused(names):
+    pair = {"prompt": "Q", "chosen": "A", "rejected": "B"}
+    parse_preference_pair({**pair, names[0]: 9.0, names[1]: 1.0}, RowFormat.preference)
+    with pytest.raises(ValueError, match=f"field '{names[1]}' is 9.0, above '{names[0]}' with 1.0"):
+        parse_preference_pair({**pair, names[0]: 1.0, names[1]: 9.0}, RowFormat.preference)

@@ -19,11 +19,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paft.config import LoraConfig, ModelConfig
 from paft.delta import LowRank, read_adapter
-from paft.layers.attention import pack, shared_prompt_bias
+from paft.layers.attention import pack, refuse_not_causal, shared_prompt_bias
 from paft.layers.dropout import RowDropout, Rows
 from paft.layers.fuse import fuse
 from paft.layers.lora import LoraLinear
 from paft.losses import IGNORE, Head, label_logps
+from paft.merge.checkpoint import read_checkpoint
 from paft.proof.paths import can_share, head_of, last_hidden, packs, pads, paths_of
 from paft.quantize import is_quantized
 from paft.stage import canonical
@@ -89,6 +90,7 @@ class Policy(nn.Module):
         `segments_BT` and `positions_BT` a row holds several texts that share a prompt; see `paft.training.pairs`,
         which also says what `columns_BT` are: the place of each token among those that dropout draws for its row.
         """
+        refuse_not_causal(self.base.config, input_ids_BT.shape[1])
         places_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         if columns_BT is None:
             columns_BT = places_T.expand_as(input_ids_BT)
@@ -191,6 +193,10 @@ class Policy(nn.Module):
         layers = self.base.named_modules()
         return [(name, m) for name, m in layers if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
 
+    def adapted_weights(self) -> list[str]:
+        """Names of the adapted weights in the base."""
+        return [f"{name}.weight" for name, _ in self._adapted()]
+
     def refuse_untouched(self) -> None:
         """After a backward pass: raise `ValueError` where the model reads a layer's weight but never calls it, so that
         an adapter there would stay at zero. Single experts may be left out of a batch; all layers of a name may not."""
@@ -259,6 +265,18 @@ def refuse_unknown_targets(base: PreTrainedModel, target_modules: list[str]) -> 
         raise ValueError(
             f"lora.target_modules {unknown} match no linear layer of {base.config.model_type}; "
             f"it has {', '.join(sorted(linear))}"
+        )
+
+
+def refuse_unstored(policy: Policy, folder: Path) -> None:
+    """Every adapted weight must be a tensor of the base's files: into another the adapter could never be merged."""
+    stored = {name for tensors in read_checkpoint(folder).values() for name in tensors}
+    unstored = [name for name in policy.adapted_weights() if name not in stored]
+    if unstored:
+        raise ValueError(
+            f"{unstored[0]} is not among the tensors of {folder}, so no adapter of it can be merged: it is tied to "
+            "another one, or the base was saved without its head. Leave it out of lora.target_modules, or save the "
+            "whole model again with save_pretrained"
         )
 
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 CONVERSION = 1
 """Raise when the folders made by `_from_gguf` or `_random` change."""
 ENDOFTEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-RANDOM = re.compile(r"drop|jitter")
-"""Settings of a model that make its training random."""
+DROPOUT = re.compile(r"drop")
+"""Settings of a model that make its training random. A router's jitter is another: to some it is a threshold."""
 
 
 def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
@@ -221,14 +221,20 @@ def load_base(
     if paths is None:
         paths = prove_base(folder, config, device=device).paths
     disable_progress_bar()  # loading is quick; transformers' bar is not worth a line per stage
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=settings,
-        dtype=getattr(torch, config.dtype.value),
-        attn_implementation=paths.attention,
-        trust_remote_code=config.trust_remote_code,
-        use_safetensors=True,
-    )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=settings,
+            dtype=getattr(torch, config.dtype.value),
+            attn_implementation=paths.attention,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except ImportError as error:  # of an attention's package
+        raise ValueError(
+            f"{config.title} cannot be loaded with model.attention={config.attention}: {error}; "
+            "install what it needs, or set model.attention=auto"
+        ) from error
     without_dropout(model)
     return take(model.requires_grad_(False).eval(), paths)
 
@@ -238,10 +244,12 @@ def prove_base(folder: Path, config: ModelConfig, *, device: str = "cpu") -> "Pr
     from paft.proof.search import prove
 
     settings = base_settings(folder, config)
+    own = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     tensors = (tensor for file in read_checkpoint(folder).values() for tensor in file.values())
     disable_progress_bar()
     return prove(
         folder,
+        own,
         settings,
         config.attention,
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors),
@@ -260,7 +268,7 @@ def base_settings(folder: Path, config: ModelConfig) -> Any:
     read_checkpoint(folder)
     for part in (settings, settings.get_text_config(decoder=True)):
         for name, value in vars(part).items():
-            if RANDOM.search(name) and type(value) in (int, float):
+            if DROPOUT.search(name) and type(value) in (int, float):
                 setattr(part, name, 0.0)
     return settings
 

@@ -72,9 +72,8 @@ def test_rows_and_answers_against_plain_transformers(kind: str, tmp_path: Path) 
     torch.testing.assert_close(scores, wanted, atol=CLOSE * 60, rtol=0)
 
 
-# phimoe's router lets experts go at a threshold: rounding moves some tokens by thousandths under any attention.
 # kimi_linear's recurrence is a loop over tokens, minutes for what others do in a second
-OTHERS = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {*FAST, *SLOWER, "phimoe", "kimi_linear"})
+OTHERS = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {*FAST, *SLOWER, "kimi_linear"})
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -175,6 +174,54 @@ def test_positions_that_depend_on_the_longest_row_keep_rows_apart(tmp_path: Path
     rows = texts(50, 20)
     assert packs(base, 32) and not packs(base, 33)
     assert off(trained(base, rows), plain_logps(tmp_path, rows)) < CLOSE
+
+
+PICKS = [
+    (
+        "glm_moe_dsa",
+        {"num_key_value_heads": 4, "index_topk": 40, "index_n_heads": 4, "index_head_dim": 32},
+        40,
+    ),
+    ("doge", {"keep_window_size": 64}, 64),
+    ("big_bird", {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}, 28),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "limit"), PICKS)
+def test_texts_beyond_what_an_attention_takes_whole_are_refused(
+    kind: str, settings: dict[str, Any], limit: int, tmp_path: Path
+) -> None:
+    base = load_base(tmp_path, small_base(tmp_path, kind, **settings))
+    rows = texts(limit - 1, limit // 2)
+    assert off(trained(base, rows), plain_logps(tmp_path, rows)) < CLOSE
+    (long,) = texts(limit + 10)
+    with pytest.raises(ValueError, match=rf"{kind} is causal up to {limit} tokens only"):
+        trained(base, [long])
+    with pytest.raises(ValueError, match=rf"{kind} is causal up to {limit} tokens only"):
+        LogLikelihoods(base)([(None, long[:1], long[1:])], 200)
+
+
+LLAMA4 = {"floor_scale": 100, "attn_temperature_tuning": True, "attn_scale": 1.0, "no_rope_layers": [0, 0, 0]}
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("llama4_text", LLAMA4), ("phimoe", {})])
+def test_queries_scaled_by_column_and_routers_with_a_threshold(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Llama 4 counts columns of a row, not positions; the jitter of Phi's router is at work in evaluation too."""
+    base = load_base(tmp_path, small_base(tmp_path, kind, **settings))
+    rows = texts(90, 80, 70, 130)
+    right = plain_logps(tmp_path, rows)
+    assert off(trained(base, rows), right) < CLOSE
+    requests = [(None, row[:1], row[1:]) for row in rows]
+    scores = torch.tensor([score for score, _ in LogLikelihoods(base, batch_size=4)(requests, 200)])
+    torch.testing.assert_close(scores, torch.stack([logp.sum() for logp in right]), atol=CLOSE * 130, rtol=0)
+
+
+def test_an_attention_whose_package_is_missing_is_named(tmp_path: Path) -> None:
+    config = small_base(tmp_path, "llama")
+    with pytest.raises(ValueError, match=r"model.attention=flash_attention_2: .* set model.attention=auto"):
+        load_base(tmp_path, LocalModel(**(vars(config) | {"attention": "flash_attention_2"})))
 
 
 def test_what_is_no_causal_language_model_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -6,8 +6,15 @@ from typing import Any
 
 FLAGS = ("weight", "loss_weight", "train", "trainable", "loss", "learn")
 """Of an answer or a whole row: whether it is learnt. The names of OpenAI, LLaMA-Factory, axolotl and ms-swift."""
-JUDGEMENTS = ("label", "kto_tag", "desirable", "is_desirable", "is_good", "is_correct", "is_accepted")
-"""Of a row: whether its answer is a good one, as in KTO's data."""
+JUDGEMENTS = (
+    *("label", "kto_tag", "desirable", "is_desirable", "good", "is_good", "correct", "is_correct"),
+    *("accepted", "is_accepted", "passed"),
+)
+"""Of a row: whether its answer is a good one, as in KTO's data. Another word there is a label of some other kind."""
+CONDEMNED = ("deleted", "is_deleted", "rejected", "is_rejected")
+"""Of a row: true where its answer is not a good one."""
+RATED = (("score_{}", "{}_score"), ("rating_{}", "{}_rating"), ("reward_{}", "{}_reward"))
+"""Names of what somebody gave the chosen and the rejected answer."""
 METADATA = {
     *("id", "message_id", "parent_id", "index", "turn", "turn_id", "turn_identifier"),
     *("timestamp", "created_at", "date", "lang", "language", "model", "source", "metadata"),
@@ -25,12 +32,23 @@ KINDS = {
     "train_on mask masked loss_mask assistant_mask train_mask exclude excluded skip undesirable is_bad thumbs_up "
     "thumbs_down",
     "settings of a chat template": "chat_template chat_template_kwarg enable_thinking",
-    CONTEXT: "system system_prompt system_message instruction input context history passage document choice option",
+    CONTEXT: "system system_prompt system_message sys_prompt persona developer instruction input context history "
+    "passage paragraph article background document choice option",
 }
+PARTS = {
+    "tool": "tool calls", "tools": "tool calls", "reasoning": "reasoning", "think": "reasoning",
+    "thinking": "reasoning", "image": "images, sound or video", "images": "images, sound or video",
+}  # fmt: skip
+"""Word in a field's name -> what such fields hold; `ABOUT` as its last or first word makes it a fact about them."""
+ABOUT = {"id", "ids", "type", "count", "name", "length", "len", "tokens", "num", "n", "has", "is"}
 UNREAD = {name.replace("_", "").rstrip("s"): kind for kind, names in KINDS.items() for name in names.split()}
 """Field of a row, as `_plain` writes it -> what it holds that PAFT does not use."""
 
 TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
+GOOD, BAD = (
+    (*TRUE, "yes", "good"),
+    (*FALSE, "no", "bad", "rejected", "undesirable", "incorrect", "wrong", "failed"),
+)
 BLANK = ("", "null", "none", "nan", "[]", "{}")
 """Texts of a cell that stand for nothing."""
 DEEPEST = 6
@@ -86,13 +104,14 @@ def refuse_unread(row: Mapping[str, Any], used: Set[str], prompt: Iterable[str])
     if learnt(extra) is False:
         names = ", ".join(repr(name) for name in FLAGS if name in extra)
         raise ValueError(f"field {names} says that the row is not to be learnt; remove the row")
+    refuse_opposite(row)
     for name, value in extra.items():
-        if name in JUDGEMENTS and not _is_good(value):
+        if (name in JUDGEMENTS and _word(value) in BAD) or (name in CONDEMNED and _word(value) in GOOD):
             raise ValueError(
                 f"field {name!r} is {value!r:.60}, and only answers that it calls good, by true or 1, can be "
                 "learnt; remove the row, or the field if it does not judge the answer"
             )
-        kind = UNREAD.get(_plain(name)) if name not in FLAGS + JUDGEMENTS else None
+        kind = _kind(name) if name not in FLAGS + JUDGEMENTS + CONDEMNED else None
         if kind == CONTEXT and not _stands_in(value, prompt):
             raise ValueError(
                 f"field {name!r} holds {kind} and is not used; write it into the prompt or the messages"
@@ -103,8 +122,30 @@ def refuse_unread(row: Mapping[str, Any], used: Set[str], prompt: Iterable[str])
             )
 
 
-def _is_good(value: Any) -> bool:
-    return isinstance(value, str | bool | int | float) and str(value).strip().lower() in TRUE
+def refuse_opposite(row: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a pair whose rejected answer was rated above the chosen one."""
+    pairs = [
+        tuple(form.format(answer) for answer in ("chosen", "rejected")) for forms in RATED for form in forms
+    ]
+    for chosen, rejected in pairs:
+        one, other = row.get(chosen), row.get(rejected)
+        if isinstance(one, int | float) and isinstance(other, int | float) and one < other:
+            raise ValueError(
+                f"field {rejected!r} is {other!r}, above {chosen!r} with {one!r}: the pair says the "
+                "opposite of its ratings; exchange the answers or remove the row"
+            )
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().lower() if isinstance(value, str | bool | int | float) else ""
+
+
+def _kind(name: str) -> str | None:
+    """What a field of this name holds that PAFT does not use; None of one that says nothing to a model."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("-", "_").split("_")
+    by_part = next((PARTS[word] for word in words if word in PARTS), None)
+    about = {words[0], words[-1]} & ABOUT
+    return UNREAD.get(_plain(name)) or (None if about else by_part)
 
 
 def _plain(name: str) -> str:
@@ -133,7 +174,8 @@ def ignored(row: Mapping[str, Any], used: Set[str]) -> Iterator[str]:
     """Fields of a good row that say something and are not used: columns, and of messages as `messages.id`."""
     for name, value in row.items():
         if name not in used:
-            if name not in FLAGS + JUDGEMENTS and not is_blank(value):
+            judged = name in JUDGEMENTS and _word(value) in GOOD + BAD
+            if name not in FLAGS and not judged and not is_blank(value):
                 yield f"{name or repr(name):.60}"
         elif isinstance(value, list):
             wide = [message for message in value if len(message) > 2]

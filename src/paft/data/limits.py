@@ -11,8 +11,10 @@ from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "n_ctx")
 """What architectures call the longest text they were made for."""
+OFFSET = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "xmod")
+"""Architectures whose first position is behind that of their padding token."""
 
 
 def refuse_tokens_without_embedding(vocabulary: Mapping[str, int], folder: Path) -> None:
@@ -33,9 +35,12 @@ def refuse_tokens_without_embedding(vocabulary: Mapping[str, int], folder: Path)
 
 def max_positions(folder: Path) -> int | None:
     """The longest text in tokens that the model in `folder` was made for; None where it has no such limit."""
-    settings = _settings(folder)
+    settings = _with_defaults(folder)
     found = (settings[name] for name in POSITIONS if isinstance(settings.get(name), int))
-    return next((positions for positions in found if positions > 1), None)
+    positions = next((positions for positions in found if positions > 1), None)
+    if positions is not None and str(settings.get("model_type")).startswith(OFFSET):
+        return positions - (settings.get("pad_token_id") or 0) - 1
+    return positions
 
 
 def within(source: Source, positions: int | None) -> Source:
@@ -49,6 +54,18 @@ def within(source: Source, positions: int | None) -> Source:
     return replace(
         source, max_length=positions, max_prompt_length=min(source.max_prompt_length, positions - 1)
     )
+
+
+def _with_defaults(folder: Path) -> dict[str, Any]:
+    """config.json with what its architecture takes for granted, where transformers knows it."""
+    from transformers import CONFIG_MAPPING
+
+    settings = _settings(folder)
+    kind = str(settings.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        return settings
+    usual = CONFIG_MAPPING[kind]()
+    return usual.to_dict() | usual.get_text_config(decoder=True).to_dict() | settings
 
 
 def _settings(folder: Path) -> dict[str, Any]:

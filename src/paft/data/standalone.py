@@ -113,9 +113,16 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """The tokenizer and generation_config of one folder in place of those of another."""
+    """The tokenizer and generation_config of one folder in place of those of another.
+
+    Where there is a template and no generation_config, the end of its turns is added to the other's.
+    """
     (out / TEMPLATE).unlink(missing_ok=True)  # it would be read before a template in tokenizer_config.json
     copy_files(source, out, (*TOKENIZER_FILES, GENERATION))
+    if not (source / GENERATION).is_file():
+        from transformers import AutoTokenizer
+
+        write_json(out / GENERATION, _generation_config(out, stop_ids(AutoTokenizer.from_pretrained(out))))
 
 
 def copy_files(source: Path, out: Path, patterns: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from paft.evaluate.tree import Request, Row, Trunk, batches, branches_of, grow
+from paft.layers.attention import refuse_not_causal
 from paft.losses import BLOCK_N, Head
 from paft.proof.paths import can_share, head_of, last_hidden, pads, paths_of
 
@@ -47,8 +48,9 @@ class LogLikelihoods:
 
         The oldest tokens of a request longer than `max_length` + 1 go, as in lm-eval.
         """
-        branches = branches_of(requests, max_length)
-        longest = max((len(b.tokens) for b in branches), default=0)
+        longest = min(max((len(a) + len(b) for _, a, b in requests), default=0), max_length + 1)
+        refuse_not_causal(self.model.config, longest)
+        branches = branches_of(requests, max_length, apart=not pads(self.model, longest))
         root = grow(branches, share=paths_of(self.model).trunks and can_share(self.model, longest))
         return self.answers(root, len(requests))
 

@@ -68,8 +68,8 @@ class Trunk:
         return sum(len(r.tokens) for r in (self.row, *self.rows)) + sum(t.num_tokens for t in self.trunks)
 
 
-def branches_of(requests: Sequence[Request], max_length: int) -> list[Branch]:
-    """Put every request on a branch whose tokens begin with its own; in the order of their tokens.
+def branches_of(requests: Sequence[Request], max_length: int, *, apart: bool = False) -> list[Branch]:
+    """Put every request on a branch whose tokens begin with its own, or `apart` are them; in the order of their tokens.
 
     A request of more than `max_length` + 1 tokens loses its oldest ones, as in lm-eval. Raises `ValueError`
     for a continuation that does not fit alone.
@@ -86,7 +86,8 @@ def branches_of(requests: Sequence[Request], max_length: int) -> list[Branch]:
     branches: list[Branch] = []
     # in descending order whatever begins with some tokens comes before those tokens themselves
     for tokens, index, start, continuation in sorted(wanted, key=lambda w: (w[0], w[1]), reverse=True):
-        if not branches or branches[-1].tokens[: len(tokens)] != tokens:
+        begins = branches and branches[-1].tokens[: len(tokens)] == tokens
+        if not begins or (apart and branches[-1].tokens != tokens):
             branches.append(Branch(tokens))
         branches[-1].riders.append((index, start, continuation))
     return branches[::-1]

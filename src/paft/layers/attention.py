@@ -203,6 +203,10 @@ def sees_whole_rows(config: Any, longest: int) -> bool:
     text = config.get_text_config(decoder=True)
     kinds = {str(kind) for name in LAYER_KINDS for kind in (getattr(text, name, None) or ())}
     limits = [v for k, v in vars(text).items() if WINDOW.search(k) and type(v) is int and v > 0]
+    if getattr(
+        text, "attn_temperature_tuning", False
+    ):  # Llama 4 scales queries by their column, not their position
+        return False
     return kinds <= LOOK_BACK and longest <= min(limits, default=longest)
 
 
@@ -224,6 +228,26 @@ def same_positions(config: Any) -> float:
     return float(min(firsts, default=text.max_position_embeddings))
 
 
+def refuse_not_causal(config: Any, longest: int) -> None:
+    """Raise `ValueError` for a text longer than an attention that picks its keys, or blocks of them, can take whole.
+
+    In transformers' forms of it the choice looks at later tokens too (DeepSeek's indexer, Doge, BigBird).
+    """
+    text = config.get_text_config(decoder=True)
+    limits = [v for k, v in vars(text).items() if PICKED.search(k) and type(v) is int and v > 0]
+    if getattr(text, "attention_type", None) == "block_sparse":
+        limits.append((5 + 2 * text.num_random_blocks) * text.block_size)
+    if blocks := getattr(text, "index_topk_blocks", None):
+        limits.append(blocks * text.index_block_size)
+    if limits and longest > min(limits):
+        raise ValueError(
+            f"{text.model_type} is causal up to {min(limits)} tokens only, where its attention begins to pick its "
+            f"keys, got {longest}; set data.sft.max_length and data.preference.max_length, or leave the task out"
+        )
+
+
+PICKED = re.compile(r"^(index_topk|keep_window_size)$")
+"""Settings of attention that looks at so many keys of its choice."""
 LAYER_KINDS = ("layer_types", "layers_block_type", "attention_layers", "block_types")
 """Where configurations list what each layer is."""
 LOOK_BACK = {"full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local"}

@@ -31,6 +31,13 @@ CLOSE = 2.0**-7
 """Relative difference of one model's values stored in bfloat16 and in float32."""
 
 
+INCIDENTAL = {
+    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "bos_token_id", "eos_token_id",
+    "pad_token_id", "quantization_config", "auto_map", "attn_implementation", "_attn_implementation",
+}  # fmt: skip
+"""What config.json of one model may say otherwise in another copy of it."""
+
+
 def refuse_other_base(base: Path, adapters: Mapping[str, Path]) -> None:
     """Raise `ValueError` naming the difference if an adapter was trained on another model than `base`."""
     for branch, folder in adapters.items():
@@ -78,9 +85,10 @@ def difference_of_models(a: Path, b: Path) -> str | None:
     """In what two model folders differ, in words; None for one model, whatever its folder, shards and float type."""
     if a.resolve() == b.resolve():
         return None
-    for key in ("model_type", "architectures"):
-        first, second = _settings(a / "config.json").get(key), _settings(b / "config.json").get(key)
-        if first != second:
+    ours, theirs = _settings(a / "config.json"), _settings(b / "config.json")
+    for key in ("model_type", "architectures", *sorted(ours.keys() & theirs.keys())):
+        first, second = ours.get(key), theirs.get(key)
+        if first != second and key not in INCIDENTAL:
             return f"config.json says {key}={first!r:.100} here and {second!r:.100} there"
     here, there = _tensors(a), _tensors(b)
     if apart := sorted(here.keys() ^ there.keys()):

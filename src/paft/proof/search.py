@@ -42,20 +42,26 @@ class Proof:
 
 
 def prove(
-    folder: Path, settings: Any, attention: str, *, num_parameters: int, device: str = "cpu", **loading: Any
+    folder: Path,
+    own: Any,
+    settings: Any,
+    attention: str,
+    *,
+    num_parameters: int,
+    device: str = "cpu",
+    **loading: Any,
 ) -> Proof:
     """Compare every path for the base in `folder` with its own forward.
 
-    `settings` are its configuration, `attention` the `attn_implementation` wanted (`auto`: the fastest that is
-    right), `loading` further arguments of `from_pretrained`. Raises `ValueError` for a base that transformers cannot
-    run as a causal language model.
+    `own` is its configuration, `settings` the one it will be run with, `attention` the `attn_implementation` wanted
+    (`auto`: the fastest that is right), `loading` further arguments of `from_pretrained`. Raises `ValueError` for a
+    base that transformers cannot run as a causal language model.
     """
-    short = shortened(settings, num_parameters)
 
-    def load(how: str) -> PreTrainedModel:
+    def load(how: str, config: Any = settings) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=copy.deepcopy(short),
+            config=copy.deepcopy(shortened(config, num_parameters)),
             dtype=torch.float32,
             attn_implementation=how,
             use_safetensors=True,
@@ -64,7 +70,8 @@ def prove(
         return model.requires_grad_(False).eval().to(device)
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _quietly():
-        return _Search(settings.model_type, Rows.drawn(settings), load).run(attention)
+        plain = partial(load, "eager", own)
+        return _Search(settings.model_type, Rows.drawn(settings), load, plain).run(attention)
 
 
 def shortened(settings: Any, num_parameters: int) -> Any:
@@ -118,15 +125,21 @@ def offered(name: str, paths: FastPaths, model: PreTrainedModel) -> bool:
 class _Search:
     """One base's paths, added to the plain way one after another."""
 
-    def __init__(self, name: str, rows: Rows, load: Callable[[str], PreTrainedModel]) -> None:
-        self.name, self.rows, self.load = name, rows, load
+    def __init__(
+        self,
+        name: str,
+        rows: Rows,
+        load: Callable[[str], PreTrainedModel],
+        load_plain: Callable[[], PreTrainedModel],
+    ) -> None:
+        self.name, self.rows, self.load, self.load_plain = name, rows, load, load_plain
         self.differences: dict[str, float] = {}
         self.replaced: dict[str, str] = {}
 
     def run(self, attention: str) -> Proof:
         plain = self._plain()
         self.truth = [own_logps(plain, text) for text in self.rows.texts]
-        model, paths = self._all_at_once(attention) or self._with_attention(attention, plain)
+        model, paths = self._all_at_once(attention) or self._with_attention(attention)
         form = head_form(model, self.rows)
         if form is None:
             self.replaced["head"] = "its logits are not scale times its output head's, nor capped"
@@ -158,7 +171,7 @@ class _Search:
 
     def _plain(self) -> PreTrainedModel:
         try:
-            model = take(self.load("eager"), PLAIN)
+            model = take(self.load_plain(), PLAIN)
             by_length, by_tokens = causality(model, self.rows)
         except Exception as error:  # whatever a model of this kind needs beyond a row of tokens
             raise ValueError(
@@ -173,12 +186,14 @@ class _Search:
             )
         return model
 
-    def _with_attention(self, wanted: str, plain: PreTrainedModel) -> tuple[PreTrainedModel, FastPaths]:
-        """The fastest attention that gives the model's own results; those that need half precision are not tried."""
+    def _with_attention(self, wanted: str) -> tuple[PreTrainedModel, FastPaths]:
+        """The fastest attention that gives the model's own results; those that need half precision are not tried.
+
+        Raises `ValueError` where none does, not even the model's own in the settings it is run with.
+        """
         fixed = wanted not in ("auto", AUTO, "sdpa", "eager")
-        for how in dict.fromkeys([AUTO, "sdpa"] if wanted in ("auto", AUTO) or fixed else [wanted]):
-            if how == "eager":
-                break
+        first = [AUTO, "sdpa"] if wanted in ("auto", AUTO) or fixed else [wanted]
+        for how in dict.fromkeys([*first, "eager"]):
             model: list[PreTrainedModel] = []
 
             def check(how: str = how, model: list[PreTrainedModel] = model) -> float:
@@ -190,7 +205,10 @@ class _Search:
 
             if self._holds(f"attention {how}", check):
                 return model[0], replace(PLAIN, attention=wanted if fixed else how)
-        return plain, replace(PLAIN, attention=wanted if fixed else "eager")
+        raise ValueError(
+            f"{self.name} gives other results without its dropout settings ({self.replaced['attention eager']}), which "
+            "training switches off; choose another base"
+        )
 
     def _holds(self, name: str, check: Callable[[], float]) -> bool:
         """Whether a check's difference is rounding; records it, or why the path is not taken."""

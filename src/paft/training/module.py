@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from paft.adapter import Policy, add_deltas
+from paft.adapter import Policy, add_deltas, refuse_unstored
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
 from paft.model import load_base
 from paft.proof.paths import FastPaths, paths_of
@@ -126,7 +126,9 @@ class BranchModule(L.LightningModule):
             quantize(base, self.trainer.strategy.root_device if self._trainer is not None else cpu)
         with cpu, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return Policy(base, self.config.lora, seed=self.seed)
+            policy = Policy(base, self.config.lora, seed=self.seed)
+        refuse_unstored(policy, self.base_folder)
+        return policy
 
     @property
     def backbone(self) -> Policy:
