@@ -6,14 +6,16 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
+from small_bases import small_model
 from tiny import BFLOAT16, MODEL, branch, make, move, run, sft_rows
 
 from paft.adapter import ADAPTER, Policy, base_fingerprint, load_adapter
-from paft.config import LoraConfig, SFTConfig, TinyModel
+from paft.config import DType, LocalModel, LoraConfig, SFTConfig, TinyModel
 from paft.delta import read_adapter
 from paft.losses import label_logps
-from paft.model import base_folder, load_base
+from paft.model import base_folder, byte_tokenizer, load_base
 from paft.training.batches import sft_tensors
+from paft.training.sft import SFTModule
 
 IDS = torch.arange(3, 40)[None]
 
@@ -141,3 +143,17 @@ def test_saved_adapter_with_moved_factors_is_what_read_adapter_returns(tmp_path)
 def test_base_fingerprint_tells_models_apart():
     assert base_fingerprint(MODEL) == base_fingerprint(TinyModel(**MODEL.__dict__))
     assert base_fingerprint(MODEL) != base_fingerprint(TinyModel(**(MODEL.__dict__ | {"seed": 1})))
+
+
+def test_an_adapter_on_a_tensor_that_is_in_no_file_is_refused_before_training(tmp_path):
+    """It could never be merged: of a tied head, and of every layer of a base that was saved without its head."""
+    model = small_model("llama", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    config = LocalModel(name="mine", path=str(tmp_path), dtype=DType.float32)
+    for target, saved in (("lm_head", model), ("q_proj", model.model)):
+        saved.save_pretrained(tmp_path)
+        lora = LoraConfig(rank=2, alpha=2, target_modules=[target])
+        module = SFTModule(tmp_path, config, branch(SFTConfig, lora=lora), num_steps=1)
+        with pytest.raises(ValueError, match=rf"{target}.weight is not among the tensors of"):
+            module.configure_model()

@@ -116,3 +116,20 @@ def test_a_source_within_the_positions_is_as_it_is() -> None:
     source = DemoSource(skill=Skill.tool_call)
     assert within(source, None) is source and within(source, 1024) is source
     assert (within(source, 256).max_length, within(source, 256).max_prompt_length) == (256, 255)
+
+
+@pytest.mark.parametrize(
+    ("settings", "positions"),
+    [
+        ({"model_type": "opt"}, 2048),  # what the architecture takes for granted
+        ({"model_type": "whisper", "max_target_positions": 448}, 448),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "bloom"}, None),
+        ({"model_type": "brought", "max_position_embeddings": 77}, 77),
+    ],
+)
+def test_positions_are_those_of_the_architecture(
+    settings: dict[str, Any], positions: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert max_positions(tmp_path) == positions

@@ -243,3 +243,13 @@ def test_folder_that_is_no_adapter_is_named(here, capsys):
     (here / "sft" / "adapter_config.json").unlink()
 
     assert f"{here / 'sft'} is not a PEFT adapter folder" in refusal(capsys, here, here / "llama")
+
+
+def test_a_base_of_other_settings_is_refused(made, here, capsys):
+    """The same tensors turned by another angle are another model."""
+    other = shutil.copytree(here / "llama", here / "turned")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(
+        json.dumps(config | {"rms_norm_eps": 0.1, "transformers_version": "1"})
+    )
+    assert "config.json says rms_norm_eps=0.1 here and 1e-06 there" in refusal(capsys, here, other)

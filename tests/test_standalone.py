@@ -17,7 +17,7 @@ from paft.adapter import Policy
 from paft.config import LoraConfig, Template
 from paft.data.chat import encode_conversation
 from paft.data.proof import reads_alike
-from paft.data.standalone import brought_tokenizer, write_tokenizer
+from paft.data.standalone import GENERATION, brought_tokenizer, copy_tokenizer, write_tokenizer
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.run import score_tasks
 from paft.merge.__main__ import main
@@ -172,3 +172,18 @@ def test_adapters_of_different_templates_are_not_merged(tmp_path: Path) -> None:
         ValueError, match=r"tokenizer.json cannot be read: .*save the adapter's tokenizer again"
     ):
         brought_tokenizer([folders[1]], tmp_path)
+
+
+def test_a_tokenizer_without_generation_settings_adds_its_end_of_turn(tmp_path: Path) -> None:
+    """As peft and a user's save_pretrained leave it: the merged model must stop where its template ends a turn."""
+    tokenizer = tokenizer_for("llama3")
+    assert tokenizer.eos_token != "<|eot_id|>"
+    source, out = tmp_path / "adapter", tmp_path / "model"
+    tokenizer.save_pretrained(source)
+    out.mkdir()
+    (out / "config.json").write_text(
+        json.dumps({"model_type": "llama", "eos_token_id": tokenizer.eos_token_id})
+    )
+    copy_tokenizer(source, out)
+    ends = json.loads((out / GENERATION).read_text())["eos_token_id"]
+    assert ends == sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")])
