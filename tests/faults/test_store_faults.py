@@ -3,10 +3,10 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from processes import Run, assert_same_results, finished, scatter_dates, start
 
@@ -81,11 +81,6 @@ def test_wrong_clocks_change_nothing(cell, smoke_grid, tmp_path):
     assert_same_results(store, smoke_grid.store)
 
 
-def training(branches: list[Path]) -> list[str]:
-    """The branches that have made a step and are not finished."""
-    return [branch.name for branch in branches if list(branch.glob("*.partial/work/history.jsonl"))]
-
-
 def in_own_network() -> tuple[str, ...]:
     words = ("unshare", "--net")
     if (
@@ -107,20 +102,17 @@ def test_two_runs_in_two_networks_share_the_work_and_one_outlives_the_other(cell
         lock = tmp_path / "stages" / stage / f"{only(cell, stage).name}.lock"
         lock.parent.mkdir()
         lock.write_text("4242\nanother-host\n")
-    first, second = (start(*CELL, logs=tmp_path, under=under) for _ in range(2))
-    networks = {os.readlink(f"/proc/{run.process.pid}/ns/net") for run in (first, second)}
-    branches = [tmp_path / "stages" / name for name in ("sft", "preference")]
-    started: list[str] = []
-    first.until(lambda: started.extend(training(branches)) or started)
-    holder, other = (first, second) if f"{started[0]}:" in first.said else (second, first)
-    holder.send(signal.SIGSTOP)
+    holder = start(*CELL, logs=tmp_path, under=under, crash="open *.partial/work/history.jsonl stop")
+    holder.until(lambda: psutil.Process(holder.process.pid).status() == psutil.STATUS_STOPPED)
+    other = start(*CELL, logs=tmp_path, under=under)
+    networks = {os.readlink(f"/proc/{run.process.pid}/ns/net") for run in (holder, other)}
     other.until(lambda: "waiting for" in other.said)
 
     holder.kill()
     other.succeed()
 
     assert len(networks) == 2
-    assert len(ran(first, second)) == 4 and set(ran(first, second)) == {
+    assert len(ran(holder, other)) == 4 and set(ran(holder, other)) == {
         "sft",
         "preference",
         "merge",

@@ -1,8 +1,9 @@
 """Python runs this at its start where its folder is on PYTHONPATH: dies of SIGKILL at one event of its own.
 
-PAFT_TEST_CRASH is `<event> <pattern> [half]` or `<number> <folder>`. Events are Python's audit events: `open` and
+PAFT_TEST_CRASH is `<event> <pattern> [half|stop]` or `<number> <folder>`. Events are Python's audit events: `open` and
 `os.rename`, the latter named by where the file goes. `half` first cuts the file that was to be renamed in the middle,
-as if the kill had come while it was written. A number n is the n-th change of a file below the folder.
+as if the kill had come while it was written; `stop` halts the process instead of killing it. A number n is the n-th
+change of a file below the folder.
 """
 
 import os
@@ -21,6 +22,9 @@ def die() -> None:
 def at_event(wanted: str, pattern: str, how: str = "") -> None:
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == wanted and fnmatch(str(args[1 if event == "os.rename" else 0]), pattern):
+            if how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return
             if how == "half":
                 os.truncate(args[0], os.path.getsize(args[0]) // 2)
             die()
