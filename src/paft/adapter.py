@@ -25,7 +25,7 @@ from paft.layers.fuse import fuse
 from paft.layers.lora import LoraLinear
 from paft.losses import IGNORE, Head, label_logps
 from paft.merge.checkpoint import read_checkpoint
-from paft.proof.paths import can_share, head_of, last_hidden, packs, pads, paths_of
+from paft.proof.paths import can_share, outputs_of, packs, pads, paths_of
 from paft.quantize import is_quantized
 from paft.stage import canonical
 
@@ -142,11 +142,7 @@ class Policy(nn.Module):
         return logps_1N.new_zeros(labels_BT.shape).masked_scatter(real_BT, logps_1N)
 
     def _outputs(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Head | None]:
-        """(hidden states, the head they are for), or (logits, None)."""
-        head, inputs = head_of(self.base), {"input_ids": input_ids, "use_cache": False, **kwargs}
-        if head is None:
-            return self.base(**inputs).logits, None
-        return last_hidden(self.base, **inputs), head
+        return outputs_of(self.base, input_ids=input_ids, use_cache=False, **kwargs)
 
     def can_share_prompts(self, longest: int) -> bool:
         """Whether rows of up to `longest` tokens may hold two answers to one prompt."""

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from paft.evaluate.tree import Request, Row, Trunk, batches, branches_of, grow
 from paft.layers.attention import refuse_not_causal
 from paft.losses import BLOCK_N, Head
-from paft.proof.paths import can_share, head_of, last_hidden, pads, paths_of
+from paft.proof.paths import can_share, outputs_of, pads, paths_of
 
 
 class TrunkCache(DynamicCache):
@@ -94,7 +94,7 @@ class LogLikelihoods:
             inputs["position_ids"] = positions_BT.to(self.device)
         if cache is not None:
             inputs |= {"past_key_values": cache, "position_ids": positions_BT.to(self.device)}
-        outputs_BT, head = self._outputs(inputs)
+        outputs_BT, head = outputs_of(self.model, **inputs)
         bar.update(sum(len(row.tokens) for row in rows))
         asks = [
             (i * width + column, target, index)
@@ -108,13 +108,6 @@ class LogLikelihoods:
             )
             sums.index_add_(0, indices, logps.cpu().double())
             greedy[indices[~likeliest.cpu()]] = False
-
-    def _outputs(self, inputs: dict[str, Any]) -> tuple[Tensor, Head | None]:
-        """(hidden states, the head they are for), or (logits, None)."""
-        head = head_of(self.model)
-        if head is None:
-            return self.model(**inputs).logits, None
-        return last_hidden(self.model, **inputs), head
 
     def _targets(
         self, outputs_N: Tensor, head: Head | None, places: Tensor, targets: Tensor

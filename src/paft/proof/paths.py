@@ -85,6 +85,12 @@ def _mix(base: PreTrainedModel, longest: int) -> bool:
     return sees_whole_rows(base.config, longest) and longest <= same_positions(base.config)
 
 
+def outputs_of(base: PreTrainedModel, **inputs: Any) -> tuple[Tensor, Head | None]:
+    """(last hidden states, the head they are for), or (logits, None) of a base that makes its own."""
+    head = head_of(base)
+    return (base(**inputs).logits, None) if head is None else (last_hidden(base, **inputs), head)
+
+
 def last_hidden(base: PreTrainedModel, **inputs: Any) -> Tensor:
     """[B, T, H] of the base without its head."""
     hidden: Tensor = getattr(base, base.base_model_prefix)(**inputs).last_hidden_state
