@@ -52,6 +52,16 @@ def test_a_damaged_record_is_made_again(cache: Path) -> None:
     assert known(TINY, "cpu") is not None
 
 
+def test_a_cache_that_cannot_be_written_keeps_nobody_from_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = base_folder(TINY)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert proved_paths(folder, TINY, "cpu").packed
+    assert "cannot be written" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["phi", "stablelm"])
 def test_a_cell_on_a_base_of_the_users_and_its_plan(kind: str, tmp_path: Path) -> None:
     small_base(tmp_path / "base", kind)

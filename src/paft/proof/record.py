@@ -57,14 +57,30 @@ def proved_paths(folder: Path, model: ModelConfig, device: str) -> "FastPaths":
     """
     from paft.proof.paths import FastPaths, HeadForm
 
-    found = known(model, device)
-    if found is None:
-        file = proof_file(model, device)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            found = known(model, device) or _prove(folder, model, file, device)
+    found = known(model, device) or _prove_once(folder, model, device)
     head = found["paths"]["head"]
     return FastPaths(**(found["paths"] | {"head": HeadForm(**head) if head else None}))
+
+
+def _prove_once(folder: Path, model: ModelConfig, device: str) -> dict[str, Any]:
+    file = proof_file(model, device)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{file}.lock")
+        lock.acquire()
+    except OSError as error:  # a home that may only be read keeps nobody from training
+        log.warning(
+            "%s cannot be written (%s): the base is proved again each time", file.parent, error.strerror
+        )
+        return _prove(folder, model, file, device)
+    try:
+        found = known(model, device)
+        if found is None:
+            found = _prove(folder, model, file, device)
+            write_json(file, found)
+        return found
+    finally:
+        lock.release()
 
 
 def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[str, Any]:
@@ -75,7 +91,6 @@ def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[st
     found = {"base": model.name, "device": device, "seconds": round(time.monotonic() - started, 3)}
     found |= {"largest_difference": max(proof.differences.values(), default=0.0)}
     found |= {name: version(name) for name in LIBRARIES} | asdict(proof)
-    write_json(file, found)
     log.info("%-10s %s  proved %6.1f s  %s", "base", file.stem, found["seconds"], describe(model, found))
     return found
 
