@@ -30,7 +30,9 @@ from paft.config.data import (
 )
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
 from paft.config.merge import (
+    METHODS,
     DareLinear,
+    DareMerge,
     DareTies,
     Election,
     ElectOn,
@@ -71,6 +73,7 @@ from paft.config.running import (
 from paft.config.training import (
     DPO,
     LINEAR_MODULES,
+    OBJECTIVES,
     ORPO,
     BranchConfig,
     DPOLoss,
@@ -89,6 +92,8 @@ from paft.config.training import (
 __all__ = [
     "DPO",
     "LINEAR_MODULES",
+    "METHODS",
+    "OBJECTIVES",
     "ORPO",
     "SCHEMAS",
     "BadRows",
@@ -97,6 +102,7 @@ __all__ = [
     "DPOLoss",
     "DType",
     "DareLinear",
+    "DareMerge",
     "DareTies",
     "DataConfig",
     "DemoData",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, ClassVar
 
 from paft.config.checks import UNLESS_DEFAULT, Typed, incidental, require
 from paft.config.model import DType
@@ -65,9 +66,28 @@ class Norm(str, Enum):
     merged = "merged"
 
 
+METHODS: dict[str, type["MergeConfig"]] = {}
+"""Name on the command line -> the config of a merge method, in the order of the paper's Table 1, then of definition."""
+
+
 @dataclass
 class MergeConfig(Typed):
-    """What every method shares. Weights are given in the order SFT, preference."""
+    """What every method shares. Weights are given in the order SFT, preference.
+
+    A class that is given a `name` is a method of that name everywhere: `merge=<name>`, tables, pictures.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    """As tables and pictures write it."""
+    source: ClassVar[str] = ""
+    """The paper or code that defines it."""
+
+    def __init_subclass__(cls, *, name: str = "", title: str = "", source: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name:
+            cls.name, cls.title, cls.source = name, title or name.replace("_", " ").title(), source
+            METHODS[name] = cls
 
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
@@ -93,36 +113,6 @@ class WeightedMerge(MergeConfig):
 
 
 @dataclass
-class Linear(WeightedMerge):
-    """Weighted average of the deltas."""
-
-    normalize: bool = True
-    """Divide by the sum of the weights."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.normalize or sum(self.weights) != 0, "merge.weights", self.weights, "not summing to 0"
-        )
-
-
-@dataclass
-class TaskArithmetic(WeightedMerge):
-    """Weighted sum of the deltas times `scale`."""
-
-
-@dataclass
-class Slerp(MergeConfig):
-    """Spherical interpolation from SFT (t = 0) to preference (t = 1)."""
-
-    t: float = 0.5
-    space: SlerpSpace = SlerpSpace.delta
-
-    def __post_init__(self) -> None:
-        require(0 <= self.t <= 1, "merge.t", self.t, "in [0, 1]")
-
-
-@dataclass
 class SparseMerge(WeightedMerge):
     density: float = 0.5
     """Share of each delta that is kept; 1 keeps everything."""
@@ -143,7 +133,28 @@ class SparseMerge(WeightedMerge):
 
 
 @dataclass
-class Ties(SparseMerge):
+class Slerp(MergeConfig, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1145/325165.325242"):
+    """Spherical interpolation from SFT (t = 0) to preference (t = 1)."""
+
+    t: float = 0.5
+    space: SlerpSpace = SlerpSpace.delta
+
+    def __post_init__(self) -> None:
+        require(0 <= self.t <= 1, "merge.t", self.t, "in [0, 1]")
+
+
+@dataclass
+class TaskArithmetic(
+    WeightedMerge,
+    name="task_arithmetic",
+    title="Task Arithmetic",
+    source="Ilharco et al. 2023, arXiv:2212.04089",
+):
+    """Weighted sum of the deltas times `scale`."""
+
+
+@dataclass
+class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, arXiv:2306.01708"):
     """Trim by magnitude, elect signs, average what agrees (Yadav et al. 2023)."""
 
     election: Election = Election.mass
@@ -153,8 +164,8 @@ class Ties(SparseMerge):
 
 
 @dataclass
-class DareLinear(SparseMerge):
-    """Drop at random, rescale, add (Yu et al. 2023)."""
+class DareMerge(SparseMerge):
+    """What the two DARE methods share: drop at random, then rescale (Yu et al. 2023)."""
 
     rescale: Rescale = Rescale.l1
     normalize: Normalize = Normalize.none
@@ -163,8 +174,29 @@ class DareLinear(SparseMerge):
 
 
 @dataclass
-class DareTies(DareLinear):
+class DareTies(DareMerge, name="dare", title="DARE TIES", source="Yu et al. 2024, arXiv:2311.03099"):
     """Drop at random, rescale, elect signs, add what agrees: the paper's DARE TIES."""
 
     election: Election = Election.mass
     elect_on: ElectOn = ElectOn.weighted
+
+
+@dataclass
+class DareLinear(
+    DareMerge, name="dare_linear", title="DARE Linear", source="Yu et al. 2024, arXiv:2311.03099"
+):
+    """Drop at random, rescale, add."""
+
+
+@dataclass
+class Linear(WeightedMerge, name="linear", title="Linear", source="Wortsman et al. 2022, arXiv:2203.05482"):
+    """Weighted average of the deltas."""
+
+    normalize: bool = True
+    """Divide by the sum of the weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.normalize or sum(self.weights) != 0, "merge.weights", self.weights, "not summing to 0"
+        )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, ClassVar
 
 from paft.config.checks import UNLESS_DEFAULT, Typed, require
 
@@ -141,9 +142,28 @@ class SFTConfig(BranchConfig):
         return "sft"
 
 
+OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}
+"""Name on the command line -> the config of a preference objective, in the order of definition."""
+
+
 @dataclass
 class PreferenceConfig(BranchConfig):
-    """Base of the preference objectives."""
+    """Base of the preference objectives.
+
+    A class that is given a `name` is an objective of that name everywhere: `preference=<name>`, tables, pictures.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    """As tables and pictures write it."""
+    source: ClassVar[str] = ""
+    """The paper that defines it."""
+
+    def __init_subclass__(cls, *, name: str = "", title: str = "", source: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name:
+            cls.name, cls.title, cls.source = name, title or name.upper(), source
+            OBJECTIVES[name] = cls
 
 
 class DPOLoss(str, Enum):
@@ -160,7 +180,7 @@ class ReferenceFrom(str, Enum):
 
 
 @dataclass
-class DPO(PreferenceConfig):
+class DPO(PreferenceConfig, name="dpo", title="DPO", source="Rafailov et al. 2023, arXiv:2305.18290"):
     loss: DPOLoss = DPOLoss.sigmoid
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -189,7 +209,7 @@ class NLLScope(str, Enum):
 
 
 @dataclass
-class ORPO(PreferenceConfig):
+class ORPO(PreferenceConfig, name="orpo", title="ORPO", source="Hong et al. 2024, arXiv:2403.07691"):
     beta: float = 0.1
     """Weight of the odds-ratio term (lambda in the ORPO paper)."""
     nll_scope: NLLScope = NLLScope.sequence

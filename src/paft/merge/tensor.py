@@ -12,7 +12,7 @@ from threading import local
 import numpy as np
 
 from paft.config import (
-    DareLinear,
+    DareMerge,
     DareTies,
     Linear,
     MergeConfig,
@@ -75,7 +75,7 @@ def plan_for(method: MergeConfig, adapters: Adapters) -> Plan:
             return partial(_ties, method, Buffers())
         case Ties():
             return _global_ties(method, adapters)
-        case DareLinear():
+        case DareMerge():
             return partial(_dare, method, list(adapters))
     raise ValueError(f"no merge is written for {type(method).__name__}")
 
@@ -148,7 +148,7 @@ def _elect(method: Ties) -> Combine:
 
 
 def _dare(
-    method: DareLinear, branches: list[str], name: str, deltas: Sequence[Factors], base: Rows
+    method: DareMerge, branches: list[str], name: str, deltas: Sequence[Factors], base: Rows
 ) -> TensorMerge:
     combine: Callable[..., Array] = dare_linear
     if isinstance(method, DareTies):
