@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from paft.cells import compose_cells
 from paft.compose import explain, is_mistake, register_schemas, to_config
 from paft.config import RunConfig
 from paft.failures import Failures, cell_name
@@ -155,7 +156,7 @@ class Sweep(Callback):
             self._begin_search(config)  # each cell is checked when its turn comes
             return
         self.words = expand(config)
-        self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in self.words]
+        self.configs = compose_cells(self.words)
         cells = [(c, build(c)) for c in self.configs]
         self.keys = [cell.key for _, cell in cells]
         if self.configs and self.configs[0].plan:
