@@ -11,12 +11,12 @@ import lightning as L
 from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch.callbacks import Callback
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
+from paft.command.pipeline import run_stage
 from paft.config import RunConfig
-from paft.graph import build
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage
+from paft.graph.build import build
+from paft.graph.stage import Stage
+from paft.store.context import Context
 from paft.store.store import Store
 
 CONF = Path(__file__).parents[1] / "conf"

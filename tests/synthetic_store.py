@@ -28,9 +28,9 @@ from paft.config import (
     TinyModel,
     TrainerConfig,
 )
-from paft.graph import build
-from paft.stage import Stage
-from paft.store.jsonfile import write_json
+from paft.files.jsonfile import write_json
+from paft.graph.build import build
+from paft.graph.stage import Stage
 from paft.store.store import Store
 
 EVALUATE = EvaluateConfig(

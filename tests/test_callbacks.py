@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from paft.callbacks.merge_then_evaluate import MergeThenEvaluate
 from paft.callbacks.sparsity import DeltaSparsity
-from paft.graph import build
-from paft.pipeline import run_stage
-from paft.run import Context
+from paft.command.pipeline import run_stage
+from paft.graph.build import build
+from paft.store.context import Context
 from paft.store.store import Store
 
 EVERY_2 = ("callbacks.merge_then_evaluate.every_n_train_steps=2", "callbacks.sparsity.every_n_train_steps=3")

@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from paft import config as schema
-from paft.compose import explain
-from paft.stage import canonical
+from paft.config.mistakes import explain
+from paft.graph.stage import canonical
 
 CONF = ROOT / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())

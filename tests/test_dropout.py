@@ -8,12 +8,12 @@ import torch
 from small_bases import small_base
 from tiny import MODEL, branch, distance, gradient_of_a_step, gradients, make, move, pairs, rows_for, run
 
-from paft.adapter import Policy
 from paft.config import DPO, ORPO, LoraConfig, SFTConfig
-from paft.layers.dropout import RowDropout, Rows
-from paft.model import load_base
+from paft.forward.pairs import shared_prompt_tensors, two_row_tensors
+from paft.model.layers.dropout import RowDropout, Rows
+from paft.model.policy import Policy
+from paft.proof.base import load_base
 from paft.training.batches import StepLoader
-from paft.training.pairs import shared_prompt_tensors, two_row_tensors
 from paft.training.preference import DPOModule
 
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.1)

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import distance
 
+from paft.command.pipeline import run_stage
 from paft.config import RunConfig, decode
-from paft.graph import build
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage, canonical
+from paft.graph.build import build
+from paft.graph.stage import Stage, canonical
+from paft.store.context import Context
 from paft.store.store import Store
 
 SAME = 2e-5

@@ -8,16 +8,17 @@ import torch
 from safetensors.torch import load_file
 from tiny import BRANCHES, PAD, make, pairs, whole_batch
 
+from paft.command.pipeline import run_stage
 from paft.config import RunConfig
 from paft.data.prepare import read_preference
-from paft.graph import FirstSteps, build, unique
-from paft.model import base_folder, load_base
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage
+from paft.forward.pairs import two_row_tensors
+from paft.graph.build import FirstSteps, build, unique
+from paft.graph.stage import Stage
+from paft.model.base import base_folder
+from paft.proof.base import load_base
+from paft.store.context import Context
 from paft.store.store import Store
 from paft.training.batches import StepLoader
-from paft.training.pairs import two_row_tensors
 from paft.training.reference import FILE, ScoredPair, rows_read, score_pairs, scored
 
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
@@ -40,7 +41,7 @@ def test_scores_against_plain_transformers(compose, tmp_path, paradigm):
     rows = read_preference(store.path(stage.inputs["data"]), "train")
     base = load_base(base_folder(config.model), config.model)
     if paradigm == "sequential":
-        from paft.adapter import add_deltas
+        from paft.model.policy import add_deltas
 
         add_deltas(base, [store.path(stage.inputs["sft"]) / "adapter"])
 

@@ -11,7 +11,7 @@ import pytest
 from synthetic_store import EVALUATE, PAFT, fill, grid, with_lambda
 
 from paft.config import DareTies, Paradigm, TaskConfig, Ties
-from paft.graph import build
+from paft.graph.build import build
 from paft.report.labels import method, section
 from paft.report.table import family, key_of, row, rows
 

@@ -35,8 +35,8 @@ from paft.config import (
     TrainerConfig,
     Wandb,
 )
-from paft.graph import build, lambda_of, unique
-from paft.stage import Stage, canonical
+from paft.graph.build import build, lambda_of, unique
+from paft.graph.stage import Stage, canonical
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"
 CELL = with_lambda(PAFT, 1e-4)

@@ -19,10 +19,10 @@ from tiny import (
 )
 
 from paft.config import DPO, ORPO, DPOLoss, L1Config, L1Of, NLLScope, SFTConfig
+from paft.forward.batches import sft_tensors
+from paft.forward.pairs import two_row_tensors
 from paft.losses import IGNORE
-from paft.training.batches import sft_tensors
 from paft.training.module import BranchModule
-from paft.training.pairs import two_row_tensors
 
 
 @pytest.mark.parametrize("name", BRANCHES)

@@ -13,9 +13,11 @@ from synthetic_store import PAFT, fill
 from wandb_file import OfflineRun, read_runs
 
 from paft.config import Csv, Wandb, WandbMode
-from paft.run import Context
+from paft.report.wandb_cell import cell_id, log_cell
+from paft.store.context import Context
 from paft.store.store import Store
-from paft.tracking import branch_id, cell_id, log_cell, mode, survive
+from paft.tracking.branch import branch_id
+from paft.tracking.run import mode, survive
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from paft.chat.tokens import IGNORE, Encoded, EncodedPair
 from paft.config import (
     DPO,
     ORPO,
@@ -22,8 +23,7 @@ from paft.config import (
     SFTConfig,
     TinyModel,
 )
-from paft.data.chat import IGNORE, Encoded, EncodedPair
-from paft.model import base_folder
+from paft.model.base import base_folder
 from paft.training.batches import GlobalBatch, StepLoader
 from paft.training.module import BranchModule
 from paft.training.preference import DPOModule, ORPOModule

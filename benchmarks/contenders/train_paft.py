@@ -19,17 +19,17 @@ from typing import Any
 import lightning as L
 from hydra import compose, initialize_config_dir
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
+from paft.command.pipeline import run_stage
 from paft.config import BranchConfig, RunConfig
-from paft.cost import read_shape, training_flops
+from paft.cost.flops_and_bytes import read_shape, training_flops
+from paft.cost.work import rows_work
 from paft.data.prepare import read_preference, read_sft
-from paft.graph import build
-from paft.model import base_folder
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage, Store
+from paft.graph.build import build
+from paft.graph.stage import Stage, Store
+from paft.model.base import base_folder
+from paft.store.context import Context
 from paft.training.batches import StepLoader
-from paft.work import rows_work
 
 ROOT = Path(__file__).parents[2]
 READERS: dict[str, Any] = {"sft": read_sft, "preference": read_preference}

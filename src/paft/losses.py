@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paft.data.chat import IGNORE
+from paft.chat.tokens import IGNORE
 
 BLOCK_N = 512
 """Tokens whose vocabulary-sized logits exist at once."""

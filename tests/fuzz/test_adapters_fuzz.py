@@ -28,7 +28,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paft.config import DareTies, Linear, Slerp, SlerpSpace, TaskArithmetic, Ties
-from paft.delta import adapter_statistics, read_adapter
+from paft.delta.statistics import adapter_statistics, read_adapter
 from paft.merge.apply import apply_adapters, merge_adapters
 
 pytestmark = pytest.mark.fuzz

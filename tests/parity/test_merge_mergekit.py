@@ -22,7 +22,7 @@ from paft.config import (
     TaskArithmetic,
     Ties,
 )
-from paft.delta import read_adapter
+from paft.delta.statistics import read_adapter
 from paft.merge import methods
 from paft.merge.apply import apply_adapters, merge_adapters
 from paft.merge.sparsify import bernoulli_mask

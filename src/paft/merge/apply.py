@@ -13,8 +13,9 @@ from threadpoolctl import threadpool_limits
 
 from paft.config import SCHEMAS, DType, MergeConfig, Norm, Slerp, WeightedMerge
 from paft.config.checks import identifies
-from paft.merge.adapter import StoredFactors, read_adapters
-from paft.merge.checkpoint import Array, Bits, Stored, blocks_of, decode, read_checkpoint
+from paft.delta.adapter import StoredFactors, read_adapters
+from paft.delta.rows import Array, Bits, blocks_of, decode
+from paft.files.safetensors import Stored, read_checkpoint
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
 from paft.merge.slerp import Gram
 from paft.merge.sparsify import Mask

@@ -6,9 +6,9 @@ from functools import cache
 from typing import Any
 
 from paft.config import DareLinear, DareTies, Linear, MergeConfig, Slerp, TaskArithmetic, Ties
+from paft.graph.stage import canonical
 from paft.report.labels import Row
 from paft.report.table import merge_options
-from paft.stage import canonical
 
 DEFAULTS: dict[str, type[MergeConfig]] = {
     "slerp": Slerp,

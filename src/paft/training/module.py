@@ -13,12 +13,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from paft.adapter import Policy, add_deltas, refuse_unstored
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
-from paft.model import load_base
-from paft.proof.paths import FastPaths, paths_of
-from paft.quantize import quantize
-from paft.training.batches import GlobalBatch, micro_batches
+from paft.forward.batches import micro_batches
+from paft.model.paths import FastPaths, paths_of
+from paft.model.policy import Policy, add_deltas, refuse_unstored
+from paft.model.quantize import quantize
+from paft.proof.base import load_base
+from paft.training.batches import GlobalBatch
 from paft.training.nonfinite import LeftOut
 from paft.training.strategy import largest_of_ranks, shard
 

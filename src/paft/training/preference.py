@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paft.chat.tokens import EncodedPair
 from paft.config import DPO, ORPO, DPOLoss, NLLScope
-from paft.data.chat import EncodedPair
+from paft.forward.pairs import REJECTED, PairTensors, answer_logps, pair_tensors
 from paft.losses import dpo_loss, orpo_loss
 from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
-from paft.training.pairs import REJECTED, PairTensors, answer_logps, pair_tensors
 from paft.training.reference import ScoredPair
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.02}

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paft.chat.tokens import Encoded
 from paft.config import L1Method, L1Of, SFTConfig
-from paft.data.chat import Encoded
+from paft.forward.batches import sft_tensors
 from paft.losses import l1_penalty
-from paft.training.batches import GlobalBatch, sft_tensors
+from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
 from paft.training.proximal import proximal_step
 from paft.training.sparsity_control import SparsityControl, measured_share
