@@ -10,11 +10,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from paft import cells
-from paft.cells import compose_cells
-from paft.compose import explain, register_schemas, to_config
+from paft.command import cells
+from paft.command.cells import compose_cells
+from paft.command.compose import register_schemas, to_config
 from paft.config import RunConfig
-from paft.stage import canonical
+from paft.config.mistakes import explain
+from paft.graph.stage import canonical
 
 CHOICES = [
     ("merge=slerp", "merge=ties", "merge=dare", "merge=linear"),

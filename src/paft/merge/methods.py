@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from paft.config import Election, ElectOn, Normalize, Rescale
-from paft.merge.checkpoint import Array
+from paft.delta.rows import Array
 from paft.merge.sparsify import Mask, bernoulli_mask, largest, random
 
 Choice = TypeVar("Choice", bound=Enum)

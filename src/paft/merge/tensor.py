@@ -22,8 +22,8 @@ from paft.config import (
     TaskArithmetic,
     Ties,
 )
-from paft.merge.adapter import Factors, StoredFactors, inner
-from paft.merge.checkpoint import Array, Rows, blocks_of
+from paft.delta.adapter import Factors, StoredFactors, inner
+from paft.delta.rows import Array, Rows, blocks_of
 from paft.merge.methods import dare_linear, dare_ties, linear, task_arithmetic, ties
 from paft.merge.slerp import Gram, along, delta_arc, full_arc, gram_of
 from paft.merge.sparsify import (

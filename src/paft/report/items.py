@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paft.evaluate.items import Floats, Items, from_samples
+from paft.files.jsonfile import read_object
 from paft.report.labels import MEASURES, Row
 from paft.report.saved import is_saved, saved_items
 from paft.report.statistics import Sample
-from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paft.files.jsonfile import read_object
 from paft.report.labels import Row
-from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 

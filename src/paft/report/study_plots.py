@@ -8,16 +8,7 @@ from matplotlib.figure import Figure
 
 from paft.report.labels import TITLES, Column, Row, method, score_columns, short
 from paft.report.plain import plain
-from paft.report.style import (
-    BLACK,
-    GREY,
-    MARKERS,
-    MERGE_COLOURS,
-    add_legend,
-    clean,
-    new_figure,
-    new_panels,
-)
+from paft.report.style import BLACK, GREY, MARKERS, MERGE_COLOURS, add_legend, clean, new_figure, new_panels
 
 PARETO = (
     ("gsm8k_choice", "hh_margin", "mmlu_dev_bits"),

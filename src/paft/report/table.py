@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from paft.config.model import gguf_title
+from paft.files.jsonfile import read_object
 from paft.report.labels import Row, ranked
 from paft.report.saved import is_saved, saved_rows
-from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 
@@ -121,7 +121,7 @@ def columns(table: list[Row]) -> list[str]:
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
-    """`paft.stage.Stage.key` of the stage with this identity, from the lineage in stage.json alone."""
+    """`paft.graph.stage.Stage.key` of the stage with this identity, from the lineage in stage.json alone."""
     keys = {name: key_of(stage) for name, stage in identity["inputs"].items()}
     return _digest({**identity, "inputs": keys})
 

@@ -1,0 +1,114 @@
+"""From Hydra's composed config to the typed `RunConfig`, with errors a person can act on."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from paft.config import SCHEMAS, RunConfig, require_sound
+from paft.graph.callbacks import refuse_unknown
+from paft.report.table import refuse_taken
+
+UNTYPED = ("lambda", "experiment")
+"""Root keys that are no field of `RunConfig`."""
+
+
+def register_schemas() -> None:
+    """Make every type of `config.SCHEMAS` available to the YAML files in `conf/`."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(group="schema", name=name, node=schema)
+    OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
+
+
+def _gpus(accelerator: str, devices: int) -> int:
+    """`${gpus:...}` in a launcher's file: the GPUs of a node to ask for."""
+    return devices if accelerator == "gpu" else 0
+
+
+def to_config(cfg: DictConfig) -> RunConfig:
+    """The typed, range-checked config of one run.
+
+    Raises `ValueError` naming the key, the value received and what is allowed, for a value of the wrong
+    type, out of range, or missing.
+    """
+    check_lambda(cfg)
+    if missing := list(_missing_keys(cfg)):
+        raise ValueError(_missing(missing))
+    return checked(root_values(cfg, [str(key) for key in cfg if key not in UNTYPED]))
+
+
+def root_values(cfg: DictConfig, names: list[str]) -> dict[str, Any]:
+    """The typed values of these root keys. Raises `ValueError` as `to_config` does, of which this is a part.
+
+    What one is depends on its own resolved content alone.
+    """
+    values = OmegaConf.create({k: v for k, v in cfg.items_ex(resolve=False) if k in names})
+    values._set_parent(cfg)  # so that ${lambda} still resolves
+    try:
+        OmegaConf.resolve(values)
+        typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+        assert isinstance(typed, DictConfig)
+        _refuse_unknown(typed, names)
+        return {name: _value(typed[name]) for name in names}
+    except (OmegaConfBaseException, MissingMandatoryValue) as error:
+        raise ValueError(_in_words(error)) from error
+
+
+def checked(values: dict[str, Any]) -> RunConfig:
+    """The config of typed root values. Raises `ValueError` for one out of range, or that another does not allow."""
+    if missing := sorted({f.name for f in fields(RunConfig) if f.default == MISSING} - values.keys()):
+        raise ValueError(_missing(missing))
+    config = RunConfig(**values)
+    require_sound(config)
+    refuse_taken(config.evaluate.tasks)
+    refuse_unknown(config.callbacks)
+    return config
+
+
+def _value(node: Any) -> Any:
+    return OmegaConf.to_object(node) if isinstance(node, DictConfig | ListConfig) else node
+
+
+def check_lambda(cfg: DictConfig) -> None:
+    """`lambda` cannot be a dataclass field, so its type is checked by hand, under its own name."""
+    value = cfg["lambda"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"lambda must be a number, at least 0, got {value!r}; for example lambda=1e-4")
+
+
+def _refuse_unknown(node: DictConfig, keys: list[str], at: str = "") -> None:
+    """`+merge.foo=1` passes Hydra whatever the type; what no dataclass names would have no effect."""
+    schema = OmegaConf.get_type(node)
+    names = [f.name for f in fields(schema)] if is_dataclass(schema) else [str(key) for key in node]
+    for key in keys:
+        if key not in names:
+            raise ValueError(
+                f"{at}{key} is not a setting; {at.rstrip('.') or 'the root'} has: {', '.join(names)}"
+            )
+        child = node[key]
+        if isinstance(child, DictConfig):
+            _refuse_unknown(child, [*map(str, child)], f"{at}{key}.")
+
+
+def _missing_keys(node: DictConfig, at: str = "") -> Iterator[str]:
+    """Every `???`; not what merely refers to one."""
+    for name, child in node.items_ex(resolve=False):
+        key = str(name)
+        if OmegaConf.is_missing(node, key):
+            yield f"{at}{key}"
+        elif isinstance(child, DictConfig) and not (child._is_none() or child._is_interpolation()):
+            yield from _missing_keys(child, f"{at}{key}.")
+
+
+def _missing(keys: list[str]) -> str:
+    example = " ".join(f"{key}=..." for key in keys)
+    return f"{', '.join(keys)} must be given; add {example} to the command line"
+
+
+def _in_words(error: Exception) -> str:
+    key: Any = getattr(error, "full_key", None) or "config"
+    return f"{key}: {str(error).splitlines()[0]}"
