@@ -7,7 +7,7 @@ import torch
 from tiny import MODEL, pairs, sft_rows
 from torch.utils.flop_counter import FlopCounterMode
 
-from paft.config import DPO, ORPO, HubModel, L1Config, LocalModel, LoraConfig, NLLScope, SFTConfig
+from paft.config import HubModel, L1Config, LocalModel, LoraConfig, SFTConfig
 from paft.cost.flops_and_bytes import (
     HEAD_BLOCK,
     Batch,
@@ -26,6 +26,7 @@ from paft.cost.work import Work, forwards_reference, pair_work, rows_work, seque
 from paft.losses import BLOCK_N, l1_penalty
 from paft.model.base import base_folder
 from paft.model.policy import Policy
+from paft.objectives import DPO, ORPO, NLLScope
 from paft.proof.base import load_base
 
 DEEP = replace(MODEL, num_layers=8)

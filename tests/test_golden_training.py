@@ -8,21 +8,11 @@ import pytest
 from tiny import branch, make, rows_for, run
 from transformers import AutoModelForCausalLM
 
-from paft.config import (
-    DPO,
-    ORPO,
-    DType,
-    EvaluateConfig,
-    L1Config,
-    Schedule,
-    SFTConfig,
-    TaskConfig,
-    Template,
-    TinyModel,
-)
+from paft.config import DType, EvaluateConfig, L1Config, Schedule, SFTConfig, TaskConfig, Template, TinyModel
 from paft.evaluate.stage import score_tasks
 from paft.graph import stages
 from paft.model.base import base_folder, load_tokenizer
+from paft.objectives import DPO, ORPO
 from paft.proof.base import load_base
 
 FILE = Path(__file__).parent / "golden/training.json"
@@ -42,7 +32,8 @@ TASKS = {
 }
 MOVED = (
     "{name} moved. If by accident, this change has a bug. If on purpose, raise the version in "
-    "paft.graph.stages.STAGES[{stage!r}], so that no stored result is taken for a new one, then run this file as a script to record anew"
+    "paft.graph.stages.STAGES[{stage!r}], so that no stored result is taken for a new one, then run this file as a "
+    "script to record anew"
 )
 
 

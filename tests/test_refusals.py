@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, train
 from test_stage import CELL
 
-from paft.command.pipeline import quiet_libraries
+from paft.command.libraries import quiet_libraries
 from paft.config import LocalModel, TaskConfig, TinyModel, Wandb, WheelModel
 from paft.evaluate.stage import refuse_tasks, task_manager
 from paft.graph.build import build

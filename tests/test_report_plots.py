@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from synthetic_store import PAFT, fill, grid
 
-from paft.config import ORPO, Paradigm, Slerp, Ties
+from paft.config import Paradigm
+from paft.merge.methods import Slerp, Ties
+from paft.objectives import ORPO
 from paft.report.build import adapters, merge_reports
 from paft.report.labels import Column, blocks, labels, score_columns, short
 from paft.report.plots import by_layer, conflict_by_layer, sparsity_bars, training_curves

@@ -17,8 +17,9 @@ from tiny import MODEL, adapter, branch, distance, gradients, make, move, pairs,
 from torch import Tensor
 
 from paft.chat.tokens import IGNORE
-from paft.config import DPO, ORPO, BranchConfig, DPOLoss, LoraConfig, SFTConfig
+from paft.config import BranchConfig, LoraConfig, SFTConfig
 from paft.model.base import base_folder, byte_tokenizer
+from paft.objectives import DPO, ORPO, DPOLoss
 from paft.proof.base import load_base
 from paft.training.module import BranchModule
 

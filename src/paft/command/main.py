@@ -88,10 +88,7 @@ def _run(cfg: DictConfig, failures: Failures | None) -> float | None:
             show_plan([(config, cell)])
         return None
     refuse_training(config, cell)
-    from paft.command.pipeline import (  # torch and the rest load only when something runs
-        run_cell,
-        write_report,
-    )
+    from paft.command.pipeline import run_cell, write_report
 
     require_nodes(config.trainer.num_nodes)
     with requeued():

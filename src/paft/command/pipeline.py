@@ -29,7 +29,7 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     Raises `ValueError` for a stage that is among the `failures` of the cell's grid.
     """
     store = Store(config.store)
-    context = Context(config.running, store, cell, partial(run_stage, config=config, failures=failures))
+    context = context_of(config, store, cell, failures)
     missing = {s.key: s for s in store.missing(cell)}
     for stage in cell.walk():
         if stage.key not in missing and store.complete(stage):
@@ -45,6 +45,11 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     if not config.merge.keep:
         drop_merged(store, cell)
     return folder
+
+
+def context_of(config: RunConfig, store: Store, cell: Stage, failures: Failures | None = None) -> Context:
+    """What the stages of a cell run in."""
+    return Context(config.running, store, cell, partial(run_stage, config=config, failures=failures))
 
 
 def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:

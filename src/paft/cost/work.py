@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from paft.chat.tokens import Encoded, EncodedPair
-from paft.config import DPO, ORPO, BranchConfig, NLLScope
+from paft.config import BranchConfig, PreferenceConfig
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def pair_work(prompt: float, chosen: float, rejected: float, *, learns_prompt: b
 
 def learns_prompt(branch: BranchConfig) -> bool:
     """ORPO's likelihood term is by default over the prompt too."""
-    return isinstance(branch, ORPO) and branch.nll_scope is NLLScope.sequence
+    return isinstance(branch, PreferenceConfig) and branch.learns_prompt
 
 
 def forwards_reference(branch: BranchConfig, inputs: Container[str]) -> bool:
     """DPO needs the reference's log-probabilities: from an input of that name, or from a forward pass of its own."""
-    return isinstance(branch, DPO) and "reference" not in inputs
+    return isinstance(branch, PreferenceConfig) and branch.needs_reference and "reference" not in inputs
 
 
 def rows_work(rows: Iterable[Encoded | EncodedPair], branch: BranchConfig) -> Work:

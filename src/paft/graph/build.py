@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import (
-    DPO,
     BranchConfig,
     DataConfig,
     DemoSource,
@@ -27,7 +26,7 @@ from paft.config import (
     MergeConfig,
     ModelConfig,
     Paradigm,
-    ReferenceFrom,
+    PreferenceConfig,
     RunConfig,
     SFTConfig,
     Source,
@@ -155,7 +154,7 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
     if isinstance(branch, SFTConfig):
         branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
-    if isinstance(branch, DPO) and branch.reference is ReferenceFrom.stage:
+    if isinstance(branch, PreferenceConfig) and branch.has_reference_stage:
         inputs["reference"] = _stage(
             "reference", ReferenceStage(model, _first_steps(branch, config.seed)), **inputs
         )

@@ -13,8 +13,8 @@ import numpy as np
 from paft.delta.adapter import Factors, StoredFactors, inner, zero_factors
 from paft.delta.rows import Rows, blocks_of
 from paft.files.safetensors import read_checkpoint
+from paft.merge.method import Adapters, Plan, TensorMerge
 from paft.merge.stream import THREADS, Weight
-from paft.merge.tensor import Adapters, Plan, TensorMerge
 
 
 def adapter_norm(adapter: Mapping[str, StoredFactors]) -> float:

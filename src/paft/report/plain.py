@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from paft.config import DareLinear, DareTies, Linear, MergeConfig, Slerp, TaskArithmetic, Ties
+from paft.config import MergeConfig
 from paft.graph.stage import canonical
+from paft.merge.methods import DareLinear, DareTies, Linear, Slerp, TaskArithmetic, Ties
 from paft.report.labels import Row
 from paft.report.table import merge_options
 

@@ -1,4 +1,4 @@
-"""What the three LightningModules share: the LoRA backbone, the optimizer step, what a checkpoint holds.
+"""What the LightningModules share: the LoRA backbone, the optimizer step, what a checkpoint holds.
 
 One Lightning batch is one global batch. It is cut into micro-batches whose losses are divided by the global
 batch's totals, so the update depends neither on the micro-batch size nor on the number of devices.
@@ -46,7 +46,7 @@ def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[in
 
 
 class BranchModule(L.LightningModule):
-    """Base of `SFTModule`, `DPOModule` and `ORPOModule`: subclasses say what a micro-batch's loss is.
+    """Base of `SFTModule` and `PreferenceModule`: subclasses say what a micro-batch's loss is.
 
     `base` is the base model's folder, `deltas` adapter folders added to it before the new adapter is attached
     (sequential training), `num_steps` the length of the whole run, `paths` what the base was proved to take (None:

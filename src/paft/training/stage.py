@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from paft.chat.standalone import write_tokenizer
-from paft.config import DPO, ORPO, SFTConfig, TrainerConfig
+from paft.config import TrainerConfig
 from paft.data.prepare import read_preference, read_sft
 from paft.delta.statistics import adapter_statistics, read_adapter
 from paft.files.jsonfile import write_json
@@ -26,13 +26,13 @@ from paft.training.checkpoint import last_checkpoint
 from paft.training.history import History
 from paft.training.module import BranchModule
 from paft.training.nonfinite import NotFinite, explained
-from paft.training.preference import DPOModule, ORPOModule
+from paft.training.preference import PreferenceModule
 from paft.training.reference import scored
 from paft.training.sft import SFTModule
 from paft.training.throughput import SHOWN, Throughput
 from paft.training.trainer import bind, make_callbacks, make_trainer
 
-MODULES: dict[type, type[BranchModule]] = {SFTConfig: SFTModule, DPO: DPOModule, ORPO: ORPOModule}
+MODULES: dict[str, type[BranchModule]] = {"sft": SFTModule, "preference": PreferenceModule}
 READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "preference": read_preference}
 
 
@@ -56,7 +56,7 @@ def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         epochs=branch.epochs,
         max_steps=branch.max_steps,
     )
-    module = MODULES[type(branch)](
+    module = MODULES[stage.name](
         base,
         config.model,
         branch,

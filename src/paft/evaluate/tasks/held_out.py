@@ -1,4 +1,4 @@
-"""Tasks made of the rows that `data.<branch>.held_out` keeps from training; `paft.evaluate.stage` names their folder."""
+"""Tasks made of the rows that `data.<branch>.held_out` keeps from training; `paft.evaluate.stage` gives the folder."""
 
 import re
 from collections.abc import Callable, Iterable
