@@ -11,9 +11,6 @@ from conftest import train
 from synthetic_store import PAFT, fill, with_lambda
 
 from paft.config import (
-    DPO,
-    ORPO,
-    DareTies,
     DemoSource,
     DType,
     FileSource,
@@ -21,10 +18,8 @@ from paft.config import (
     HubSource,
     LocalModel,
     ModelShape,
-    NLLScope,
     Paradigm,
     Quantization,
-    ReferenceFrom,
     Skill,
     StrategyConfig,
     StrategyName,
@@ -39,7 +34,9 @@ from paft.files.jsonfile import write_json
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.build import build
 from paft.graph.stage import Stage
+from paft.merge.methods import DareTies
 from paft.model.base import base_folder, load_tokenizer
+from paft.objectives import DPO, ORPO, NLLScope, ReferenceFrom
 from paft.plan import show_plan
 from paft.plan.estimate import EVALUATION_TOKENS, Estimate
 from paft.plan.rows import expected

@@ -10,6 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from paft.config import SCHEMAS, RunConfig, require_sound
 from paft.graph.callbacks import refuse_unknown
+from paft.merge.methods import METHODS
+from paft.objectives import OBJECTIVES
 from paft.report.table import refuse_taken
 
 UNTYPED = ("lambda", "experiment")
@@ -17,9 +19,9 @@ UNTYPED = ("lambda", "experiment")
 
 
 def register_schemas() -> None:
-    """Make every type of `config.SCHEMAS` available to the YAML files in `conf/`."""
+    """Make every type of a config available to the YAML files in `conf/`."""
     store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
+    for name, schema in (SCHEMAS | METHODS | OBJECTIVES).items():
         store.store(group="schema", name=name, node=schema)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
 
