@@ -5,8 +5,6 @@ the canonical JSON of {stage, version, config with type names, keys of the input
 the same work name the same folder. `paft.store.store` keeps the finished ones.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -14,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from paft.config.checks import identifies
+from paft.files.fingerprint import digest
 
 
 def canonical(value: Any, *, whole: bool = False) -> Any:
@@ -54,8 +53,7 @@ class Stage:
     def key(self) -> str:
         """16 hexadecimal digits of the sha256 of {stage, version, config, input keys}."""
         keys = {name: stage.key for name, stage in self.inputs.items()}
-        text = json.dumps(self._describe(keys), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self._describe(keys))
 
     def _describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"stage": self.name, "version": self.version, "config": self._config, "inputs": inputs}

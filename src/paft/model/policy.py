@@ -1,6 +1,5 @@
 """The LoRA backbone the three objectives share: attach, switch off, read factors, save."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paft.config import LoraConfig, ModelConfig
 from paft.delta.statistics import LowRank, read_adapter
+from paft.files.fingerprint import text_digest
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
 from paft.losses import IGNORE, Head, label_logps
@@ -158,25 +158,25 @@ class Policy(nn.Module):
         with torch.no_grad(), self.peft.disable_adapter():
             yield
 
-    def factors(self) -> list[tuple[Tensor, Tensor, float]]:
+    def factors(self) -> list[LowRank]:
         """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
-        return [(whole(A), whole(B), scaling) for A, B, scaling in self.stored_factors()]
+        return [LowRank(whole(A), whole(B), scaling) for A, B, scaling in self.stored_factors()]
 
-    def own_factors(self, *, whole_A: bool = True) -> list[tuple[Tensor, Tensor, float]]:
+    def own_factors(self, *, whole_A: bool = True) -> list[LowRank]:
         """As `factors`, but of sharded ones only this rank's rows of B, and of A too unless `whole_A`.
 
         A function that is a sum over the rows of B (or of both) is then the sum of the ranks' parts, and its
         gradients go where they belong: summed over ranks for the whole A, kept for a rank's own rows.
         """
         return [
-            (_summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
+            LowRank(_summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
             for A, B, scaling in self.stored_factors()
         ]
 
-    def stored_factors(self) -> list[tuple[Tensor, Tensor, float]]:
+    def stored_factors(self) -> list[LowRank]:
         """As `factors`, but the parameters themselves, in shards where they are."""
         return [
-            (
+            LowRank(
                 cast(Tensor, m.lora_A[ADAPTER].weight),
                 cast(Tensor, m.lora_B[ADAPTER].weight),
                 m.scaling[ADAPTER],
@@ -290,10 +290,6 @@ def add_deltas(base: PreTrainedModel, folders: list[Path]) -> None:
         weight.copy_((weight.float() + total).to(weight.dtype))
 
 
-def text_fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """`base` with a saved adapter on top, for inference."""
     return PeftModel.from_pretrained(base, str(folder))
@@ -301,4 +297,4 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 def base_fingerprint(model: ModelConfig) -> str:
     """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
-    return f"{model.name}-{text_fingerprint(json.dumps(canonical(model.as_released()), sort_keys=True))}"
+    return f"{model.name}-{text_digest(json.dumps(canonical(model.as_released()), sort_keys=True))}"

@@ -11,12 +11,13 @@ from paft.chat.standalone import write_tokenizer
 from paft.config import TrainerConfig
 from paft.data.prepare import read_preference, read_sft
 from paft.delta.statistics import adapter_statistics, read_adapter
+from paft.files.fingerprint import text_digest
 from paft.files.jsonfile import write_json
 from paft.graph.build import BranchStage
 from paft.graph.callbacks import targets, watches
 from paft.graph.stage import Stage
 from paft.model.base import base_folder, load_tokenizer, tokenizer_fingerprint
-from paft.model.policy import base_fingerprint, text_fingerprint
+from paft.model.policy import base_fingerprint
 from paft.process.interrupt import stop
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
@@ -74,7 +75,7 @@ def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     fingerprints = {
         "base": base_fingerprint(config.model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": text_fingerprint(str(tokenizer.chat_template)),
+        "template": text_digest(str(tokenizer.chat_template)),
     }
     callbacks = make_callbacks(context)
     for callback in callbacks:
