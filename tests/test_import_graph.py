@@ -9,7 +9,7 @@ files process
 config
 chat delta graph
 losses cost store
-model
+model objectives
 forward data
 proof merge tracking
 callbacks training evaluate
