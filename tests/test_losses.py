@@ -6,17 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paft.losses import (
-    IGNORE,
-    Head,
-    dpo_loss,
-    l1_penalty,
-    label_logps,
-    log1mexp,
-    orpo_loss,
-    sequence_logps,
-    sft_loss,
-)
+from paft.logps import Head, label_logps
+from paft.losses import IGNORE, dpo_loss, l1_penalty, log1mexp, orpo_loss, sequence_logps, sft_loss
 
 B, T, H, V = 3, 11, 8, 50
 

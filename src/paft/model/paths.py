@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paft.losses import Head
-from paft.model.layers.attention import AUTO, LONGEST, same_positions, sees_whole_rows
+from paft.logps import Head
+from paft.model.architecture import same_positions, sees_whole_rows
+from paft.model.layers.attention import AUTO, LONGEST
 
 
 @dataclass(frozen=True)
