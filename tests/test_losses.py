@@ -60,7 +60,7 @@ def test_head_with_bias_scale_and_cap_against_autograd(batch, biased, scale, cap
 def test_head_blocks_do_not_change_the_result(batch, monkeypatch):
     hidden, head, labels = batch
     whole = sequence_logps(hidden, labels, head)
-    monkeypatch.setattr("paft.losses.BLOCK_N", 2)
+    monkeypatch.setattr("paft.logps.BLOCK_N", 2)
     torch.testing.assert_close(sequence_logps(hidden, labels, head), whole)
 
 

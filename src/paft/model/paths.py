@@ -13,7 +13,7 @@ from paft.model.layers.attention import AUTO, LONGEST
 
 @dataclass(frozen=True)
 class HeadForm:
-    """How a base makes logits of its output head's: see `paft.losses.Head`."""
+    """How a base makes logits of its output head's: see `paft.logps.Head`."""
 
     scale: float = 1.0
     cap: float | None = None

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paft.config import LoraConfig
-from paft.logps import Head, label_logps
-from paft.losses import IGNORE
+from paft.logps import IGNORE, Head, label_logps
 from paft.model.adapters import refuse_unknown_targets
 from paft.model.architecture import refuse_not_causal
 from paft.model.layers.attention import pack, shared_prompt_bias
