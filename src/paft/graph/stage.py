@@ -58,8 +58,11 @@ class Stage:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        config = canonical(self.config)
-        return {"stage": self.name, "version": self.version, "config": config, "inputs": inputs}
+        return {"stage": self.name, "version": self.version, "config": self._config, "inputs": inputs}
+
+    @cached_property
+    def _config(self) -> Any:
+        return canonical(self.config)
 
     def walk(self) -> Iterator["Stage"]:
         """Every stage this one needs, inputs first, itself last; each once."""
