@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,16 +15,32 @@ from paft.merge.methods import METHODS
 from paft.objectives import OBJECTIVES
 from paft.report.table import refuse_taken
 
+CONF = Path(__file__).parents[3] / "conf"
+ENTRIES: dict[str, dict[str, Any]] = {"merge": METHODS, "preference": OBJECTIVES}
+"""Group -> what can be chosen in it, name -> type."""
 UNTYPED = ("lambda", "experiment")
 """Root keys that are no field of `RunConfig`."""
 
 
 def register_schemas() -> None:
-    """Make every type of a config available to the YAML files in `conf/`."""
+    """Make every type of a config available to the YAML files in `conf/`, and every entry a choice of its group."""
     store = ConfigStore.instance()
     for name, schema in (SCHEMAS | METHODS | OBJECTIVES).items():
         store.store(group="schema", name=name, node=schema)
+    for group, entries in ENTRIES.items():
+        for name, schema in entries.items():
+            if not (CONF / group / f"{name}.yaml").is_file():
+                store.store(group=group, name=name, node=_choice(schema))
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
+
+
+def _choice(schema: type) -> DictConfig:
+    """An entry without a file in `conf/`: its own defaults, and the run's seed where it has one."""
+    node = OmegaConf.structured(schema)
+    assert isinstance(node, DictConfig)
+    if "seed" in node:
+        node.seed = "${seed}"
+    return node
 
 
 def _gpus(accelerator: str, devices: int) -> int:

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from paft.command.compose import register_schemas, to_config
+from paft.command.compose import CONF, register_schemas, to_config
 from paft.command.failures import Failures
 from paft.command.search import objective, refuse_training
 from paft.command.sweep import Sweep, is_grid, unwrapped
@@ -20,8 +20,6 @@ from paft.graph.build import build
 from paft.plan import show_plan
 from paft.process.interrupt import Interrupted, ignore_signals, stop_on_signals
 from paft.process.slurm import requeued, require_nodes
-
-CONF = Path(__file__).parents[3] / "conf"
 
 
 def main() -> int:

@@ -16,8 +16,8 @@ from transformers.cache_utils import DynamicLayer
 
 from paft.cost.flops_and_bytes import BLOCK_N
 from paft.forward.tree import Request, Row, Trunk, batches, branches_of, grow
-from paft.losses import Head
-from paft.model.layers.attention import refuse_not_causal
+from paft.logps import Head
+from paft.model.architecture import refuse_not_causal
 from paft.model.paths import can_share, outputs_of, pads, paths_of
 
 
