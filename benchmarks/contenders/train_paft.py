@@ -27,7 +27,8 @@ from paft.graph import build
 from paft.model import base_folder
 from paft.pipeline import run_stage
 from paft.run import Context
-from paft.stage import Stage, Store
+from paft.stage import Stage
+from paft.store.store import Store
 from paft.training.batches import StepLoader
 from paft.work import rows_work
 
@@ -59,7 +60,7 @@ def configured(folder: Path, overrides: list[str]) -> tuple[RunConfig, Stage, St
     """The typed config, the cell's last stage, and the one branch in it."""
     quiet = ["logger=csv", "callbacks=none", "offline=true", "trainer.progress_bar=false"]
     quiet += [f"logs={folder}", f"trainer.checkpoint_every={10**9}"]
-    quiet += [f"+callbacks.clock={{_target_: __main__.StepClock, path: {folder / 'clock.json'}}}"]
+    quiet += [f"+callbacks.clock={{_target_: train_paft.StepClock, path: {folder / 'clock.json'}}}"]
     register_schemas()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = to_config(compose("train", [*quiet, *overrides]))
