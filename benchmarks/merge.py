@@ -84,9 +84,10 @@ def refuse_other_results(
     found = {}
     for name, (ours, theirs) in pairs.items():
         progress.next(f"is PAFT's result that of {name}")
-        run_child(*ours)
-        run_child(*theirs)
         theirs_in = small / name.split()[0]
+        for command, out in ((ours, small / "paft"), (theirs, theirs_in)):
+            shutil.rmtree(out, ignore_errors=True)
+            run_child(*command)
         found[name] = run_child(DIFFERENCE, small / "paft", theirs_in, str(TOLERANCE)).result
         if not found[name]["share"] <= FEW:
             raise ValueError(

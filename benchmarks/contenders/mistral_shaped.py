@@ -84,7 +84,8 @@ def make(folder: Path, layers: int, narrower: int) -> None:
         (folder / name).mkdir()
         shapes = narrowed(adapter_shapes(layers, rank), narrower)
         write(folder / name / "adapter_model.safetensors", shapes, torch.float32, 5e-3)
-        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "random"}
+        base = str(folder / "base")
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": base}
         (folder / name / "adapter_config.json").write_text(json.dumps(config))
 
 
