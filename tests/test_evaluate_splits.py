@@ -4,9 +4,10 @@ import pytest
 from tiny import MODEL
 
 from paft.config import EvaluateConfig, EvaluateSplit, TaskConfig, Template
+from paft.evaluate.columns import task_manager
 from paft.evaluate.results import objective
 from paft.evaluate.splits import choose, cut
-from paft.evaluate.stage import score_tasks, task_manager
+from paft.evaluate.stage import score_tasks
 from paft.graph.build import build
 from paft.model.base import base_folder, load_tokenizer
 from paft.proof.base import load_base

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from paft.command.compose import CONF, register_schemas, to_config
+from paft.command.compose import CONF, register_schemas, to_config, with_new_tasks
 from paft.command.failures import Failures
 from paft.command.search import objective, refuse_training
 from paft.command.sweep import Sweep, is_grid, unwrapped
@@ -36,7 +36,7 @@ def main() -> int:
     # conf/hydra/launcher/ray.yaml has the plugin's name on purpose
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema")
     register_schemas()
-    sys.argv[1:] = flag_first(sys.argv[1:])
+    sys.argv[1:] = with_new_tasks(flag_first(sys.argv[1:]))
     try:
         with Sweep.reported(), unwrapped():
             _hydra_main()

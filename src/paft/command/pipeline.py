@@ -11,7 +11,7 @@ from typing import Any
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
 from paft.command.libraries import in_four_bits, quiet_libraries
-from paft.config import RunConfig
+from paft.config import EvaluateConfig, RunConfig
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
@@ -68,9 +68,15 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     for name in sorted(here):
         importlib.import_module(STAGES[name].module)
     if "evaluate" in here:
-        from paft.evaluate.stage import refuse_tasks, task_manager
+        refuse_columns([config.evaluate])
 
-        refuse_tasks(config.evaluate, task_manager({t.task for t in config.evaluate.tasks.values()}))
+
+def refuse_columns(evaluations: Iterable[EvaluateConfig]) -> None:
+    """Raise `ValueError` for a column of a table that lm-eval cannot fill."""
+    from paft.evaluate.columns import columns_of, manager_for
+
+    for evaluate in evaluations:
+        columns_of(evaluate, manager_for(evaluate))
 
 
 def prove_bases(missing: Iterable[Stage], context: Context) -> None:

@@ -20,7 +20,9 @@ from paft.command.failures import Failures, cell_name
 from paft.command.search import best_trial, warn_of_split
 from paft.config import RunConfig
 from paft.config.mistakes import explain
+from paft.files.fingerprint import digest
 from paft.graph.build import build
+from paft.graph.stage import Stage, canonical
 from paft.plan import show_plan
 from paft.store.store import Store
 
@@ -80,6 +82,7 @@ class Sweep(Callback):
         if self.configs and self.configs[0].plan:
             show_plan(cells)
             raise SystemExit(0)  # nothing to launch
+        refuse_columns_of(cells)
         self.failures = Failures(Path(config.hydra.sweep.dir))
         self.failures.clear()
         Sweep.begun = self
@@ -156,6 +159,20 @@ class Sweep(Callback):
             from paft.command.pipeline import write_report
 
             write_report(finished)
+
+
+def refuse_columns_of(cells: list[tuple[RunConfig, Stage]]) -> None:
+    """Refuse what lm-eval cannot score in any unfinished cell before the first one trains."""
+    evaluations = {
+        cell.key: config.evaluate
+        for config, cell in cells
+        if not Store(config.store, verify=False).complete(cell)
+    }
+    distinct = {digest(canonical(evaluate, whole=True)): evaluate for evaluate in evaluations.values()}
+    if distinct:
+        from paft.command.pipeline import refuse_columns
+
+        refuse_columns(distinct.values())
 
 
 def expand(config: DictConfig) -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -38,9 +39,9 @@ class TaskConfig(Typed):
     """One column of the results table."""
 
     task: str = MISSING
-    """lm-eval task or group name."""
-    metric: str = MISSING
-    """Key in lm-eval's results, as `acc_norm,none`."""
+    """Name of a task or group of lm-eval or of `evaluate/tasks/`, or the path of a task's own .yaml file."""
+    metric: str | None = None
+    """Key in lm-eval's results, as `acc_norm,none`; null: the first of the task's metrics, under its first filter."""
     num_fewshot: int | None = None
     higher_is_better: bool = True
     in_average: bool = True
@@ -52,10 +53,22 @@ class TaskConfig(Typed):
     num_items: int | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Score so many items, drawn by `split_seed`, the same for every model; null: all of the split."""
 
+    sha256: str = field(default="", metadata=UNLESS_DEFAULT)
+    """Of a task's own file, filled in when the graph is built."""
+
     @property
-    def upside_down(self) -> bool:
-        """Whether it takes more as better of one of lm-eval's metrics that is better when lower."""
-        return self.higher_is_better and self.metric.partition(",")[0] in LOWER_IS_BETTER
+    def file(self) -> Path | None:
+        """The task's own file, where it is none that lm-eval knows by name."""
+        return Path(self.task) if self.task.endswith((".yaml", ".yml")) else None
+
+    def refuse_upside_down(self, column: str) -> None:
+        """Raise `ValueError` where more is taken as better of one of lm-eval's metrics that is better when lower."""
+        metric = (self.metric or "").partition(",")[0]
+        if self.higher_is_better and metric in LOWER_IS_BETTER:
+            raise ValueError(
+                f"evaluate.tasks.{column}: lower {metric} is better; "
+                "set higher_is_better: false and in_average: false"
+            )
 
 
 @dataclass

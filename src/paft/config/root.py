@@ -65,11 +65,7 @@ class RunConfig(Typed):
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         for column, task in self.evaluate.tasks.items():
-            if task.upside_down:
-                raise ValueError(
-                    f"evaluate.tasks.{column}: lower {task.metric.partition(',')[0]} is better; "
-                    "set higher_is_better: false and in_average: false"
-                )
+            task.refuse_upside_down(column)
             if task.rows:
                 held_out = getattr(self.data, task.rows.value).held_out
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"

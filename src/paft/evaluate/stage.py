@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from lm_eval import simple_evaluate
-from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from paft.chat.template import adds_bos
 from paft.config import EvaluateConfig, ModelConfig, Template
+from paft.evaluate.columns import columns_of, manager_for
 from paft.evaluate.items import from_samples
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, score
-from paft.evaluate.splits import choose, refuse_tasks
+from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
 from paft.graph.build import EvaluateStage
 from paft.graph.stage import Stage
@@ -28,8 +28,6 @@ from paft.model.paths import FastPaths
 from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
-
-TASKS = Path(__file__).parent / "tasks"
 
 
 def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -109,13 +107,14 @@ def score_tasks(
         # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
         add_bos_token=adds_bos(tokenizer) if config.apply_chat_template else None,
     )
-    manager = task_manager({t.task for t in config.tasks.values()}, rows)
-    refuse_tasks(config, manager)
+    manager = manager_for(config, rows)
+    known = columns_of(config, manager)
+    config = known.config
     scores: dict[str, Score] = {}
     samples: list[dict[str, Any]] = []
     for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):
         columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
-        tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager)
+        tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager, known.files)
         raw = simple_evaluate(
             lm,
             tasks=tasks,
@@ -136,18 +135,6 @@ def score_tasks(
             samples += scored
             scores[column] = with_stderr(score(column, task, raw), scored)
     return {column: scores[column] for column in config.tasks}, samples
-
-
-def task_manager(tasks: set[str], rows: Mapping[str, str] | None = None) -> TaskManager:
-    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
-
-    `rows` reach the functions that make a task's documents, by name.
-    """
-    metadata = dict[str, Any](rows) if rows else None
-    own = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-    if tasks <= set(own.all_tasks):
-        return own
-    return TaskManager(include_path=str(TASKS), metadata=metadata)
 
 
 def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:

@@ -39,6 +39,7 @@ from paft.files.jsonfile import read_object
 from paft.graph.callbacks import identities
 from paft.graph.stage import Stage
 from paft.graph.stages import STAGES
+from paft.graph.tasks import with_fingerprints
 
 RIGHT_FROM_THE_START = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures of local bases whose stages keep the numbers above; see `_version`."""
@@ -114,11 +115,11 @@ class EvaluateStage:
 def build(config: RunConfig) -> Stage:
     """The evaluate stage of the run's cell; everything else hangs off its inputs.
 
-    Raises `ValueError` for a missing data or model file, which is read here for its sha256.
+    Raises `ValueError` for a missing data, model or task file, which is read here for its sha256.
     """
     model = _with_fingerprint(config.model)
     released, template = model.as_released(), config.data.template
-    evaluate = EvaluateStage(released, template, config.evaluate)
+    evaluate = EvaluateStage(released, template, with_fingerprints(config.evaluate))
     held_out = _held_out(config, released)
     adapters, method = _adapters(config, model)
     if not adapters:
