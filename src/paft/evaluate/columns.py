@@ -44,7 +44,8 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
             _refuse_several(at, task, manager)
             name, metrics = task.task, _known_metrics(task, manager)
         tasks[column] = replace(task, task=name, metric=_metric(at, task, metrics))
-        tasks[column].refuse_upside_down(column)
+        if task.metric is None:  # one that is named was checked with the command line
+            tasks[column].refuse_upside_down(column)
         if (other := sources.setdefault(name, task.task)) != task.task:
             raise ValueError(f"{at}.task={task.task} has the name {name}, as {other} has; rename its task:")
     files = {name: source for name, source in sources.items() if name != source}
