@@ -27,10 +27,10 @@ def profile_step(rows: int, tokens: int) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
     from paft.adapter import Policy
+    from paft.choices import CONF
     from paft.compose import register_schemas, to_config
     from paft.cost import read_shape, training_flops
     from paft.model import base_folder, load_base
-    from paft.sweep import CONF
     from paft.training.allocator import keep_freed_memory
     from paft.work import Work, sequence_work
 

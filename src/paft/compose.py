@@ -11,9 +11,11 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from paft.callbacks.identity import refuse_unknown
+from paft.choices import with_setting
 from paft.config import SCHEMAS, RunConfig, require_sound
 from paft.report.table import refuse_taken
 from paft.store.unwritable import DENIED
+from paft.unread import fill, is_in, unread_parts
 
 
 def register_schemas() -> None:
@@ -33,11 +35,11 @@ def to_config(cfg: DictConfig) -> RunConfig:
     """The typed, range-checked config of one run.
 
     Raises `ValueError` naming the key, the value received and what is allowed, for a value of the wrong
-    type, out of range, or missing.
+    type, out of range, or missing though the cell reads it.
     """
     _check_lambda(cfg)
-    if missing := list(_missing_keys(cfg)):
-        raise ValueError(_missing(missing))
+    unread = unread_parts(cfg)
+    _require_given(cfg, unread)
     values = OmegaConf.create(
         {k: v for k, v in cfg.items_ex(resolve=False) if k not in ("lambda", "experiment")}
     )
@@ -46,6 +48,7 @@ def to_config(cfg: DictConfig) -> RunConfig:
         OmegaConf.resolve(values)
         typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
         assert isinstance(typed, DictConfig)
+        _give_missing(typed, unread)
         _refuse_unknown(typed)
         config = OmegaConf.to_object(typed)
     except (OmegaConfBaseException, MissingMandatoryValue) as error:
@@ -88,9 +91,17 @@ def _missing_keys(node: DictConfig, at: str = "") -> Iterator[str]:
             yield from _missing_keys(child, f"{at}{key}.")
 
 
-def _missing(keys: list[str]) -> str:
-    example = " ".join(f"{key}=..." for key in keys)
-    return f"{', '.join(keys)} must be given; add {example} to the command line"
+def _require_given(node: DictConfig, unread: list[str]) -> None:
+    if keys := [key for key in _missing_keys(node) if not is_in(key, unread)]:
+        example = " ".join(f"{key}=..." for key in keys)
+        raise ValueError(f"{', '.join(keys)} must be given; add {example} to the command line")
+
+
+def _give_missing(typed: DictConfig, unread: list[str]) -> None:
+    """No object can be made of what is missing; a group that was taken away (`~merge`) shows only in its type."""
+    _require_given(typed, unread)
+    for key in list(_missing_keys(typed)):
+        fill(typed, key)
 
 
 def _in_words(error: Exception) -> str:
@@ -119,7 +130,7 @@ NOISE = ("full_key:", "object_type=", "reference_type=", "Config search path:", 
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong, down to its cause, and for an unknown key the keys there are."""
+    """What went wrong, down to its cause, and for an unknown key the keys there are and the choices that have it."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -129,7 +140,24 @@ def explain(error: BaseException) -> str:
         useless = line.startswith(NOISE) or (known and line.startswith("To append to your config"))
         if line and not useless and not any(line in said for said in lines):
             lines.append(line)
-    return "\n       ".join(lines + ([f"it has: {', '.join(known)}"] if known else []))
+    more = [f"it has: {', '.join(known)}"] if known else []
+    return "\n       ".join([*lines, *more, *_elsewhere(chain)])
+
+
+GRID_OF_BASES = (
+    "a grid over several bases of your own is model=local model.path=DIR1,DIR2, or a file for each in a folder "
+    "of yours (--config-dir FOLDER, with FOLDER/model/NAME.yaml; README, Your base model)"
+)
+SEARCHED = "what a search varies is given as its own key: 'lambda=interval(1e-5,1e-3)' (README, The study)"
+
+
+def _elsewhere(chain: list[BaseException]) -> list[str]:
+    """The choices of the group that do have a key which the chosen one has not."""
+    keys = [str(e.full_key) for e in chain if isinstance(e, ConfigKeyError | ConfigAttributeError)]
+    owners = {key: with_setting(key) for key in keys}
+    said = [f"{key} is a setting of {', '.join(names)}" for key, names in owners.items() if names]
+    said += [GRID_OF_BASES] * ("model.path" in keys)
+    return said + [SEARCHED] * any("hydra.sweeper.params" in str(e) for e in chain)
 
 
 def _known_keys(chain: list[BaseException]) -> list[str]:

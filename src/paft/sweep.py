@@ -20,17 +20,26 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from paft.choices import CONF
+from paft.command_line import flag_first
 from paft.compose import explain, is_mistake, register_schemas, to_config
 from paft.config import RunConfig
 from paft.failures import Failures, cell_name
 from paft.graph import build
+from paft.grid import cell_config, expand, is_grid, refuse_searched
 from paft.interrupt import Interrupted, ignore_signals, stop_on_signals
 from paft.plan import show_plan
-from paft.search import best_trial, objective, refuse_training, warn_of_split
+from paft.search import (
+    best_trial,
+    objective,
+    refuse_direction,
+    refuse_training,
+    trial_command,
+    warn_of_split,
+)
 from paft.slurm import requeued, require_nodes
 from paft.store.store import Store
 
-CONF = Path(__file__).parents[2] / "conf"
 log = logging.getLogger("paft")
 
 
@@ -88,11 +97,6 @@ def unwrapped() -> Iterator[None]:
         raise carrier.__cause__ from carrier.__cause__.__cause__
 
 
-def flag_first(words: list[str]) -> list[str]:
-    """The words with -m in front: argparse takes the overrides in one piece only."""
-    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-
-
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
     """What a search makes larger: `evaluate.objective`, minus it where lower is better; None of a plan.
@@ -118,7 +122,7 @@ def _run(cfg: DictConfig, failures: Failures | None) -> float | None:
         if HydraConfig.get().mode is hydra.types.RunMode.RUN:  # a grid is planned as a whole, see Sweep
             show_plan([(config, cell)])
         return None
-    refuse_training(config, cell)
+    refuse_training(config, cell, trial_command(HydraConfig.get()))
     from paft.pipeline import run_cell, write_report  # torch and the rest load only when something runs
 
     require_nodes(config.trainer.num_nodes)
@@ -127,11 +131,6 @@ def _run(cfg: DictConfig, failures: Failures | None) -> float | None:
     if HydraConfig.get().mode is hydra.types.RunMode.RUN:
         write_report([config])
     return objective(config, folder)
-
-
-def is_grid(sweeper: DictConfig) -> bool:
-    """Whether all cells are known beforehand; a search chooses each by the scores of others."""
-    return str(sweeper._target_).endswith((".BasicSweeper", ".GridsSweeper"))
 
 
 class Sweep(Callback):
@@ -155,7 +154,7 @@ class Sweep(Callback):
             self._begin_search(config)  # each cell is checked when its turn comes
             return
         self.words = expand(config)
-        self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in self.words]
+        self.configs = [cell_config(config, *cell) for cell in enumerate(self.words)]
         cells = [(c, build(c)) for c in self.configs]
         self.keys = [cell.key for _, cell in cells]
         if self.configs and self.configs[0].plan:
@@ -169,8 +168,14 @@ class Sweep(Callback):
     def _begin_search(self, config: DictConfig) -> None:
         """With plan=true, show one trial; the settings that all trials share are checked here."""
         one = to_config(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"}))
+        sweeper = config.hydra.sweeper
+        refuse_direction(sweeper)
+        refuse_searched(sweeper.get("params"), one, config.hydra.overrides.task)
         if one.plan:
             show_plan([(one, build(one))])
+            print(
+                f"a search of {sweeper.get('n_trials', '?')} trials; each is a cell like this one with other values"
+            )
             raise SystemExit(0)
         logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage lists its plugins
         warn_of_split(one)
@@ -237,20 +242,3 @@ class Sweep(Callback):
             from paft.pipeline import write_report
 
             write_report(finished)
-
-
-def expand(config: DictConfig) -> list[tuple[str, ...]]:
-    """Every combination of a multirun's overrides, as Hydra's basic sweeper or ours takes them apart."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    given = OmegaConf.to_container(config.hydra.overrides.task)
-    params = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.get("params") else {}
-    assert isinstance(given, list) and isinstance(params, dict)
-    overrides = OverridesParser.create().parse_overrides([*(f"{k!s}={v}" for k, v in params.items()), *given])
-    if grids := OmegaConf.to_container(config.hydra.sweeper.get("grids") or OmegaConf.create()):
-        from hydra_plugins.paft_grids.grids import union
-
-        return [tuple(words) for words in union(grids, overrides)]  # type: ignore[arg-type]
-    (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [tuple(combination) for combination in batch]
