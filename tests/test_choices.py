@@ -76,11 +76,11 @@ def test_a_group_that_no_stage_reads_may_be_taken_away(compose, group):
 
 def test_data_of_ones_own_may_have_one_source(tmp_path):
     source = "{repo: org/rows, revision: 0123456789abcdef0123456789abcdef01234567}"
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/mine.yaml").write_text(
+    (tmp_path / "own/data").mkdir(parents=True)
+    (tmp_path / "own/data/mine.yaml").write_text(
         f"defaults: [/schema@_here_: hub_data, _self_]\nname: mine\nsft: {source}\n"
     )
-    words = ("--config-dir", str(tmp_path), "data=mine", "plan=true", f"logs={tmp_path / 'logs'}")
+    words = ("--config-dir", "own", "data=mine", "plan=true")
     alone = train("paradigm=sft", *words, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     both = train(*words, cwd=tmp_path)

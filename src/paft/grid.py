@@ -6,7 +6,6 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from paft.choices import field_at, with_setting
 from paft.compose import explain, to_config
 from paft.config import RunConfig
 
@@ -59,16 +58,3 @@ def _grid_conflicts(config: DictConfig, words: Sequence[str], error: HydraExcept
         chosen = next((w for w in given if w.startswith(choice)), None)
         if word not in given and chosen and f"'{key}'" in str(error):
             yield f"{key} is set by {experiment} and does not go with {chosen}: leave {chosen} out"
-
-
-def refuse_searched(params: DictConfig | None, one: RunConfig, given: Sequence[str]) -> None:
-    """Raise `ValueError` for a key that a search varies and the chosen group of its cells has not."""
-    for key in map(str, params or {}):
-        group, _, rest = key.partition(".")
-        chosen = getattr(one, group, None)
-        if rest and chosen is not None and not isinstance(chosen, dict) and not field_at(type(chosen), rest):
-            choice = next((word for word in given if word.startswith(f"{group}=")), f"the {group}")
-            raise ValueError(
-                f"the search varies {key}, which {choice} has not; it is a setting of {', '.join(with_setting(key))}. "
-                "Choose one of these, or search other keys (README, The study)"
-            )

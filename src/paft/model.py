@@ -29,11 +29,11 @@ from transformers.utils.logging import disable_progress_bar
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.data.chat_template import template_text
 from paft.data.limits import refuse_tokens_without_embedding
+from paft.hub import unavailable
 from paft.merge.checkpoint import read_checkpoint
 from paft.proof.paths import FastPaths, take
 from paft.stage import canonical
 from paft.store.cache import cache_folder
-from paft.store.diskfull import is_full
 from paft.store.jsonfile import read_object
 
 if TYPE_CHECKING:
@@ -89,12 +89,9 @@ def _from_hub(config: HubModel, offline: bool) -> Path:
             config.repo, revision=config.revision, allow_patterns=wanted, local_files_only=offline
         )
     except (OSError, ValueError) as error:
-        if is_full(error):
-            raise
-        raise ValueError(
-            f"{config.repo} at {config.revision:.12} cannot be had from the Hugging Face hub: {error}; is it in the "
-            "local cache, does the repository hold the commit, do you have access to it (hf auth login)?"
-        ) from error
+        what = f"{config.repo} at {config.revision:.12}"
+        instead = "with a folder of it on this disk: model=local model.path=..."
+        raise unavailable(what, config.repo, error, instead) from None
     return Path(folder)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from paft.config import Quantization, RunConfig
 from paft.failures import Failures
 from paft.graph import FORWARDS, Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
+from paft.preflight import before_stages
 from paft.proof.record import device_of, known, proved_paths
 from paft.run import Context
 from paft.stage import Stage
@@ -55,11 +56,15 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     elsewhere = {"reference", "sft", "preference"} if config.trainer.world_size > 1 else set()
     for name in sorted({stage.name for stage in missing.values()} - elsewhere):
         importlib.import_module(IMPLEMENTED_IN[name])
+    if missing:
+        before_stages(config, missing.values())
     if cell.key in missing:
-        from paft.evaluate.run import refuse_tasks, task_manager
+        from paft.evaluate.run import refuse_tasks, require_items, task_manager
 
         # now, not after the trainings
-        refuse_tasks(config.evaluate, task_manager({t.task for t in config.evaluate.tasks.values()}))
+        tasks = {t.task for t in config.evaluate.tasks.values()}
+        refuse_tasks(config.evaluate, manager := task_manager(tasks))
+        require_items(tasks, manager)
     # their errors come before any model
     store.ensure_all([stage for stage in missing.values() if stage.name == "data"], work)
     prove_bases(missing.values(), context)
@@ -95,6 +100,7 @@ def quiet_libraries(stages: Iterable[Stage]) -> None:
     """
     logging.getLogger("bitsandbytes").setLevel(logging.NOTSET if in_four_bits(stages) else logging.CRITICAL)
     logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its attempts to reach the hub
 
 
 def run_stage(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:

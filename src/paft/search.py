@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
+from paft.choices import field_at, with_setting
 from paft.command_line import config_folders, one_cell, train_command
 from paft.compose import to_config
 from paft.config import EvaluateSplit, RunConfig
@@ -46,6 +47,12 @@ def objective(config: RunConfig, folder: Path) -> float:
     return value(json.loads((folder / "results.json").read_text()), config.evaluate.objective)
 
 
+def refuse_search(sweeper: DictConfig, one: RunConfig, given: Sequence[str]) -> None:
+    """Raise `ValueError` for a search that cannot be meant, given a cell with the settings its trials share."""
+    refuse_direction(sweeper)
+    refuse_searched(sweeper.get("params"), one, given)
+
+
 def refuse_direction(sweeper: DictConfig) -> None:
     """Raise `ValueError` for a search that would look for the worst cell: what a cell returns is better when larger."""
     found = sweeper.get("direction")
@@ -55,6 +62,19 @@ def refuse_direction(sweeper: DictConfig) -> None:
             f"hydra.sweeper.direction must be maximize, got {direction}: what a cell returns of evaluate.objective "
             "is better when larger; add hydra.sweeper.direction=maximize"
         )
+
+
+def refuse_searched(params: DictConfig | None, one: RunConfig, given: Sequence[str]) -> None:
+    """Raise `ValueError` for a key that a search varies and the chosen group of its cells has not."""
+    for key in map(str, params or {}):
+        group, _, rest = key.partition(".")
+        chosen = getattr(one, group, None)
+        if rest and chosen is not None and not isinstance(chosen, dict) and not field_at(type(chosen), rest):
+            choice = next((word for word in given if word.startswith(f"{group}=")), f"the {group}")
+            raise ValueError(
+                f"the search varies {key}, which {choice} has not; it is a setting of {', '.join(with_setting(key))}. "
+                "Choose one of these, or search other keys (README, The study)"
+            )
 
 
 def warn_of_split(config: RunConfig) -> None:

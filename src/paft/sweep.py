@@ -26,17 +26,11 @@ from paft.compose import explain, is_mistake, register_schemas, to_config
 from paft.config import RunConfig
 from paft.failures import Failures, cell_name
 from paft.graph import build
-from paft.grid import cell_config, expand, is_grid, refuse_searched
+from paft.grid import cell_config, expand, is_grid
 from paft.interrupt import Interrupted, ignore_signals, stop_on_signals
+from paft.launchers import refuse_single_run, refused_jobs, require_launcher
 from paft.plan import show_plan
-from paft.search import (
-    best_trial,
-    objective,
-    refuse_direction,
-    refuse_training,
-    trial_command,
-    warn_of_split,
-)
+from paft.search import best_trial, objective, refuse_search, refuse_training, trial_command, warn_of_split
 from paft.slurm import requeued, require_nodes
 from paft.store.store import Store
 
@@ -117,18 +111,24 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, failures: Failures | None) -> float | None:
     config = to_config(cfg)
+    job = HydraConfig.get()
+    alone = job.mode is hydra.types.RunMode.RUN
+    if alone:
+        refuse_single_run(job.launcher)
     cell = build(config)
     if config.plan:
-        if HydraConfig.get().mode is hydra.types.RunMode.RUN:  # a grid is planned as a whole, see Sweep
+        if alone:  # a grid is planned as a whole, see Sweep
             show_plan([(config, cell)])
         return None
-    refuse_training(config, cell, trial_command(HydraConfig.get()))
+    if config.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # of rows and of the items of tasks too
+    refuse_training(config, cell, trial_command(job))
     from paft.pipeline import run_cell, write_report  # torch and the rest load only when something runs
 
     require_nodes(config.trainer.num_nodes)
     with requeued():
         folder = run_cell(config, cell, failures)
-    if HydraConfig.get().mode is hydra.types.RunMode.RUN:
+    if alone:
         write_report([config])
     return objective(config, folder)
 
@@ -160,6 +160,7 @@ class Sweep(Callback):
         if self.configs and self.configs[0].plan:
             show_plan(cells)
             raise SystemExit(0)  # nothing to launch
+        require_launcher(config.hydra.launcher)
         self.failures = Failures(Path(config.hydra.sweep.dir))
         self.failures.clear()
         Sweep.begun = self
@@ -169,14 +170,14 @@ class Sweep(Callback):
         """With plan=true, show one trial; the settings that all trials share are checked here."""
         one = to_config(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"}))
         sweeper = config.hydra.sweeper
-        refuse_direction(sweeper)
-        refuse_searched(sweeper.get("params"), one, config.hydra.overrides.task)
+        refuse_search(sweeper, one, config.hydra.overrides.task)
         if one.plan:
             show_plan([(one, build(one))])
             print(
                 f"a search of {sweeper.get('n_trials', '?')} trials; each is a cell like this one with other values"
             )
             raise SystemExit(0)
+        require_launcher(config.hydra.launcher)
         logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage lists its plugins
         warn_of_split(one)
         self.searching = True
@@ -210,9 +211,11 @@ class Sweep(Callback):
         """A grid that ends early, as a launcher lost a job, still has the table of the cells that are finished."""
         try:
             yield
-        except Exception:
-            if (grid := cls.begun) is not None:
-                cls.begun = None
+        except Exception as error:
+            grid, cls.begun = cls.begun, None
+            if refusal := refused_jobs(error):
+                raise ValueError(refusal) from None  # no cell began
+            if grid is not None:
                 try:
                     grid.end()
                 except (ValueError, RuntimeError) as failed:
