@@ -18,6 +18,7 @@ from paft.report.findings import Finding, Verdict, flat
 from paft.report.labels import Column, Row, Scope, labels, ranked, score_columns, section, short
 from paft.report.paper import printed, printed_effects
 from paft.store.provenance import git_state
+from paft.training.target import missed
 
 CAPTIONS = {
     "scores_by_lambda": "A line per merge method; level lines are what there is without merging.",
@@ -70,6 +71,8 @@ def warnings(rows: Sequence[Row]) -> list[str]:
             f"{limited} of {len(rows)} rows were scored on the first few items of each task only "
             "(evaluate.limit): good for trying things out, not for a result."
         )
+    short = {r["sft_key"]: (r["l1_target"], r["l1_reached"]) for r in rows if r.get("l1_reached") is not None}
+    found += list(dict.fromkeys(said for target, share in short.values() if (said := missed(target, share))))
     if any(r["base"] == "tiny" for r in rows):
         found.append("The model “tiny” has random weights: its numbers check the machinery and mean nothing.")
     return found

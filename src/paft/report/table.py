@@ -16,6 +16,7 @@ from paft.config.model import gguf_title
 from paft.files.jsonfile import read_object
 from paft.report.labels import Row, ranked
 from paft.report.saved import is_saved, saved_rows
+from paft.training.target import reached
 
 log = logging.getLogger("paft")
 
@@ -25,8 +26,8 @@ TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
     "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
-    "l1_target", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished", "commit",
-    "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
+    "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished",
+    "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
 GROUPS = {
@@ -100,6 +101,7 @@ def row(folder: Path) -> Row:
         if name == "sft":
             metrics = _read_if_there(trained / "stage.json").get("metrics", {})
             found["sft_nll"] = number(metrics.get("validation/nll"))
+            found["l1_reached"] = number(reached(branches[name]["config"]["branch"]["l1"], sparsity))
     found |= {name: number(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
     run = record.get("run", {})
     found |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
