@@ -13,7 +13,8 @@ from synthetic_store import EVALUATE, PAFT, fill, grid, with_lambda
 from paft.config import DareTies, Paradigm, TaskConfig, Ties
 from paft.graph import build
 from paft.report.labels import method, section
-from paft.report.table import family, key_of, row, rows
+from paft.report.lineage import family, key_of
+from paft.report.table import row, rows
 
 
 @pytest.fixture(scope="module")

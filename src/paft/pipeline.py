@@ -2,13 +2,14 @@
 
 import importlib
 import logging
+import shlex
 import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from paft.config import Quantization, RunConfig
+from paft.config import FileSource, Quantization, RunConfig
 from paft.failures import Failures
 from paft.graph import FORWARDS, Apply, DataStage, EvaluateStage, MergeStage, refuse_changed
 from paft.proof.record import device_of, known, proved_paths
@@ -134,6 +135,8 @@ def prepare_data(config: DataStage, out: Path, context: Context) -> dict[str, An
     refuse_changed(config)
     counts = prepare(config.source, tokenizer, out, max_positions(base))
     refuse_changed(config)  # while it was read
+    if isinstance(config.source, FileSource):  # no part of the key, and what people know the rows by
+        return counts | {"file": Path(config.source.path).name}
     return counts
 
 
@@ -209,10 +212,21 @@ def drop_merged(store: Store, cell: Stage) -> None:
 def write_report(configs: list[RunConfig]) -> None:
     """results.csv, index.html and PNGs over everything in the store, and this run's rows in the terminal."""
     from paft.graph import build
-    from paft.report.build import build_report
-    from paft.report.terminal import print_table
+    from paft.report.build import Report
+    from paft.report.build import write_report as write
+    from paft.report.terminal import print_run
 
     config = configs[0]
-    folder = Path(config.logs) / "report"
-    rows = build_report(Path(config.store), folder)
-    print_table(rows, keys=[build(c).key for c in configs], page=folder / "index.html")
+    store, folder = Path(config.store), Path(config.logs) / "report"
+    report = Report(store)
+    write(report, folder)
+    keys = {build(c).key for c in configs}
+    others = sum(r.evaluate_key not in keys for r in report.table)
+    command = ["python", "-m", "paft.report", "--store", str(store), "--out", str(folder)]
+    print_run(
+        report.of_run(keys),
+        others=others,
+        store=store,
+        page=folder / "index.html",
+        everything=shlex.join(command),
+    )

@@ -1,6 +1,5 @@
 """A search with Hydra's Optuna sweeper: what a trial may do, and what is said when it ends."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -29,9 +28,9 @@ def refuse_training(config: RunConfig, cell: Stage) -> None:
 
 def objective(config: RunConfig, folder: Path) -> float:
     """The value a job returns to Hydra: `evaluate.objective` of a finished evaluate folder, larger is better."""
-    from paft.evaluate.results import objective as value
+    from paft.evaluate.results import Results
 
-    return value(json.loads((folder / "results.json").read_text()), config.evaluate.objective)
+    return Results.read(folder).objective(config.evaluate.objective)
 
 
 def warn_of_split(config: RunConfig) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from wandb import Run
 
+    from paft.report.row import Row
+
 log = logging.getLogger("paft")
 T = TypeVar("T")
 
@@ -197,7 +199,7 @@ def log_cell(cell: Stage, context: Context) -> None:
             if summary.get(k) not in (None, "")
         )
         lineage = {s.name if s.name != "data" else f"data_{s.config.branch}": s.key for s in cell.walk()}
-        run = start(cell_id(cell), name, "cell", summary | {"lineage": lineage}, context)
+        run = start(cell_id(cell), name, "cell", dict(summary | {"lineage": lineage}), context)
         if run is None:
             return
         _log_results(run, cell, context, summary)
@@ -208,7 +210,7 @@ def log_cell(cell: Stage, context: Context) -> None:
     survive(f"logging {cell_id(cell)}", act)
 
 
-def _log_results(run: "Run", cell: Stage, context: Context, summary: dict[str, Any]) -> None:
+def _log_results(run: "Run", cell: Stage, context: Context, summary: "Row") -> None:
     import matplotlib.pyplot as plt
     import wandb
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paft.evaluate.items import Floats, Items, from_samples
-from paft.report.labels import MEASURES, Row
+from paft.report.columns import MEASURES
+from paft.report.row import Row
 from paft.report.saved import is_saved, saved_items
 from paft.report.statistics import Sample
 from paft.store.jsonfile import read_object
@@ -66,7 +67,7 @@ class Scores:
         )
         return mine == theirs
 
-    def errors(self, row: Row) -> Row:
+    def errors(self, row: Row) -> dict[str, float | None]:
         """`<column>_stderr` over items for every column of the row whose items are known."""
         return {f"{column}_stderr": items.stderr for column, items in self.items[row["evaluate_key"]].items()}
 
