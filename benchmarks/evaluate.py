@@ -51,10 +51,11 @@ def contender(name: str, dtype: str, questions: int, shots: int, out: Path) -> N
     from hydra import compose, initialize_config_dir
     from lm_eval.models.huggingface import HFLM
 
-    from paft.compose import register_schemas, to_config
+    from paft.command.compose import register_schemas, to_config
     from paft.config import DType
     from paft.evaluate.lm import SparingLM
-    from paft.model import base_folder, load_base, load_tokenizer
+    from paft.model.base import base_folder, load_tokenizer
+    from paft.proof.base import load_base
 
     torch.manual_seed(0)
     register_schemas()

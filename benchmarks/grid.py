@@ -28,9 +28,9 @@ def contender(shared: bool, folder: Path, words: list[str]) -> None:
     """Run every cell; the last line of output has seconds, stages run, and each cell's average score."""
     from hydra import compose, initialize_config_dir
 
-    from paft.compose import register_schemas, to_config
-    from paft.graph import build
-    from paft.pipeline import run_cell
+    from paft.command.compose import register_schemas, to_config
+    from paft.command.pipeline import run_cell
+    from paft.graph.build import build
 
     register_schemas()
     started, averages = time.perf_counter(), []

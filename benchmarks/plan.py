@@ -19,12 +19,12 @@ from typing import Any
 import hydra
 from measure import FOLDER, Report, Row, publish, run_child
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
 from paft.config import RunConfig
-from paft.graph import build
+from paft.graph.build import build
+from paft.graph.stage import Stage
 from paft.plan.estimate import Estimate
 from paft.plan.table import estimate
-from paft.stage import Stage
 from paft.store.store import Store
 
 ROOT = FOLDER.parent
@@ -40,7 +40,8 @@ LONG = ("seed=2", "sft.max_steps=40", "preference.max_steps=24", "evaluate.limit
 WITHIN = 1.25
 REPEATS = 5
 START = (
-    "import json, sys; from paft.sweep import main; sys.argv = ['train.py', 'plan=true', 'logs={logs}']; main(); "
+    "import json, sys; from paft.command.main import main; "
+    "sys.argv = ['train.py', 'plan=true', 'logs={logs}']; main(); "
     "print(json.dumps({{'torch': 'torch' in sys.modules}}))"
 )
 

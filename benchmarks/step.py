@@ -26,13 +26,14 @@ def profile_step(rows: int, tokens: int) -> dict[str, float]:
     from hydra import compose, initialize_config_dir
     from torch.profiler import ProfilerActivity, profile
 
-    from paft.adapter import Policy
-    from paft.compose import register_schemas, to_config
-    from paft.cost import read_shape, training_flops
-    from paft.model import base_folder, load_base
-    from paft.sweep import CONF
-    from paft.training.allocator import keep_freed_memory
-    from paft.work import Work, sequence_work
+    from paft.command.compose import register_schemas, to_config
+    from paft.command.sweep import CONF
+    from paft.cost.flops_and_bytes import read_shape, training_flops
+    from paft.cost.work import Work, sequence_work
+    from paft.model.base import base_folder
+    from paft.model.policy import Policy
+    from paft.process.allocator import keep_freed_memory
+    from paft.proof.base import load_base
 
     keep_freed_memory()
     register_schemas()

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from synthetic_store import PAFT, fill, grid, with_lambda
 
-from paft.config import ORPO, L1Config, L1Of, Linear, Paradigm, PreferenceConfig, SFTConfig, Ties
+from paft.config import L1Config, L1Of, Paradigm, PreferenceConfig, SFTConfig
+from paft.merge.methods import Linear, Ties
+from paft.objectives import ORPO
 from paft.report.build import studies
 from paft.report.claims import CLAIMS
 from paft.report.findings import Finding, Verdict

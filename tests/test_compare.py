@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from synthetic_store import EVALUATE, ITEMS, PAFT, fill, with_lambda
 
-from paft.config import DareTies, Paradigm, Slerp, TaskConfig, Ties
+from paft.config import Paradigm, TaskConfig
+from paft.merge.methods import DareTies, Slerp, Ties
 from paft.report.__main__ import main
 from paft.report.compare import compare
 from paft.report.selection import select

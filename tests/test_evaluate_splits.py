@@ -5,11 +5,12 @@ from tiny import MODEL
 
 from paft.config import EvaluateConfig, EvaluateSplit, TaskConfig, Template
 from paft.evaluate.results import Results
-from paft.evaluate.run import score_tasks, task_manager
 from paft.evaluate.splits import choose, cut
-from paft.graph import build
-from paft.model import base_folder, load_base, load_tokenizer
-from paft.store.jsonfile import write_json
+from paft.evaluate.stage import score_tasks, task_manager
+from paft.files.jsonfile import write_json
+from paft.graph.build import build
+from paft.model.base import base_folder, load_tokenizer
+from paft.proof.base import load_base
 
 TASKS = {
     "tool_call": TaskConfig(task="paft_tool_call", metric="exact_match,none"),

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 from synthetic_store import fill, grid
 
-from paft.config import Ties
+from paft.merge.methods import Ties
 from paft.report.build import build_report
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"

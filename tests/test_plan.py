@@ -11,9 +11,6 @@ from conftest import train
 from synthetic_store import PAFT, fill, with_lambda
 
 from paft.config import (
-    DPO,
-    ORPO,
-    DareTies,
     DemoSource,
     DType,
     FileSource,
@@ -21,9 +18,7 @@ from paft.config import (
     HubSource,
     LocalModel,
     ModelShape,
-    NLLScope,
     Paradigm,
-    ReferenceFrom,
     Skill,
     StrategyConfig,
     StrategyName,
@@ -32,18 +27,20 @@ from paft.config import (
     TrainerConfig,
     WheelModel,
 )
-from paft.cost import parameters
+from paft.cost.flops_and_bytes import parameters
 from paft.data.prepare import prepare_preference, prepare_sft
-from paft.evaluate.tree import MAX_TOKENS
-from paft.graph import build
-from paft.model import base_folder, load_tokenizer
+from paft.files.jsonfile import write_json
+from paft.forward.tree import MAX_TOKENS
+from paft.graph.build import build
+from paft.graph.stage import Stage
+from paft.merge.methods import DareTies
+from paft.model.base import base_folder, load_tokenizer
+from paft.objectives import DPO, ORPO, NLLScope, ReferenceFrom
 from paft.plan import show_plan
 from paft.plan.estimate import EVALUATION_TOKENS, Estimate
 from paft.plan.rows import expected
 from paft.plan.table import estimate
 from paft.plan.tasks import scoring
-from paft.stage import Stage
-from paft.store.jsonfile import write_json
 from paft.store.store import Store
 
 SHAPE = ModelShape(576, 1536, 30, 9, 3, 64, 49152, True)
@@ -372,7 +369,7 @@ def test_evaluation_forwards_what_the_plan_takes_it_to():
 
 def test_plan_on_the_command_line_runs_and_loads_nothing_heavy(tmp_path):
     code = (
-        "import sys; from paft.sweep import main\n"
+        "import sys; from paft.command.main import main\n"
         "sys.argv = ['train.py', 'plan=true', 'experiment=smoke', 'logs=out']\n"
         "assert main() == 0\n"
         "print('LOADED', *sorted(m for m in sys.modules if '.' not in m))"

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from synthetic_store import PAFT, fill, grid
 
-from paft.config import ORPO, DPOLoss, L1Config, L1Method, LoraConfig, Paradigm, Slerp, Ties
+from paft.config import L1Config, L1Method, LoraConfig, Paradigm
+from paft.merge.methods import Slerp, Ties
+from paft.objectives import ORPO, DPOLoss
 from paft.report.columns import Column, score_columns
 from paft.report.labels import labels
 from paft.report.numbers import short

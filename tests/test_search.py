@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from conftest import train
 
-from paft.graph import build
-from paft.search import refuse_training
+from paft.command.search import refuse_training
+from paft.graph.build import build
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("optuna", reason="the search needs pip install 'paft[search]'")

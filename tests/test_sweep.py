@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paft.graph import build
-from paft.pipeline import run_cell
+from paft.command.main import flag_first
+from paft.command.pipeline import run_cell
+from paft.graph.build import build
 from paft.store.store import Store
-from paft.sweep import flag_first
 
 pytestmark = pytest.mark.slow
 

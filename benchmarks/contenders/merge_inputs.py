@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
 from paft.config import LINEAR_MODULES
-from paft.model import base_folder
+from paft.model.base import base_folder
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_hidden_layers": 2, "vocab_size": 512}

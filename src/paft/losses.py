@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paft.data.chat import IGNORE
+from paft.chat.tokens import IGNORE
 
 BLOCK_N = 512
 """Tokens whose vocabulary-sized logits exist at once."""
@@ -97,9 +97,8 @@ def _softmax_residual_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Te
     Leaves z (e_target - softmax) in place of the logits: the difference is taken in float32, before it is
     rounded to their type, so that a nearly certain target keeps its small gradient.
     """
-    logps_N, totals_N = (
-        torch.empty(len(targets_N), dtype=torch.float32, device=logits_NV.device) for _ in "ab"
-    )
+    logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=logits_NV.device)
+    totals_N = torch.empty_like(logps_N)
     size = SOFTMAX_ROWS if logits_NV.device.type == "cpu" else BLOCK_N
     for start in range(0, len(targets_N), size):
         rows = slice(start, start + size)
@@ -144,17 +143,24 @@ def sequence_logps(
     return sums_B / (labels_BT[:, 1:] != IGNORE).sum(1).clamp(min=1)
 
 
+def mean_nll(logps: Tensor, num_tokens: int) -> Tensor:
+    """Negative log-likelihood per label, of log-probabilities that are 0 where there is no label: float32 scalar.
+
+    With the count of the global batch, the losses of its micro-batches add up to the loss of the whole.
+    """
+    return -logps.sum() / num_tokens
+
+
 def sft_loss(
     outputs: Tensor, labels_BT: Tensor, head: Head | Tensor | None = None, *, num_tokens: int | None = None
 ) -> Tensor:
     """Mean negative log-likelihood per label: float32 scalar.
 
-    `num_tokens` divides in place of this batch's own number of labels: with the count of the global batch,
-    the losses of its micro-batches add up to the loss of the whole.
+    `num_tokens` divides in place of this batch's own number of labels; see `mean_nll`.
     """
     if num_tokens is None:
         num_tokens = int((labels_BT[:, 1:] != IGNORE).sum())
-    return -label_logps(outputs, labels_BT, head).sum() / max(num_tokens, 1)
+    return mean_nll(label_logps(outputs, labels_BT, head), max(num_tokens, 1))
 
 
 def dpo_loss(
@@ -201,15 +207,22 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(near_zero, close, far)
 
 
-def orpo_loss(chosen_logps_B: Tensor, rejected_logps_B: Tensor, nll: Tensor, *, beta: float) -> Tensor:
-    """ORPO loss of each pair: float32 [B], nll - beta log s(log odds ratio) (Hong et al. 2024, equation 6).
+def odds_ratio_loss(chosen_logps_B: Tensor, rejected_logps_B: Tensor, *, beta: float) -> Tensor:
+    """ORPO's odds-ratio term of each pair: float32 [B], -beta log s(log odds ratio) (Hong et al. 2024, equation 7).
 
-    The log-probabilities are per-token means over the response; `nll` is the likelihood term, a scalar or [B].
-    Finite at log-probability 0.
+    The log-probabilities are per-token means over the response. Finite at log-probability 0.
     """
     chosen, rejected = chosen_logps_B.float(), rejected_logps_B.float()
     log_odds_B = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
-    return nll - beta * F.logsigmoid(log_odds_B)
+    return -beta * F.logsigmoid(log_odds_B)
+
+
+def orpo_loss(chosen_logps_B: Tensor, rejected_logps_B: Tensor, nll: Tensor, *, beta: float) -> Tensor:
+    """ORPO loss of each pair: float32 [B], `nll` plus the odds-ratio term (Hong et al. 2024, equation 6).
+
+    `nll` is the likelihood term, a scalar or [B].
+    """
+    return nll + odds_ratio_loss(chosen_logps_B, rejected_logps_B, beta=beta)
 
 
 class _DeltaL1(torch.autograd.Function):

@@ -32,11 +32,11 @@ from resumable import configured, train
 from toy_graph import CELL, DATA_SFT, SFT, noting
 
 from paft.config import HardwareConfig, ModelConfig
+from paft.files.jsonfile import write_json
+from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, flops_per_second, median, run_seconds, startup_seconds
 from paft.report.table import rows
-from paft.stage import Stage
 from paft.store.damage import WORK, find_damage
-from paft.store.jsonfile import write_json
 from paft.store.store import Store
 
 pytestmark = pytest.mark.fuzz

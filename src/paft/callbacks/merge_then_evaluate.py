@@ -12,10 +12,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from paft.evaluate.results import Results
-from paft.run import Context
-from paft.stage import Stage
+from paft.files.replacing import replacing
+from paft.graph.stage import Stage
+from paft.store.context import Context
 from paft.store.damage import WORK
-from paft.store.replacing import replacing
 
 log = logging.getLogger("paft")
 
@@ -82,21 +82,15 @@ class MergeThenEvaluate(Callback):
             return
         if trainer.global_step < pl_module.num_steps:  # stopped: this adapter is not the branch's
             return
-        from paft.pipeline import run_stage
-
         context, started = self.context, time.time()
         pl_module.backbone.save(self.out / "adapter", self.fingerprints)
         with context.store.lend(self.stage, self.out):
-            folder = context.store.ensure(
-                context.cell, lambda s, inputs, out: run_stage(s, inputs, out, context)
-            )
+            folder = context.store.ensure(context.cell, context.run)
         self._log(trainer, Results.read(folder), trainer.global_step)
         pl_module.seconds_elsewhere += time.time() - started
 
     def _score_now(self, merge: Stage, module: Any) -> Results:
         """Merge the adapter as it is now with the finished partner and evaluate, in a folder that is then deleted."""
-        from paft.pipeline import run_stage
-
         assert self.context is not None
         here = self.out / WORK / "merge_then_evaluate"
         shutil.rmtree(here, ignore_errors=True)
@@ -108,9 +102,9 @@ class MergeThenEvaluate(Callback):
             name: here / "branch" if s.key == own else self.context.store.path(s)
             for name, s in merge.inputs.items()
         }
-        run_stage(merge, inputs, here / "model", self.context)
+        self.context.run(merge, inputs, here / "model")
         rows = {n: self.context.store.path(s) for n, s in self.context.cell.inputs.items() if n != "model"}
-        run_stage(self.context.cell, {"model": here / "model", **rows}, here / "scores", self.context)
+        self.context.run(self.context.cell, {"model": here / "model", **rows}, here / "scores")
         results = Results.read(here / "scores")
         shutil.rmtree(here)
         return results

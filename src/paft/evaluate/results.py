@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
-from paft.store.jsonfile import read_object
+from paft.files.jsonfile import read_object
 
 log = logging.getLogger("paft")
 

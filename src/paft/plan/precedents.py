@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import HardwareConfig, ModelConfig
-from paft.stage import Stage, canonical
-from paft.store.jsonfile import read_object
+from paft.files.jsonfile import read_object
+from paft.graph.stage import Stage, canonical
 
 Record = dict[str, Any]
 """A stage.json."""

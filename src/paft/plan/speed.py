@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paft.config import HardwareConfig
+from paft.graph.stage import Stage
 from paft.plan.precedents import (
     Precedents,
     flops_per_second,
@@ -11,7 +12,6 @@ from paft.plan.precedents import (
     median,
     startup_seconds,
 )
-from paft.stage import Stage
 
 STARTUP_SECONDS = {"data": 3.0, "reference": 0.5, "sft": 2.5, "preference": 2.5, "evaluate": 2.5}
 """Of a stage beside its arithmetic, for a small model: loading the base, measuring an adapter, building requests."""

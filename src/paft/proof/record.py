@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from paft.config import DType, ModelConfig, TrainerConfig
-from paft.stage import canonical
-from paft.store.cache import cache_folder
-from paft.store.jsonfile import read_object, write_json
+from paft.files.cache import cache_folder
+from paft.files.jsonfile import read_object, write_json
+from paft.graph.stage import canonical
 
 if TYPE_CHECKING:
-    from paft.proof.paths import FastPaths
+    from paft.model.paths import FastPaths
 
 log = logging.getLogger("paft")
 
@@ -55,7 +55,7 @@ def proved_paths(folder: Path, model: ModelConfig, device: str) -> "FastPaths":
 
     Raises `ValueError` for a base that is no causal language model.
     """
-    from paft.proof.paths import FastPaths, HeadForm
+    from paft.model.paths import FastPaths, HeadForm
 
     found = known(model, device) or _prove_once(folder, model, device)
     head = found["paths"]["head"]
@@ -84,7 +84,7 @@ def _prove_once(folder: Path, model: ModelConfig, device: str) -> dict[str, Any]
 
 
 def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[str, Any]:
-    from paft.model import prove_base
+    from paft.proof.base import prove_base
 
     started = time.monotonic()
     proof = prove_base(folder, model, device=device)

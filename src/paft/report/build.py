@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from paft.files.replacing import replacing
 from paft.report.cells import cells
 from paft.report.findings import Finding, findings, flat
 from paft.report.items import Scores
@@ -15,7 +16,6 @@ from paft.report.saved import ITEMS, RESULTS, csv_bytes, items_bytes
 from paft.report.scope import Scope, blocks, ranked
 from paft.report.stages import COLUMNS, stage_rows
 from paft.report.table import columns, rows
-from paft.store.replacing import replacing
 
 __all__ = ["Report", "Study", "build_report", "figures", "studies", "write_report"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from paft.config import OBJECTIVES
+from paft.objectives import OBJECTIVES
 from paft.report.cells import Term, combine, members
 from paft.report.claims import AGREEMENT, CLAIMS, Claim, Pick
 from paft.report.items import Scores

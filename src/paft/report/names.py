@@ -1,9 +1,10 @@
-"""Names of merge methods and objectives, from the registries of `paft.config`; a type that is in none has its own.
+"""Names of merge methods and objectives, from their registries; a type that is in none has its own.
 
 Stores hold type names, the command line and results.csv hold names, tables and pictures titles.
 """
 
-from paft.config import METHODS, OBJECTIVES
+from paft.merge.methods import METHODS
+from paft.objectives import OBJECTIVES
 
 
 def merge_name(kind: str) -> str:

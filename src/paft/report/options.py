@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
-import paft.config
-from paft.config import METHODS, OBJECTIVES
-from paft.config.checks import UNLESS_DEFAULT
+from paft.config.checks import TYPES, UNLESS_DEFAULT
+from paft.graph.stage import canonical
 from paft.report.lineage import Identity, branches
 from paft.report.row import Row, is_option
-from paft.stage import canonical
 
 ALIASES = {
     "sft_lr": "sft.lr",
@@ -82,20 +80,13 @@ def _in_effect(branch: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _flat(at: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Path -> value, with the defaults that a key leaves out."""
-    schema = _schema(config.get("type"))
+    schema = TYPES.get(str(config.get("type")))
     known = _left_out(schema) if schema else {}
     for name, value in {**known, **config}.items():
         if isinstance(value, Mapping):
             yield from _flat(f"{at}.{name}", value)
         elif name != "type":
             yield f"{at}.{name}", _plain(value)
-
-
-def _schema(kind: object) -> type | None:
-    """The config class of that name; None where this code has none."""
-    registered = {t.__name__: t for t in (*METHODS.values(), *OBJECTIVES.values())}
-    schema = registered.get(str(kind)) or getattr(paft.config, str(kind), None)
-    return schema if isinstance(schema, type) and is_dataclass(schema) else None
 
 
 @cache

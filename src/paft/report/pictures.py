@@ -10,10 +10,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from paft.files.jsonfile import read_object, write_json
+from paft.files.replacing import replacing
 from paft.report.row import Row
 from paft.report.trainings import adapters, histories, merge_reports
-from paft.store.jsonfile import read_object, write_json
-from paft.store.replacing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from paft.config import METHODS, MergeConfig
+from paft.config import MergeConfig
+from paft.graph.stage import canonical
+from paft.merge.methods import METHODS
 from paft.report.options import merge_options
 from paft.report.row import Row
-from paft.stage import canonical
 
 Variant = tuple[tuple[str, Any], ...]
 """The merge options of a row; the seed of the drop masks is none where it follows the training's."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paft.store.jsonfile import read_object
+from paft.files.jsonfile import read_object
 
 log = logging.getLogger("paft")
 

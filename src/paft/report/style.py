@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from paft.config import METHODS
+from paft.merge.methods import METHODS
 from paft.report.names import merge_place, objective_place
 from paft.report.row import Row
 

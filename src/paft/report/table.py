@@ -11,13 +11,13 @@ from typing import Any
 
 from paft.config.model import gguf_title
 from paft.evaluate.results import Results
+from paft.files.jsonfile import read_object
 from paft.report.lineage import Identity, branches, family, key_of, recipe
 from paft.report.names import merge_name, objective_name
 from paft.report.options import merge_options, options
 from paft.report.row import Row, finite, is_option
 from paft.report.saved import is_saved, saved_rows
 from paft.report.scope import ranked
-from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 

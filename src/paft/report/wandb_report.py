@@ -1,6 +1,6 @@
 """The report as a W&B report, from the same cells and findings as index.html, its twin without W&B.
 
-Run sets, bars and scatter plots are drawn by W&B from the cells' runs (`paft.tracking.log_cell`); the table of the
+Run sets, bars and scatter plots are drawn by W&B from the cells' runs (`paft.tracking.run.log_cell`); the table of the
 paper's shape, the lambda x merge table and the claims are text, as means over seeds and intervals are not in any run.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.config import Wandb
+from paft.files.jsonfile import read_object, write_json
 from paft.report.build import Study, studies
 from paft.report.columns import Column, score_columns
 from paft.report.findings import flat
@@ -23,8 +24,7 @@ from paft.report.scope import SECTIONS, title
 from paft.report.study_plots import PARETO
 from paft.report.table import require_rows
 from paft.report.tables import Head, cells_table, claims_table, plain_table
-from paft.store.jsonfile import read_object, write_json
-from paft.tracking import mode, survive
+from paft.tracking.run import mode, survive
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports import v2 as wr

@@ -1,0 +1,115 @@
+"""From Hydra's composed config to the typed `RunConfig`, with errors a person can act on."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from paft.config import SCHEMAS, RunConfig, require_sound
+from paft.graph.callbacks import refuse_unknown
+from paft.merge.methods import METHODS
+from paft.objectives import OBJECTIVES
+from paft.report.table import refuse_taken
+
+CONF = Path(__file__).parents[3] / "conf"
+ENTRIES: dict[str, dict[str, Any]] = {"merge": METHODS, "preference": OBJECTIVES}
+"""Group -> what can be chosen in it, name -> type."""
+
+
+def register_schemas() -> None:
+    """Make every type of a config available to the YAML files in `conf/`, and every entry a choice of its group."""
+    store = ConfigStore.instance()
+    for name, schema in (SCHEMAS | METHODS | OBJECTIVES).items():
+        store.store(group="schema", name=name, node=schema)
+    for group, entries in ENTRIES.items():
+        for name, schema in entries.items():
+            if not (CONF / group / f"{name}.yaml").is_file():
+                store.store(group=group, name=name, node=_choice(schema))
+    OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
+
+
+def _choice(schema: type) -> DictConfig:
+    """An entry without a file in `conf/`: its own defaults, and the run's seed where it has one."""
+    node = OmegaConf.structured(schema)
+    assert isinstance(node, DictConfig)
+    if "seed" in node:
+        node.seed = "${seed}"
+    return node
+
+
+def _gpus(accelerator: str, devices: int) -> int:
+    """`${gpus:...}` in a launcher's file: the GPUs of a node to ask for."""
+    return devices if accelerator == "gpu" else 0
+
+
+def to_config(cfg: DictConfig) -> RunConfig:
+    """The typed, range-checked config of one run.
+
+    Raises `ValueError` naming the key, the value received and what is allowed, for a value of the wrong
+    type, out of range, or missing.
+    """
+    _check_lambda(cfg)
+    if missing := list(_missing_keys(cfg)):
+        raise ValueError(_missing(missing))
+    values = OmegaConf.create(
+        {k: v for k, v in cfg.items_ex(resolve=False) if k not in ("lambda", "experiment")}
+    )
+    values._set_parent(cfg)  # so that ${lambda} still resolves
+    try:
+        OmegaConf.resolve(values)
+        typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+        assert isinstance(typed, DictConfig)
+        _refuse_unknown(typed)
+        config = OmegaConf.to_object(typed)
+    except (OmegaConfBaseException, MissingMandatoryValue) as error:
+        raise ValueError(_in_words(error)) from error
+    assert isinstance(config, RunConfig)
+    require_sound(config)
+    refuse_taken(config.evaluate.tasks)
+    refuse_unknown(config.callbacks)
+    return config
+
+
+def _check_lambda(cfg: DictConfig) -> None:
+    """`lambda` cannot be a dataclass field, so its type is checked by hand, under its own name."""
+    value = cfg["lambda"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"lambda must be a number, at least 0, got {value!r}; for example lambda=1e-4")
+
+
+def _refuse_unknown(node: DictConfig, at: str = "") -> None:
+    """`+merge.foo=1` passes Hydra whatever the type; what no dataclass names would have no effect."""
+    schema = OmegaConf.get_type(node)
+    names = [f.name for f in fields(schema)] if is_dataclass(schema) else [str(key) for key in node]
+    for key in map(str, node):
+        if key not in names:
+            raise ValueError(
+                f"{at}{key} is not a setting; {at.rstrip('.') or 'the root'} has: {', '.join(names)}"
+            )
+        child = node[key]
+        if isinstance(child, DictConfig):
+            _refuse_unknown(child, f"{at}{key}.")
+
+
+def _missing_keys(node: DictConfig, at: str = "") -> Iterator[str]:
+    """Every `???`; not what merely refers to one."""
+    for name, child in node.items_ex(resolve=False):
+        key = str(name)
+        if OmegaConf.is_missing(node, key):
+            yield f"{at}{key}"
+        elif isinstance(child, DictConfig) and not (child._is_none() or child._is_interpolation()):
+            yield from _missing_keys(child, f"{at}{key}.")
+
+
+def _missing(keys: list[str]) -> str:
+    example = " ".join(f"{key}=..." for key in keys)
+    return f"{', '.join(keys)} must be given; add {example} to the command line"
+
+
+def _in_words(error: Exception) -> str:
+    key: Any = getattr(error, "full_key", None) or "config"
+    return f"{key}: {str(error).splitlines()[0]}"
