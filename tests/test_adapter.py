@@ -12,9 +12,10 @@ from tiny import BFLOAT16, MODEL, branch, make, move, run, sft_rows
 from paft.config import DType, LocalModel, LoraConfig, SFTConfig, TinyModel
 from paft.delta.statistics import read_adapter
 from paft.forward.batches import sft_tensors
-from paft.losses import label_logps
+from paft.logps import label_logps
+from paft.model.adapters import base_fingerprint, load_adapter
 from paft.model.base import base_folder, byte_tokenizer
-from paft.model.policy import ADAPTER, Policy, base_fingerprint, load_adapter
+from paft.model.policy import ADAPTER, Policy
 from paft.proof.base import load_base
 from paft.training.sft import SFTModule
 

@@ -23,7 +23,8 @@ from paft.cost.flops_and_bytes import (
     training_memory,
 )
 from paft.cost.work import Work, forwards_reference, pair_work, rows_work, sequence_work
-from paft.losses import BLOCK_N, l1_penalty
+from paft.logps import BLOCK_N
+from paft.losses import l1_penalty
 from paft.model.base import base_folder
 from paft.model.policy import Policy
 from paft.objectives import DPO, ORPO, NLLScope

@@ -8,9 +8,9 @@ FLOORS = """
 files process
 config
 chat delta graph
-losses cost store
-model objectives
-forward data
+logps cost store
+losses model
+objectives forward data
 proof merge tracking
 callbacks training evaluate
 plan report

@@ -37,7 +37,7 @@ from paft.merge.methods import (
 from paft.merge.slerp import along, delta_arc, slerp_full
 from paft.merge.sparsify import magnitude_threshold, tensor_generator, trim
 from paft.merge.stream import rewrite
-from paft.model.policy import add_deltas
+from paft.model.adapters import add_deltas
 
 LAYERS = ["q_proj", "down_proj"]
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -19,6 +19,7 @@ from paft.config import (
     LocalModel,
     ModelShape,
     Paradigm,
+    Quantization,
     Skill,
     StrategyConfig,
     StrategyName,
@@ -281,6 +282,27 @@ def test_another_model_is_no_precedent(finished):
 
     (said,) = (s for s in estimates(other)["sft"].assumed if "peak" in s or "TFLOP/s" in s)
     assert "of 2 TFLOP/s (measured on this store)" in said
+
+
+def test_the_peak_in_another_type_is_no_precedent(finished):
+    other = replace(finished, model=replace(finished.model, dtype=DType.float32))
+
+    (said,) = (s for s in estimates(other)["sft"].assumed if "TFLOP/s" in s)
+    assert "of 0.8 TFLOP/s (hardware=cpu)" in said
+
+
+def test_a_training_counts_for_its_own_base_type_and_storage_alone(finished):
+    model = finished.model
+    others = [
+        replace(model, dtype=DType.float32),
+        replace(model, quantization=Quantization.nf4),
+        replace(model, hidden_size=2 * model.hidden_size),
+        WheelModel(name=model.name, package="p", version="1", file="f", shape=SHAPE),
+    ]
+
+    assert estimates(replace(finished, seed=1))["sft"].measured
+    for other in others:
+        assert not estimates(replace(finished, seed=1, model=other))["sft"].measured
 
 
 def test_another_hardware_is_no_precedent(finished):

@@ -18,8 +18,8 @@ from paft.cost.flops_and_bytes import base_memory, item_bytes, read_shape, weigh
 from paft.delta.statistics import read_adapter
 from paft.graph.build import build
 from paft.graph.stage import canonical
+from paft.model.adapters import add_deltas, base_fingerprint
 from paft.model.base import base_folder
-from paft.model.policy import add_deltas, base_fingerprint
 from paft.proof.base import load_base
 from paft.store.store import Store
 from paft.training.module import BranchModule

@@ -40,7 +40,7 @@ def test_scores_against_plain_transformers(compose, tmp_path, paradigm):
     rows = read_preference(store.path(stage.inputs["data"]), "train")
     base = load_base(base_folder(config.model), config.model)
     if paradigm == "sequential":
-        from paft.model.policy import add_deltas
+        from paft.model.adapters import add_deltas
 
         add_deltas(base, [store.path(stage.inputs["sft"]) / "adapter"])
 

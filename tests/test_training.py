@@ -28,9 +28,10 @@ from tiny import (
 from paft.config import LoraConfig
 from paft.delta.statistics import read_adapter
 from paft.forward.pairs import two_row_tensors
-from paft.losses import IGNORE, label_logps
+from paft.logps import label_logps
+from paft.losses import IGNORE
+from paft.model.adapters import add_deltas
 from paft.model.base import base_folder
-from paft.model.policy import add_deltas
 from paft.objectives import DPO
 from paft.proof.base import load_base
 

@@ -26,8 +26,9 @@ from paft.cost.flops_and_bytes import read_shape, training_flops
 from paft.cost.work import rows_work
 from paft.data.prepare import read_preference, read_sft
 from paft.graph.build import build
-from paft.graph.stage import Stage, Store
+from paft.graph.stage import Stage
 from paft.model.base import base_folder
+from paft.store.store import Store
 from paft.training.batches import StepLoader
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def configured(folder: Path, overrides: list[str]) -> tuple[RunConfig, Stage, St
     """The typed config, the cell's last stage, and the one branch in it."""
     quiet = ["logger=csv", "callbacks=none", "offline=true", "trainer.progress_bar=false"]
     quiet += [f"logs={folder}", f"trainer.checkpoint_every={10**9}"]
-    quiet += [f"+callbacks.clock={{_target_: __main__.StepClock, path: {folder / 'clock.json'}}}"]
+    quiet += [f"+callbacks.clock={{_target_: train_paft.StepClock, path: {folder / 'clock.json'}}}"]
     register_schemas()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = to_config(compose("train", [*quiet, *overrides]))

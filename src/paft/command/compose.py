@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from paft.config import SCHEMAS, RunConfig, require_sound
@@ -18,6 +18,8 @@ from paft.report.table import refuse_taken
 CONF = Path(__file__).parents[3] / "conf"
 ENTRIES: dict[str, dict[str, Any]] = {"merge": METHODS, "preference": OBJECTIVES}
 """Group -> what can be chosen in it, name -> type."""
+UNTYPED = ("lambda", "experiment")
+"""Root keys that are no field of `RunConfig`."""
 
 
 def register_schemas() -> None:
@@ -52,47 +54,63 @@ def to_config(cfg: DictConfig) -> RunConfig:
     Raises `ValueError` naming the key, the value received and what is allowed, for a value of the wrong
     type, out of range, or missing.
     """
-    _check_lambda(cfg)
+    check_lambda(cfg)
     if missing := list(_missing_keys(cfg)):
         raise ValueError(_missing(missing))
-    values = OmegaConf.create(
-        {k: v for k, v in cfg.items_ex(resolve=False) if k not in ("lambda", "experiment")}
-    )
+    return checked(root_values(cfg, [str(key) for key in cfg if key not in UNTYPED]))
+
+
+def root_values(cfg: DictConfig, names: list[str]) -> dict[str, Any]:
+    """The typed values of these root keys. Raises `ValueError` as `to_config` does, of which this is a part.
+
+    What one is depends on its own resolved content alone.
+    """
+    values = OmegaConf.create({k: v for k, v in cfg.items_ex(resolve=False) if k in names})
     values._set_parent(cfg)  # so that ${lambda} still resolves
     try:
         OmegaConf.resolve(values)
         typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
         assert isinstance(typed, DictConfig)
-        _refuse_unknown(typed)
-        config = OmegaConf.to_object(typed)
+        _refuse_unknown(typed, names)
+        return {name: _value(typed[name]) for name in names}
     except (OmegaConfBaseException, MissingMandatoryValue) as error:
         raise ValueError(_in_words(error)) from error
-    assert isinstance(config, RunConfig)
+
+
+def checked(values: dict[str, Any]) -> RunConfig:
+    """The config of typed root values. Raises `ValueError` for one out of range, or that another does not allow."""
+    if missing := sorted({f.name for f in fields(RunConfig) if f.default == MISSING} - values.keys()):
+        raise ValueError(_missing(missing))
+    config = RunConfig(**values)
     require_sound(config)
     refuse_taken(config.evaluate.tasks)
     refuse_unknown(config.callbacks)
     return config
 
 
-def _check_lambda(cfg: DictConfig) -> None:
+def _value(node: Any) -> Any:
+    return OmegaConf.to_object(node) if isinstance(node, DictConfig | ListConfig) else node
+
+
+def check_lambda(cfg: DictConfig) -> None:
     """`lambda` cannot be a dataclass field, so its type is checked by hand, under its own name."""
     value = cfg["lambda"]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"lambda must be a number, at least 0, got {value!r}; for example lambda=1e-4")
 
 
-def _refuse_unknown(node: DictConfig, at: str = "") -> None:
+def _refuse_unknown(node: DictConfig, keys: list[str], at: str = "") -> None:
     """`+merge.foo=1` passes Hydra whatever the type; what no dataclass names would have no effect."""
     schema = OmegaConf.get_type(node)
     names = [f.name for f in fields(schema)] if is_dataclass(schema) else [str(key) for key in node]
-    for key in map(str, node):
+    for key in keys:
         if key not in names:
             raise ValueError(
                 f"{at}{key} is not a setting; {at.rstrip('.') or 'the root'} has: {', '.join(names)}"
             )
         child = node[key]
         if isinstance(child, DictConfig):
-            _refuse_unknown(child, f"{at}{key}.")
+            _refuse_unknown(child, [*map(str, child)], f"{at}{key}.")
 
 
 def _missing_keys(node: DictConfig, at: str = "") -> Iterator[str]:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import hydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from paft.command.cells import compose_cells
 from paft.command.compose import to_config
 from paft.command.failures import Failures, cell_name
 from paft.command.search import best_trial, warn_of_split
@@ -74,7 +74,7 @@ class Sweep(Callback):
             self._begin_search(config)  # each cell is checked when its turn comes
             return
         self.words = expand(config)
-        self.configs = [to_config(hydra.compose("train", overrides=list(c))) for c in self.words]
+        self.configs = compose_cells(self.words)
         cells = [(c, build(c)) for c in self.configs]
         self.keys = [cell.key for _, cell in cells]
         if self.configs and self.configs[0].plan:

@@ -15,8 +15,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from paft.forward.tree import Request, Row, Trunk, batches, branches_of, grow
-from paft.losses import BLOCK_N, Head
-from paft.model.layers.attention import refuse_not_causal
+from paft.logps import BLOCK_N, Head
+from paft.model.architecture import refuse_not_causal
 from paft.model.paths import can_share, outputs_of, pads, paths_of
 
 

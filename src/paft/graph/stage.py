@@ -65,8 +65,11 @@ class Stage:
         return digest(self._describe({name: stage.key for name, stage in self.inputs.items()}))
 
     def _describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        config = canonical(self.config)
-        return {"stage": self.name, "version": self.version, "config": config, "inputs": inputs}
+        return {"stage": self.name, "version": self.version, "config": self._config, "inputs": inputs}
+
+    @cached_property
+    def _config(self) -> Any:
+        return canonical(self.config)
 
     def walk(self) -> Iterator["Stage"]:
         """Every stage this one needs, inputs first, itself last; each once."""

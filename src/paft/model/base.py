@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from filelock import FileLock
 from transformers import (
     AutoConfig,
@@ -21,7 +20,6 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from paft.chat.limits import refuse_tokens_without_embedding
@@ -32,6 +30,7 @@ from paft.files.diskfull import is_full
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
+from paft.model.architecture import require_known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,21 +56,6 @@ def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
         case WheelModel() | TinyModel():
             return _made_once(config)
     raise TypeError(f"unknown model type {type(config).__name__}")
-
-
-def require_known(folder: Path, config: ModelConfig) -> Path:
-    """The folder. Raises `ValueError` for a model that transformers knows no causal language model of."""
-    settings = read_object(folder / "config.json")
-    name, own = settings.get("model_type"), settings.get("auto_map") or {}
-    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (
-        config.trust_remote_code and "AutoModelForCausalLM" in own
-    ):
-        return folder
-    brings = " It brings Python code of its own: model.trust_remote_code=true runs it." if own else ""
-    raise ValueError(
-        f"{folder}/config.json has model_type={name!r:.60}, of which transformers {transformers.__version__} knows no "
-        f"causal language model; choose another base, or a version of transformers that knows it.{brings}"
-    )
 
 
 def _from_hub(config: HubModel, offline: bool) -> Path:

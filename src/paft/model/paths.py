@@ -6,13 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from paft.losses import Head
-from paft.model.layers.attention import AUTO, LONGEST, same_positions, sees_whole_rows
+from paft.logps import Head
+from paft.model.architecture import same_positions, sees_whole_rows
+from paft.model.layers.attention import AUTO, LONGEST
 
 
 @dataclass(frozen=True)
 class HeadForm:
-    """How a base makes logits of its output head's: see `paft.losses.Head`."""
+    """How a base makes logits of its output head's: see `paft.logps.Head`."""
 
     scale: float = 1.0
     cap: float | None = None

@@ -1,6 +1,5 @@
 """The LoRA backbone the three objectives share: attach, switch off, read factors, save."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +9,18 @@ from typing import Any, Self, cast
 import torch
 import torch.distributed as dist
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from paft.config import LoraConfig, ModelConfig
-from paft.delta.statistics import LowRank, read_adapter
-from paft.files.safetensors import read_checkpoint
-from paft.graph.stage import canonical
-from paft.losses import IGNORE, Head, label_logps
-from paft.model.layers.attention import pack, refuse_not_causal, shared_prompt_bias
+from paft.config import LoraConfig
+from paft.logps import IGNORE, Head, label_logps
+from paft.model.adapters import refuse_unknown_targets
+from paft.model.architecture import refuse_not_causal
+from paft.model.layers.attention import pack, shared_prompt_bias
 from paft.model.layers.dropout import RowDropout, Rows
 from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
@@ -251,54 +249,3 @@ def _summing_over_shards(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     return tensor.full_tensor(grad_placements=[Partial() if p.is_shard() else p for p in tensor.placements])
-
-
-def refuse_unknown_targets(base: PreTrainedModel, target_modules: list[str]) -> None:
-    """Every name must match a linear layer: a misspelt one would silently train less."""
-    linear = {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
-    unknown = [name for name in target_modules if name not in linear]
-    if unknown:
-        raise ValueError(
-            f"lora.target_modules {unknown} match no linear layer of {base.config.model_type}; "
-            f"it has {', '.join(sorted(linear))}"
-        )
-
-
-def refuse_unstored(policy: Policy, folder: Path) -> None:
-    """Every adapted weight must be a tensor of the base's files: into another the adapter could never be merged."""
-    stored = {name for tensors in read_checkpoint(folder).values() for name in tensors}
-    unstored = [name for name in policy.adapted_weights() if name not in stored]
-    if unstored:
-        raise ValueError(
-            f"{unstored[0]} is not among the tensors of {folder}, so no adapter of it can be merged: it is tied to "
-            "another one, or the base was saved without its head. Leave it out of lora.target_modules, or save the "
-            "whole model again with save_pretrained"
-        )
-
-
-@torch.no_grad()
-def add_deltas(base: PreTrainedModel, folders: list[Path]) -> None:
-    """Add adapters' deltas to the base's weights: in float32, cast once."""
-    weights = dict(base.named_parameters())
-    deltas: dict[str, list[LowRank]] = {}
-    for folder in folders:
-        for name, low_rank in read_adapter(folder).items():
-            deltas.setdefault(name, []).append(low_rank)
-    for name, parts in deltas.items():
-        weight = weights[name]
-        total = torch.stack([part.dense() for part in parts]).sum(0)
-        weight.copy_((weight.float() + total).to(weight.dtype))
-
-
-def text_fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """`base` with a saved adapter on top, for inference."""
-    return PeftModel.from_pretrained(base, str(folder))
-
-
-def base_fingerprint(model: ModelConfig) -> str:
-    """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
-    return f"{model.name}-{text_fingerprint(json.dumps(canonical(model.as_released()), sort_keys=True))}"

@@ -52,8 +52,8 @@ class Speed:
     def assumed_of(
         cls, stage: Stage, hardware: HardwareConfig, precedents: Precedents, batches: Batches
     ) -> "Speed":
-        """The peak, measured by trainings where there are some, times the assumed efficiencies."""
-        measured_peak = precedents.peak_tflops()
+        """The peak for the base's type, measured by trainings where there are some, times the assumed efficiencies."""
+        measured_peak = precedents.peak_tflops(stage.config.model.dtype)
         peak = measured_peak or hardware.peak_tflops
         half = hardware.half_speed_tokens
         training = hardware.efficiency * batches.training / (batches.training + half)

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,13 @@ def device_of(trainer: TrainerConfig) -> str:
 def proof_file(model: ModelConfig, device: str) -> Path:
     """`bases/<key>.json` in the cache. However a base is stored while it trains, it is proved in float32."""
     base = canonical(replace(model.as_released(), dtype=DType.float32))
-    text = json.dumps([PROOF, base, device, [version(name) for name in LIBRARIES]], sort_keys=True)
+    text = json.dumps([PROOF, base, device, list(_versions())], sort_keys=True)
     return cache_folder("bases") / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    return tuple(version(name) for name in LIBRARIES)
 
 
 def known(model: ModelConfig, device: str) -> dict[str, Any] | None:

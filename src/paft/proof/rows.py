@@ -12,7 +12,7 @@ from paft.forward.batches import sft_tensors
 from paft.forward.loglikelihood import LogLikelihoods
 from paft.forward.pairs import shared_prompt_tensors
 from paft.forward.tree import Trunk, branches_of, lay
-from paft.model.layers.attention import sees_whole_rows
+from paft.model.architecture import sees_whole_rows
 from paft.model.paths import HeadForm, last_hidden
 from paft.model.policy import FrozenPolicy
 

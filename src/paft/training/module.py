@@ -15,8 +15,9 @@ from torch import Tensor
 
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
 from paft.forward.batches import micro_batches
+from paft.model.adapters import add_deltas, refuse_unstored
 from paft.model.paths import FastPaths, paths_of
-from paft.model.policy import Policy, add_deltas, refuse_unstored
+from paft.model.policy import Policy
 from paft.model.quantize import quantize
 from paft.proof.base import load_base
 from paft.training.batches import GlobalBatch
@@ -128,7 +129,7 @@ class BranchModule(L.LightningModule):
         with cpu, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             policy = Policy(base, self.config.lora, seed=self.seed)
-        refuse_unstored(policy, self.base_folder)
+        refuse_unstored(policy.adapted_weights(), self.base_folder)
         return policy
 
     @property

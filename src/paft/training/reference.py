@@ -21,8 +21,9 @@ from paft.forward.batches import micro_batches
 from paft.forward.pairs import answer_logps, pair_tensors
 from paft.graph.build import FirstSteps, ReferenceStage
 from paft.graph.stage import Stage
+from paft.model.adapters import add_deltas
 from paft.model.base import base_folder, pad_token_id
-from paft.model.policy import FrozenPolicy, Policy, add_deltas
+from paft.model.policy import FrozenPolicy, Policy
 from paft.model.quantize import quantize
 from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths

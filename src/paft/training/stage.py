@@ -15,8 +15,8 @@ from paft.files.jsonfile import write_json
 from paft.graph.build import BranchStage
 from paft.graph.callbacks import targets, watches
 from paft.graph.stage import Stage
+from paft.model.adapters import base_fingerprint, text_fingerprint
 from paft.model.base import base_folder, load_tokenizer, tokenizer_fingerprint
-from paft.model.policy import base_fingerprint, text_fingerprint
 from paft.process.interrupt import stop
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context

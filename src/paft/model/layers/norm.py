@@ -6,8 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-SAME_FORMULA = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""transformers' classes that compute weight * (x / rms(x)), rounded before the weight is applied."""
+from paft.model.architecture import FAMILIES
+
+SAME_FORMULA = [family.norm for family in FAMILIES]
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-SAME_FORMULA = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
-"""transformers' classes that compute down(act(gate(x)) * up(x))."""
+from paft.model.architecture import FAMILIES
+
+SAME_FORMULA = [family.mlp for family in FAMILIES]
 
 
 class _SwiGLU(torch.autograd.Function):
