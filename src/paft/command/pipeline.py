@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shlex
 from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -127,10 +128,21 @@ def drop_merged(store: Store, cell: Stage) -> None:
 
 def write_report(configs: list[RunConfig]) -> None:
     """results.csv, index.html and PNGs over everything in the store, and this run's rows in the terminal."""
-    from paft.report.build import build_report
-    from paft.report.terminal import print_table
+    from paft.report.build import Report
+    from paft.report.build import write_report as write
+    from paft.report.terminal import print_run
 
     config = configs[0]
-    folder = Path(config.logs) / "report"
-    rows = build_report(Path(config.store), folder)
-    print_table(rows, keys=[build(c).key for c in configs], page=folder / "index.html")
+    store, folder = Path(config.store), Path(config.logs) / "report"
+    report = Report(store)
+    write(report, folder)
+    keys = {build(c).key for c in configs}
+    others = sum(r.evaluate_key not in keys for r in report.table)
+    command = ["python", "-m", "paft.report", "--store", str(store), "--out", str(folder)]
+    print_run(
+        report.of_run(keys),
+        others=others,
+        store=store,
+        page=folder / "index.html",
+        everything=shlex.join(command),
+    )

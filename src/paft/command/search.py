@@ -1,6 +1,5 @@
 """A search with Hydra's Optuna sweeper: what a trial may do, and what is said when it ends."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,9 +41,9 @@ def trial_command(job: HydraConf) -> Callable[..., str]:
 
 def objective(config: RunConfig, folder: Path) -> float:
     """The value a job returns to Hydra: `evaluate.objective` of a finished evaluate folder, larger is better."""
-    from paft.evaluate.results import objective as value
+    from paft.evaluate.results import Results
 
-    return value(json.loads((folder / "results.json").read_text()), config.evaluate.objective)
+    return Results.read(folder).objective(config.evaluate.objective)
 
 
 def refuse_search(sweeper: DictConfig, one: RunConfig, given: Sequence[str]) -> None:

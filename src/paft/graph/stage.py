@@ -36,6 +36,15 @@ def canonical(value: Any, *, whole: bool = False) -> Any:
     raise TypeError(f"a stage config holds only dataclasses, lists, dicts and primitives, got {value!r}")
 
 
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of the sha256 of JSON data, whatever the order of its names.
+
+    Raises `ValueError` for NaN and infinity, which JSON does not have.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One box of the graph: what to do (`config`), on what (`inputs`)."""
@@ -53,9 +62,7 @@ class Stage:
     @cached_property
     def key(self) -> str:
         """16 hexadecimal digits of the sha256 of {stage, version, config, input keys}."""
-        keys = {name: stage.key for name, stage in self.inputs.items()}
-        text = json.dumps(self._describe(keys), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self._describe({name: stage.key for name, stage in self.inputs.items()}))
 
     def _describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"stage": self.name, "version": self.version, "config": self._config, "inputs": inputs}
