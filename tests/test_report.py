@@ -14,7 +14,8 @@ from paft.config import Paradigm, TaskConfig
 from paft.graph.build import build
 from paft.merge.methods import DareTies, Ties
 from paft.report.labels import method, section
-from paft.report.table import family, key_of, row, rows
+from paft.report.lineage import family, key_of
+from paft.report.table import row, rows
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shlex
 from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -11,7 +12,8 @@ from typing import Any
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
 from paft.command.libraries import in_four_bits, quiet_libraries
-from paft.config import EvaluateConfig, RunConfig
+from paft.command.preflight import before_stages, refuse_columns
+from paft.config import RunConfig
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
@@ -67,16 +69,13 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     here = {s.name for s in missing if config.trainer.world_size == 1 or not STAGES[s.name].on_devices}
     for name in sorted(here):
         importlib.import_module(STAGES[name].module)
+    if missing:
+        before_stages(config, missing)
     if "evaluate" in here:
+        from paft.evaluate.columns import require_items
+
         refuse_columns([config.evaluate])
-
-
-def refuse_columns(evaluations: Iterable[EvaluateConfig]) -> None:
-    """Raise `ValueError` for a column of a table that lm-eval cannot fill."""
-    from paft.evaluate.columns import columns_of, manager_for
-
-    for evaluate in evaluations:
-        columns_of(evaluate, manager_for(evaluate))
+        require_items(config.evaluate)
 
 
 def prove_bases(missing: Iterable[Stage], context: Context) -> None:
@@ -128,10 +127,21 @@ def drop_merged(store: Store, cell: Stage) -> None:
 
 def write_report(configs: list[RunConfig]) -> None:
     """results.csv, index.html and PNGs over everything in the store, and this run's rows in the terminal."""
-    from paft.report.build import build_report
-    from paft.report.terminal import print_table
+    from paft.report.build import Report
+    from paft.report.build import write_report as write
+    from paft.report.terminal import print_run
 
     config = configs[0]
-    folder = Path(config.logs) / "report"
-    rows = build_report(Path(config.store), folder)
-    print_table(rows, keys=[build(c).key for c in configs], page=folder / "index.html")
+    store, folder = Path(config.store), Path(config.logs) / "report"
+    report = Report(store)
+    write(report, folder)
+    keys = {build(c).key for c in configs}
+    others = sum(r.evaluate_key not in keys for r in report.table)
+    command = ["python", "-m", "paft.report", "--store", str(store), "--out", str(folder)]
+    print_run(
+        report.of_run(keys),
+        others=others,
+        store=store,
+        page=folder / "index.html",
+        everything=shlex.join(command),
+    )

@@ -22,6 +22,7 @@ from paft.data.rows import (
     parse_preference_pair,
     preference_format,
 )
+from paft.files.hub import unavailable
 
 Split = Literal["train", "validation", "held_out"]
 Row = TypeVar("Row", Conversation, PreferencePair)
@@ -208,6 +209,12 @@ def _hub_split(source: HubSource, split: Split) -> str:
 def _hub_rows(source: HubSource, split: str) -> Iterator[object]:
     from datasets import load_dataset
 
-    yield from load_dataset(
-        source.repo, source.name, revision=source.revision, split=split, data_dir=source.data_dir
-    )
+    try:
+        rows = load_dataset(
+            source.repo, source.name, revision=source.revision, split=split, data_dir=source.data_dir
+        )
+    except (OSError, ValueError) as error:
+        what = f"{source.repo} at {source.revision:.12}"
+        instead = "with its rows in files on this disk: data=jsonl data.sft.path=... data.preference.path=..."
+        raise unavailable(what, f"datasets/{source.repo}", error, instead) from None
+    yield from rows

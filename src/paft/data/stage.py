@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.chat.limits import max_positions
+from paft.config import FileSource
 from paft.data.prepare import prepare_preference, prepare_sft
 from paft.graph.build import DataStage, refuse_changed
 from paft.graph.stage import Stage
@@ -24,4 +25,6 @@ def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     refuse_changed(config)
     counts = prepare(config.source, tokenizer, out, max_positions(base))
     refuse_changed(config)
+    if isinstance(config.source, FileSource):  # no part of the key, and what people know the rows by
+        return counts | {"file": Path(config.source.path).name}
     return counts

@@ -13,6 +13,7 @@ from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
 from paft.config import EvaluateConfig, TaskConfig
+from paft.files.hub import unavailable
 
 TASKS = Path(__file__).parent / "tasks"
 """Every YAML file in here is a task that a column may name."""
@@ -67,6 +68,20 @@ def task_manager(tasks: Iterable[str], rows: Mapping[str, str] | None = None) ->
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
     """Knows every task that a column names; those in files of the user's are loaded from there."""
     return task_manager({t.task for t in config.tasks.values() if not t.file}, rows)
+
+
+def require_items(config: EvaluateConfig) -> None:
+    """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
+    named = {task.task for task in config.tasks.values() if not task.file}
+    foreign = sorted(named - {path.stem for path in TASKS.glob("*.yaml")})
+    if not foreign:
+        return
+    try:
+        task_manager(foreign).load(foreign)
+    except (OSError, ValueError, ImportError) as error:
+        what = f"the items of one of {', '.join(foreign)}"
+        instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
+        raise unavailable(what, "datasets", error, instead) from None
 
 
 def _refuse_several(at: str, task: TaskConfig, manager: TaskManager) -> None:

@@ -52,8 +52,7 @@ class Stage:
     @cached_property
     def key(self) -> str:
         """16 hexadecimal digits of the sha256 of {stage, version, config, input keys}."""
-        keys = {name: stage.key for name, stage in self.inputs.items()}
-        return digest(self._describe(keys))
+        return digest(self._describe({name: stage.key for name, stage in self.inputs.items()}))
 
     def _describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"stage": self.name, "version": self.version, "config": self._config, "inputs": inputs}

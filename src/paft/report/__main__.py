@@ -14,8 +14,9 @@ from pathlib import Path
 
 from paft.config import Wandb
 from paft.report import markdown, questions
-from paft.report.build import build_report, csv_bytes, replace
+from paft.report.build import Report, write, write_report
 from paft.report.compare import compare
+from paft.report.saved import csv_bytes
 from paft.report.table import require_rows
 from paft.report.terminal import print_answers, print_comparison, print_table
 
@@ -97,21 +98,24 @@ def _fill(file: Path, *, check: bool) -> None:
             f"tables of {file} are not what their files hold; run `python -m paft.report docs {file}`"
         )
     if not check:
-        file.write_text(text, encoding="utf-8")
+        write(file, text.encode())
 
 
 def _ask(given: argparse.Namespace) -> None:
     if not given.file.is_file():
         raise ValueError(f"there is no file {given.file}")
-    found = questions.answers(given.store, questions.read_questions(given.file))
+    answers = questions.answers(given.store, questions.read_questions(given.file))
     given.out.mkdir(parents=True, exist_ok=True)
-    replace(given.out / "comparisons.csv", csv_bytes(found, list(found[0])))
-    print_answers(found)
+    write(given.out / "comparisons.csv", csv_bytes(answers, list(answers[0])))
+    print_answers(answers)
 
 
 def _report(given: argparse.Namespace) -> None:
-    table = build_report(given.store, given.out, paper=given.paper, skills=given.skills)
-    print_table(table or require_rows(given.store), page=given.out / "index.html")
+    report = Report(given.store, require_rows(given.store))
+    write_report(report, given.out, paper=given.paper, skills=given.skills)
+    print_table(report.cells, store=given.store, page=given.out / "index.html")
+    if given.paper:
+        print("The paper's numbers stand beside on the page; the terminal shows ours alone.")
 
 
 if __name__ == "__main__":

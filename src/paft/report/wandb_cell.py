@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.config import Wandb
+from paft.evaluate.results import Results
 from paft.files.jsonfile import write_json
 from paft.graph.stage import Stage
+from paft.report.row import Row
+from paft.report.table import row
 from paft.store.context import Context
 from paft.tracking.branch import branch_id
 from paft.tracking.run import mode, start, survive
@@ -35,8 +38,6 @@ def log_cell(cell: Stage, context: Context) -> None:
     def act() -> None:
         if marker.exists() and json.loads(marker.read_text())["mode"] == mode(settings):
             return
-        from paft.report.table import row
-
         summary = row(context.store.path(cell))
         name = " ".join(
             str(summary[k])
@@ -44,7 +45,7 @@ def log_cell(cell: Stage, context: Context) -> None:
             if summary.get(k) not in (None, "")
         )
         lineage = {s.name if s.name != "data" else f"data_{s.config.branch}": s.key for s in cell.walk()}
-        run = start(cell_id(cell), name, "cell", summary | {"lineage": lineage}, context)
+        run = start(cell_id(cell), name, "cell", dict(summary | {"lineage": lineage}), context)
         if run is None:
             return
         _log_results(run, cell, context, summary)
@@ -55,25 +56,22 @@ def log_cell(cell: Stage, context: Context) -> None:
     survive(f"logging {cell_id(cell)}", act)
 
 
-def _log_results(run: "Run", cell: Stage, context: Context, summary: dict[str, Any]) -> None:
-    import matplotlib.pyplot as plt
+def _log_results(run: "Run", cell: Stage, context: Context, summary: Row) -> None:
     import wandb
 
-    from paft.report.build import figures
+    from paft.report.pictures import figures
 
-    results = json.loads((context.store.path(cell) / "results.json").read_text())
+    results = Results.read(context.store.path(cell))
     columns: list[str | int] = ["task", "score", "stderr", "metric", "num_items"]
     data: list[Iterable[Any]] = [
-        [name, *(task[str(c)] for c in columns[1:])] for name, task in results["tasks"].items()
+        [name, t.score, t.stderr, t.metric, t.num_items] for name, t in results.tasks.items()
     ]
-    drawn = dict(figures(context.store.root, [summary]))
-    scores = {f"score/{name}": task["score"] for name, task in results["tasks"].items()}
-    scores["score/average"] = results["average"]
-    table = wandb.Table(columns=columns, data=data)
-    run.log({"results": table} | {name: wandb.Image(figure) for name, figure in drawn.items()} | scores)
+    drawn = figures(context.store.root, [summary])
+    scores: dict[str, float | None] = {f"score/{name}": task.score for name, task in results.tasks.items()}
+    scores["score/average"] = results.average
+    pictures = {name: wandb.Image(figure) for name, figure in drawn}
+    run.log({"results": wandb.Table(columns=columns, data=data)} | pictures | scores)
     run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
-    for figure in drawn.values():
-        plt.close(figure)
 
 
 def _use_adapters(run: "Run", cell: Stage, how: str) -> None:

@@ -8,16 +8,17 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from paft.config.merge import METHODS
-from paft.merge.methods.dare import DareLinear, DareTies, dare_linear, dare_ties
-from paft.merge.methods.linear import Linear, linear
 
-# ruff: isort: off  (the paper's, in the order of its Table 1)
+# the paper's in the order of its Table 1, which is then that of the registry
+# isort: off
 from paft.merge.methods.slerp import Slerp
 from paft.merge.methods.task_arithmetic import TaskArithmetic, plain_sum, task_arithmetic
 from paft.merge.methods.ties import Ties, magnitude, ties
+from paft.merge.methods.dare import DareLinear, DareTies, dare_linear, dare_ties
+from paft.merge.methods.linear import Linear, linear
 from paft.merge.slerp import slerp
 
-# ruff: isort: on
+# isort: on
 
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")

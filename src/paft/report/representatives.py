@@ -2,48 +2,36 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from paft.config import MergeConfig
 from paft.graph.stage import canonical
-from paft.merge.methods import DareLinear, DareTies, Linear, Slerp, TaskArithmetic, Ties
-from paft.report.labels import Row
-from paft.report.table import merge_options
-
-DEFAULTS: dict[str, type[MergeConfig]] = {
-    "slerp": Slerp,
-    "task_arithmetic": TaskArithmetic,
-    "ties": Ties,
-    "dare": DareTies,
-    "dare_linear": DareLinear,
-    "linear": Linear,
-}
+from paft.merge.methods import METHODS
+from paft.report.options import merge_options
+from paft.report.row import Row
 
 Variant = tuple[tuple[str, Any], ...]
 """The merge options of a row; the seed of the drop masks is none where it follows the training's."""
 
 
-def plain(rows: Sequence[Row]) -> list[Row]:
+def representatives(rows: Sequence[Row]) -> list[Row]:
     """The rows of one training recipe per branch, and of one variant per merge method.
 
     Chosen without looking at a score: the recipe behind most cells (learning rate, steps, data, LoRA, kind of penalty;
     not lambda, not the seed), and of each merge method the variant with the fewest options unlike the default.
     """
     sft = _commonest(rows, "sft_recipe")
-    objectives = {r["preference"] for r in rows if r["preference"]}
-    aligned = {_commonest([r for r in rows if r["preference"] == o], "preference_recipe") for o in objectives}
+    objectives = {r.preference for r in rows if r.preference}
+    aligned = {_commonest([r for r in rows if r.preference == o], "preference_recipe") for o in objectives}
     kept = [
         r
         for r in rows
         if (not r.get("sft_recipe") or r["sft_recipe"] == sft)
         and (not r.get("preference_recipe") or r["preference_recipe"] in aligned)
     ]
-    methods = dict.fromkeys((r["paradigm"], r["merge"]) for r in kept)
-    nearest = {
-        m: _nearest([variant(r) for r in kept if (r["paradigm"], r["merge"]) == m], m[1]) for m in methods
-    }
-    return [r for r in kept if variant(r) == nearest[r["paradigm"], r["merge"]]]
+    methods = dict.fromkeys((r.paradigm, r.merge) for r in kept)
+    nearest = {m: _nearest([variant(r) for r in kept if (r.paradigm, r.merge) == m], m[1]) for m in methods}
+    return [r for r in kept if variant(r) == nearest[r.paradigm, r.merge]]
 
 
 def variant(row: Row) -> Variant:
@@ -55,7 +43,7 @@ def variant(row: Row) -> Variant:
 
 def _commonest(rows: Sequence[Row], column: str) -> str:
     """The value that most families have; of equals the first in the alphabet."""
-    count = Counter(recipe for recipe, _ in {(r.get(column) or "", r["family"]) for r in rows} if recipe)
+    count = Counter(recipe for recipe, _ in {(r.get(column) or "", r.family) for r in rows} if recipe)
     return min(count, key=lambda recipe: (-count[recipe], recipe), default="")
 
 
@@ -64,7 +52,6 @@ def _nearest(variants: Sequence[Variant], method: str) -> Variant:
     return min(count, key=lambda v: (len(set(v) ^ default), -count[v], str(v)))
 
 
-@cache
 def _default(method: str) -> frozenset[tuple[str, Any]]:
-    options = merge_options(canonical(DEFAULTS.get(method, MergeConfig)()))
+    options = merge_options(canonical(METHODS.get(method, MergeConfig)()))
     return frozenset((c, v) for c, v in options.items() if v is not None and c != "merge.seed")
