@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ def _log_results(run: "Run", cell: Stage, context: Context, summary: Row) -> Non
         [name, t.score, t.stderr, t.metric, t.num_items] for name, t in results.tasks.items()
     ]
     drawn = figures(context.store.root, [summary])
+    import_module("matplotlib.pyplot")  # wandb takes it as loaded
     scores: dict[str, float | None] = {f"score/{name}": task.score for name, task in results.tasks.items()}
     scores["score/average"] = results.average
     pictures = {name: wandb.Image(figure) for name, figure in drawn}
