@@ -22,7 +22,7 @@ from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, score
 from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
-from paft.graph.build import EvaluateStage
+from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
@@ -31,9 +31,9 @@ from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 
 
-def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Score the `model` among the inputs, or the base where there is none; returns every column's score."""
-    config: EvaluateStage = stage.config
+    config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     if "model" in inputs and (inputs["model"] / "merge.json").is_file():
         # the report of the merge outlives the merged model (merge.keep=false)

@@ -144,11 +144,11 @@ class Policy(nn.Module):
         return outputs_of(self.base, input_ids=input_ids, use_cache=False, **kwargs)
 
     def can_share_prompts(self, longest: int) -> bool:
-        """Whether rows of up to `longest` tokens may hold two answers to one prompt."""
+        """See `paft.model.paths.can_share`."""
         return can_share(self.base, longest)
 
     def packs(self, longest: int) -> bool:
-        """Whether rows of up to `longest` tokens go through the model end to end, without padding."""
+        """See `paft.model.paths.packs`."""
         return packs(self.base, longest)
 
     @contextmanager
@@ -174,13 +174,9 @@ class Policy(nn.Module):
 
     def stored_factors(self) -> list[LowRank]:
         """As `factors`, but the parameters themselves, in shards where they are."""
+        layers: list[Any] = [layer for _, layer in self._adapted()]
         return [
-            LowRank(
-                cast(Tensor, m.lora_A[ADAPTER].weight),
-                cast(Tensor, m.lora_B[ADAPTER].weight),
-                m.scaling[ADAPTER],
-            )
-            for _, m in self._adapted()
+            LowRank(m.lora_A[ADAPTER].weight, m.lora_B[ADAPTER].weight, m.scaling[ADAPTER]) for m in layers
         ]
 
     def _adapted(self) -> list[tuple[str, LoraLayer]]:
