@@ -8,6 +8,7 @@ import json
 import logging
 import netrc
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -123,8 +124,13 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
         let_go()
         run = survive(f"opening {run_id} offline", lambda: open_as("offline"))
         if run is not None:
-            log.warning("W&B: offline from here on; upload with: wandb sync %s/wandb/offline-run-*", folder)
+            log.warning("W&B: offline from here on; upload with: %s", upload_command(folder))
     return run
+
+
+def upload_command(folder: Path) -> str:
+    """What uploads the runs that were written offline below `folder`, in a shell."""
+    return f"wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*"
 
 
 def branch_id(stage: Stage) -> str:
