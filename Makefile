@@ -60,10 +60,11 @@ check: $(VENV)/.installed-dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python notebooks/check_types.py
 
-# SFT_ROWS=file and PREFERENCE_ROWS=file take the place of the embedded rows. A script that fails does not keep
-# the others from running; the exit code tells.
-bench: $(VENV)/.installed-dev  ## every measurement in benchmarks/, then one table
+# SFT_ROWS=file and PREFERENCE_ROWS=file take the place of the embedded rows; ROUNDS=1 runs every contender once where
+# the fastest of several counts. A script that fails does not keep the others from running; the exit code tells.
+bench: $(VENV)/.installed-dev  ## every measurement in benchmarks/, then one table; ROUNDS=1 for a quicker one
 	failed=0; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script || failed=1; \
 	done; $(BIN)/python benchmarks/measure.py; exit $$failed

@@ -2,7 +2,7 @@
 
 import sys
 
-from paft.sweep import main
+from paft.command.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

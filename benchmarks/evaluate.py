@@ -1,13 +1,13 @@
 """Score a few-shot multiple-choice task with SmolLM2-135M-Instruct: lm-eval's own Hugging Face model against PAFT's.
 
-    python benchmarks/evaluate.py [--questions 40] [--shots 5]
+    python benchmarks/evaluate.py [--questions 40] [--shots 5] [--quick] [--out DIR]
 
 The questions are those of MMLU's development set that lm-eval carries, as `paft_mmlu_dev` words them, each after
 the same few worked ones. Both sides get the same requests and batch size, each in a process of its own. Scores are
 compared in float32 before bfloat16 is timed: in bfloat16 either side's move with the rows that share a batch.
+`--quick` has one question, and float32 alone.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -16,12 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measure import Report, Row, publish, run_child
+from harness.process import run_child
+from harness.progress import Progress, new_parser, parse
+from measure import Report, Row, publish
 
 CLOSE = 1e-3
 """Allowed difference of a log-likelihood in float32, in nats; relative where it is above 1."""
 PROOF_QUESTIONS = 8
 SPEED = 3.0
+SECONDS = (20, 15, 65, 18)
+"""Of the processes, on two cores."""
 
 
 def requests_of(lm: Any, questions: int, shots: int) -> list[tuple[None, list[int], list[int]]]:
@@ -45,21 +49,22 @@ def options(doc: dict[str, Any]) -> list[str]:
     return [line.partition(". ")[2] for line in lines]
 
 
-def contender(name: str, dtype: str, questions: int, shots: int, out: Path) -> None:
+def contender(name: str, model_name: str, dtype: str, questions: int, shots: int, out: Path) -> None:
     """One side: load, score, write seconds and log-likelihoods."""
     import torch
     from hydra import compose, initialize_config_dir
     from lm_eval.models.huggingface import HFLM
 
-    from paft.compose import register_schemas, to_config
+    from paft.command.compose import register_schemas, to_config
     from paft.config import DType
     from paft.evaluate.lm import SparingLM
-    from paft.model import base_folder, load_base, load_tokenizer
+    from paft.model.base import base_folder, load_tokenizer
+    from paft.proof.base import load_base
 
     torch.manual_seed(0)
     register_schemas()
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        config = to_config(compose("train"))
+        config = to_config(compose("train", [f"model={model_name}"]))
     folder = base_folder(config.model)
     config = replace(config, model=replace(config.model, dtype=DType(dtype)))
     kind = HFLM if name == "lm-eval" else SparingLM
@@ -87,50 +92,56 @@ def same(a: list[list[Any]], b: list[list[Any]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--shots", type=int, default=5)
-    given = parser.parse_args()
-    found, peaks = {}, {}
+    given = parse(parser)
+    asked = {"float32": PROOF_QUESTIONS, "bfloat16": given.questions}
+    if given.quick:
+        asked, given.shots = {"float32": 1}, 1
+    progress = Progress("evaluate", SECONDS[: 2 * len(asked)], quick=given.quick)
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for dtype, questions in (("float32", PROOF_QUESTIONS), ("bfloat16", given.questions)):
+        for dtype, questions in asked.items():
             for name in ("lm-eval", "paft"):
+                progress.next(f"{name} in {dtype}")
                 out = Path(folder) / f"{name}.json"
-                words = (name, dtype, str(questions), str(given.shots), str(out))
+                model = "tiny" if given.quick else "smollm2_135m"
+                words = (name, model, dtype, str(questions), str(given.shots), str(out))
                 child = run_child(__file__, "--side", *words)
-                found[name], peaks[name] = json.loads(out.read_text()), child.peak_mb
+                found[name] = json.loads(out.read_text()) | {"peak": child.peak_mb}
             if dtype == "float32":
                 worst = same(found["lm-eval"]["scores"], found["paft"]["scores"])
+    details = {"seconds": {name: f["seconds"] for name, f in found.items()}, "worst": worst}
+    publish(Report("evaluate", rows_of(found, given.shots, worst), details), given.out)
+
+
+def rows_of(found: dict[str, dict[str, Any]], shots: int, worst: float) -> list[Row]:
     ours, theirs = found["paft"], found["lm-eval"]
     rate = {name: f["tokens"] / f["seconds"] for name, f in found.items()}
-    publish(
-        Report(
-            "evaluate",
-            [
-                Row(
-                    f"MMLU development questions, {given.shots} shots",
-                    f"{ours['seconds']:.1f} s, {rate['paft']:.0f} tokens/s",
-                    "lm-eval HFLM",
-                    f"{theirs['seconds']:.1f} s, {rate['lm-eval']:.0f} tokens/s",
-                    theirs["seconds"] / ours["seconds"],
-                    at_least=SPEED,
-                    note=f"float32: same answers, log-likelihoods within {worst:.1g}",
-                ),
-                Row(
-                    "its peak memory",
-                    f"{peaks['paft']:.0f} MiB",
-                    "lm-eval HFLM",
-                    f"{peaks['lm-eval']:.0f} MiB",
-                    peaks["paft"] / peaks["lm-eval"],
-                ),
-            ],
-            {"seconds": {name: f["seconds"] for name, f in found.items()}, "worst": worst},
-        )
-    )
+    return [
+        Row(
+            f"MMLU development questions, {shots} shots",
+            f"{ours['seconds']:.1f} s, {rate['paft']:.0f} tokens/s",
+            "lm-eval HFLM",
+            f"{theirs['seconds']:.1f} s, {rate['lm-eval']:.0f} tokens/s",
+            theirs["seconds"] / ours["seconds"],
+            at_least=SPEED,
+            note=f"float32: same answers, log-likelihoods within {worst:.1g}",
+        ),
+        Row(
+            "its peak memory",
+            f"{ours['peak']:.0f} MiB",
+            "lm-eval HFLM",
+            f"{theirs['peak']:.0f} MiB",
+            ours["peak"] / theirs["peak"],
+        ),
+    ]
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
-        contender(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), Path(sys.argv[6]))
+        name, model, dtype, questions, shots, path = sys.argv[2:]
+        contender(name, model, dtype, int(questions), int(shots), Path(path))
     else:
         main()

@@ -1,46 +1,29 @@
-"""What the benchmarks share: a command in a process of its own, the machine's peak, one table, one file each.
+"""The table of the benchmarks: their rows, one JSON file each, and the CSV file that the documentation shows.
 
     python benchmarks/measure.py                            # the table of everything that benchmarks/*.json holds
-    python benchmarks/measure.py --csv docs/benchmarks.csv  # and the same as a file
+    python benchmarks/measure.py --csv docs/benchmarks.csv  # and the same into a file
 
-A benchmark runs its contenders one after another with `run_child`, proves that their results are equal, and hands
-its rows to `publish`. Nothing here imports torch: a process's peak counts the memory of the one it was forked from.
+Every row names its processor. What was measured on one replaces what the same benchmark gave on it before, in the
+JSON file and in the CSV file; rows of other processors stay.
 """
 
+import argparse
 import csv
-import importlib.util
 import json
 import os
-import platform
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from harness.process import BENCHMARKS, processor, versions
 from rich.console import Console
 from rich.table import Table
 
-FOLDER = Path(__file__).parent
-PACKAGES = ("torch", "transformers", "peft", "trl", "mergekit", "lm-eval")
-# threads that sleep while they wait: `train.py` sets the same, and no contender is slower for it
-ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-@dataclass(frozen=True)
-class Child:
-    """A process that has ended well."""
-
-    seconds: float
-    """Wall time from start to end."""
-    peak_mb: float
-    """Largest resident memory, in MiB."""
-    result: dict[str, Any]
-    """The JSON object on its last line of output; empty if there is none."""
+COLUMNS = ("benchmark", "what", "measured", "against", "its figure", "ratio", "to reach", "note")
+Cells = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,6 +38,8 @@ class Row:
     at_least: float | None = None
     at_most: float | None = None
     note: str = ""
+    processor: str = ""
+    """Filled in by `publish`."""
 
     @property
     def reach(self) -> str:
@@ -69,6 +54,20 @@ class Row:
             return None
         return self.ratio >= self.at_least if self.at_least is not None else self.ratio <= self.at_most  # type: ignore[operator]
 
+    def cells(self, benchmark: str) -> Cells:
+        ratio = "" if self.ratio is None else f"{self.ratio:.3g}"
+        shown = (
+            benchmark,
+            self.what,
+            self.measured,
+            self.against,
+            self.reference,
+            ratio,
+            self.reach,
+            self.note,
+        )
+        return {"processor": self.processor} | dict(zip(COLUMNS, shown, strict=True))
+
 
 @dataclass
 class Report:
@@ -79,108 +78,98 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def run_child(*command: str | Path, environment: Mapping[str, str] | None = None) -> Child:
-    """Run a command to its end, alone; a first word ending in `.py` runs under this Python.
-
-    Raises `RuntimeError` with the end of its stderr if it fails.
-    """
-    words = [str(word) for word in command]
-    words = [sys.executable, *words] if words[0].endswith(".py") else words
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        started = time.perf_counter()
-        variables = os.environ | ENVIRONMENT | dict(environment or {})
-        process = subprocess.Popen(words, stdout=out, stderr=err, env=variables)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0), err.seek(0)
-        if status:
-            raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}:\n{err.read()[-4000:]}")
-        return Child(seconds, usage.ru_maxrss / 1024, last_json(out.read()))
-
-
-def last_json(text: str) -> dict[str, Any]:
-    lines = text.strip().splitlines()
-    if not lines or not lines[-1].startswith("{"):
-        return {}
-    result: dict[str, Any] = json.loads(lines[-1])
-    return result
-
-
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
 def skipped(what: str, package: str) -> Row:
     return Row(what, "-", note=f"skipped: {package} is not installed (pip install -e '.[bench]')")
 
 
-def matrix_peak() -> float:
-    """FLOP/s of the best bfloat16 matrix product on this machine, with the threads the contenders have."""
-    return float(run_child(FOLDER / "contenders" / "matrix_peak.py").result["flops_per_second"])
-
-
-def versions() -> dict[str, str]:
-    found = {name: version(name) for name in PACKAGES if installed(name.replace("-", "_"))}
-    return found | {"python": platform.python_version()}
-
-
-def publish(report: Report) -> None:
-    """Print the report's table and write `benchmarks/<name>.json`."""
-    data = {
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()},
+def publish(report: Report, out: Path | None) -> None:
+    """Print the report's table and write `<out>/<name>.json`; with None write nothing."""
+    here = processor()
+    rows = [replace(row, processor=here) for row in report.rows]
+    show({report.name: rows})
+    if out is None:
+        return
+    path = out / f"{report.name}.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    machines = before.get("machines", {})
+    others = [row for row in before.get("rows", []) if row.get("processor", here) != here]
+    machines[here] = {
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
         "versions": versions(),
-        "rows": [asdict(row) for row in report.rows],
         "details": report.details,
     }
-    (FOLDER / f"{report.name}.json").write_text(json.dumps(data, indent=1))
-    show({report.name: report.rows})
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"machines": machines, "rows": [*others, *map(asdict, rows)]}
+    path.write_text(json.dumps(found, indent=1))
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+def read_reports(folder: Path) -> dict[str, list[Row]]:
+    """Name of a benchmark -> its rows on every processor."""
+    files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: [Row(**row) for row in data["rows"]] for name, data in files.items() if "rows" in data}
 
 
 def show(reports: Mapping[str, Sequence[Row]]) -> None:
-    """One table; ratios in bold where they reach what they should, in red where they do not."""
-    table = Table("benchmark", "what", "measured", "against", "its figure", "ratio", "to reach", "note")
-    for name, rows in reports.items():
-        for row in rows:
-            style = {True: "bold green", False: "bold red", None: ""}[row.met]
-            ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-            styled = f"[{style}]{ratio}[/]" if style else ratio
-            table.add_row(
-                name, row.what, row.measured, row.against, row.reference, styled, row.reach, row.note
-            )
-        table.add_section()
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    """One table a processor; ratios in bold where they reach what they should, in red where they do not."""
+    lines = [(row, row.cells(name)) for name, rows in reports.items() for row in rows]
+    lines.sort(key=lambda line: line[0].processor)
+    for name, of_one in groupby(lines, key=lambda line: line[0].processor):
+        table = Table(*COLUMNS, title=f"{name}, {os.cpu_count()} cores" if name == processor() else name)
+        for _, section in groupby(of_one, key=lambda line: line[1]["benchmark"]):
+            for row, cells in section:
+                style = {True: "bold green", False: "bold red", None: ""}[row.met]
+                ratio = f"[{style}]{cells['ratio']}[/]" if style else cells["ratio"]
+                table.add_row(*(ratio if column == "ratio" else cells[column] for column in COLUMNS))
+            table.add_section()
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def write_csv(path: Path, reports: Mapping[str, Sequence[Row]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["benchmark", "what", "measured", "against", "its figure", "ratio", "to reach", "note"]
-        )
-        for name, rows in reports.items():
-            for row in rows:
-                ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-                writer.writerow(
-                    [name, row.what, row.measured, row.against, row.reference, ratio, row.reach, row.note]
-                )
+    """Put the rows into the file, in the order of processors and benchmarks.
+
+    Rows of other benchmarks and of other processors stay. Raises `ValueError` for a file of other columns.
+    """
+    fresh = [row.cells(name) for name, rows in reports.items() for row in rows]
+    measured = {(cells["processor"], cells["benchmark"]) for cells in fresh}
+    kept = [cells for cells in read_csv(path) if (cells["processor"], cells["benchmark"]) not in measured]
+    ordered = sorted([*kept, *fresh], key=lambda cells: (cells["processor"], cells["benchmark"]))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["processor", *COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(ordered)
 
 
-def main(words: Sequence[str]) -> None:
-    files = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-    found = {name: [Row(**row) for row in data["rows"]] for name, data in files.items() if "rows" in data}
+def read_csv(path: Path) -> list[Cells]:
+    """The rows of such a file, none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != ["processor", *COLUMNS]:
+            raise ValueError(
+                f"{path} has the columns {reader.fieldnames}, not those of the benchmarks' table; give another file"
+            )
+        return list(reader)
+
+
+def main() -> None:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    where = "folder of the JSON files (default benchmarks/)"
+    parser.add_argument("--out", type=Path, default=BENCHMARKS, metavar="DIR", help=where)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the CSV file to bring up to date")
+    chosen = parser.parse_args()
+    found = read_reports(chosen.out)
+    if not found:
+        parser.exit(2, f"error: {chosen.out} holds no results; run the benchmarks first: make bench\n")
     show(found)
-    if words[:1] == ["--csv"]:
-        write_csv(Path(words[1]), found)
+    if chosen.csv:
+        try:
+            write_csv(chosen.csv, found)
+        except (ValueError, OSError) as error:
+            parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

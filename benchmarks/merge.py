@@ -1,12 +1,12 @@
 """Merge two LoRA adapters into SmolLM2-135M-Instruct, whole process: PAFT, mergekit, peft, and copying the checkpoint.
 
-    python benchmarks/merge.py
+    python benchmarks/merge.py [--rounds 3] [--quick] [--out DIR]
 
 First every method is compared with mergekit, and the plain sum with peft's `cat`, on two float32 layers of the same
 widths; only then is anything timed. mergekit has its cache of applied adapters warm. peft's other ways are timed and
 not compared: `linear` combines the factors, hence adds cross terms, and `*_svd` cuts the merged delta to rank 16.
 Copying is measured twice: files in the page cache and no sync, and files dropped from the cache and synced after;
-PAFT's TIES under the same conditions. Writes `benchmarks/merge.json`.
+PAFT's TIES under the same conditions. Writes `benchmarks/merge.json`. `--quick` has TIES and peft's `cat` alone.
 """
 
 import json
@@ -14,16 +14,19 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import FOLDER, Child, Report, Row, installed, publish, run_child, skipped
+from harness.process import CONTENDERS, Child, installed, run_child
+from harness.progress import Progress, add_rounds, new_parser, parse
+from measure import Report, Row, publish, skipped
 
 METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare_ties")
 PEFT = ("linear", "cat", "ties_svd", "dare_ties_svd")
-DIFFERENCE = FOLDER / "contenders" / "merge_difference.py"
-REPEATS = 3
+QUICK_METHODS, QUICK_PEFT = ("ties",), ("cat",)
+DIFFERENCE = CONTENDERS / "merge_difference.py"
 TOLERANCE = 5e-7
 """Of float32 weights: mergekit subtracts weights of up to 0.1 from each other, we multiply factors."""
 FEW = 1e-4
@@ -61,17 +64,18 @@ def mergekit(method: str, folder: Path, density: float = 0.5) -> list[str]:
 
 
 def peft(combination: str, folder: Path) -> list[str]:
-    script = FOLDER / "contenders" / "merge_peft.py"
-    return [sys.executable, str(script), combination, str(folder), str(folder / "peft")]
+    return [sys.executable, str(CONTENDERS / "merge_peft.py"), combination, str(folder), str(folder / "peft")]
 
 
-def refuse_other_results(small: Path) -> dict[str, dict[str, float]]:
+def refuse_other_results(
+    small: Path, methods: Sequence[str], progress: Progress
+) -> dict[str, dict[str, float]]:
     """How far the weights of each pair of equal merges are apart. Raises `ValueError` above `FEW`."""
     # masks are drawn from different streams: DARE is compared without dropping
     pairs: dict[str, tuple[list[str], list[str]]] = {
         "peft cat": (paft("task_arithmetic", small), peft("cat", small))
     }
-    for method in METHODS if installed("mergekit") else ():
+    for method in methods if installed("mergekit") else ():
         options = {"slerp": ["--space", "full"], "dare_ties": ["--density", "1"]}.get(method, [])
         pairs[f"mergekit {method}"] = (
             paft(method, small, *options),
@@ -79,9 +83,11 @@ def refuse_other_results(small: Path) -> dict[str, dict[str, float]]:
         )
     found = {}
     for name, (ours, theirs) in pairs.items():
-        run_child(*ours)
-        run_child(*theirs)
+        progress.next(f"is PAFT's result that of {name}")
         theirs_in = small / name.split()[0]
+        for command, out in ((ours, small / "paft"), (theirs, theirs_in)):
+            shutil.rmtree(out, ignore_errors=True)
+            run_child(*command)
         found[name] = run_child(DIFFERENCE, small / "paft", theirs_in, str(TOLERANCE)).result
         if not found[name]["share"] <= FEW:
             raise ValueError(
@@ -91,14 +97,24 @@ def refuse_other_results(small: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def best(command: list[str], out: Path, prepare: Callable[[], None] = lambda: None) -> Child:
-    """The fastest of `REPEATS` runs into a fresh folder, with the largest peak."""
-    runs = []
-    for _ in range(REPEATS):
-        shutil.rmtree(out, ignore_errors=True)
-        prepare()
-        runs.append(run_child(*command))
-    return Child(min(run.seconds for run in runs), max(run.peak_mb for run in runs), {})
+@dataclass(frozen=True)
+class Fastest:
+    """Runs a command several times, each time into a fresh folder."""
+
+    rounds: int
+    progress: Progress
+
+    def __call__(
+        self, what: str, command: list[str], out: Path, prepare: Callable[[], None] = lambda: None
+    ) -> Child:
+        """The fastest run, with the largest peak."""
+        self.progress.next(what)
+        runs = []
+        for _ in range(self.rounds):
+            shutil.rmtree(out, ignore_errors=True)
+            prepare()
+            runs.append(run_child(*command))
+        return Child(min(run.seconds for run in runs), max(run.peak_mb for run in runs), {})
 
 
 def text(child: Child) -> str:
@@ -114,34 +130,40 @@ def against(what: str, ours: Child, name: str, theirs: Child, *, bars: bool) -> 
     ]
 
 
-def peer_rows(folder: Path, ours: dict[str, Child]) -> list[Row]:
+def peer_rows(
+    folder: Path, ours: Mapping[str, Child], methods: Sequence[str], ways: Sequence[str], best: Fastest
+) -> list[Row]:
     rows = []
-    for method in METHODS:
+    if installed("mergekit"):
+        best.progress.next("mergekit applies the adapters")
+        run_child(*mergekit("linear", folder))  # fills its cache
+    for method in methods:
         if installed("mergekit"):
-            theirs = best(mergekit(method, folder), folder / "mergekit")
+            theirs = best(f"mergekit {method}", mergekit(method, folder), folder / "mergekit")
             ours_like = ours["slerp (full)" if method == "slerp" else method]
             rows += against(method, ours_like, f"mergekit {method}", theirs, bars=True)
         else:
             rows.append(skipped(f"mergekit {method}", "mergekit"))
-    for combination in PEFT:
+    for combination in ways:
         method = {"cat": "task_arithmetic"}.get(combination, combination.removesuffix("_svd"))
+        best.progress.next(f"peft {combination}")
         theirs = run_child(*peft(combination, folder))
         rows += against(method, ours[method], f"peft {combination}", theirs, bars=False)
     return rows
 
 
-def copy_rows(folder: Path, ties: Child) -> list[Row]:
+def copy_rows(folder: Path, ties: Child, best: Fastest) -> list[Row]:
     """TIES against `cp`, with everything in the page cache, and from and to the disk."""
 
     def drop() -> None:
         drop_from_cache([*(folder / "base").glob("*"), *folder.glob("*/adapter_model.safetensors")])
 
-    copy = ["cp", "-rL", str(folder / "base"), str(folder / "copy")]
-    warm = best(copy, folder / "copy")
-    cold_copy = best(synced(copy, folder / "copy"), folder / "copy", drop)
-    cold_ties = best(synced(paft("ties", folder), folder / "paft"), folder / "paft", drop)
-    start = best([sys.executable, "-c", "import paft.merge.__main__"], folder / "none")
-    torch = best([sys.executable, "-c", "import torch"], folder / "none")
+    copy, merge = ["cp", "-rL", str(folder / "base"), str(folder / "copy")], paft("ties", folder)
+    warm = best("cp", copy, folder / "copy")
+    cold_copy = best("cp from disk", synced(copy, folder / "copy"), folder / "copy", drop)
+    cold_ties = best("ties from disk", synced(merge, folder / "paft"), folder / "paft", drop)
+    start = best("start-up", [sys.executable, "-c", "import paft.merge.__main__"], folder / "none")
+    torch = best("import torch", [sys.executable, "-c", "import torch"], folder / "none")
     disk, cache = "cp + sync, read from disk", "cp, in the page cache"
     return [
         Row(
@@ -166,19 +188,36 @@ def synced(command: list[str], out: Path) -> list[str]:
     return ["sh", "-c", 'out=$1; shift; "$@" && sync "$out"/*', "sh", str(out), *command]
 
 
-def main() -> None:
+def announced(methods: Sequence[str], ways: Sequence[str], rounds: int) -> list[float]:
+    """Seconds of each part on two cores: inputs, comparisons, PAFT, copies, mergekit, peft."""
+    peers = len(methods) if installed("mergekit") else 0
+    ours, copies = len(METHODS) + 1, 5
+    timed = [1.5 * rounds] * (ours + copies) + ([12.0] if peers else []) + [10.0 * rounds] * peers
+    return [15, *[12] * (1 + peers), *timed, *[19] * len(ways)]
+
+
+def measure(methods: Sequence[str], ways: Sequence[str], model: str, best: Fastest) -> Report:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        run_child(FOLDER / "contenders" / "merge_inputs.py", folder)
-        differing = refuse_other_results(folder / "small")
+        best.progress.next("inputs")
+        run_child(CONTENDERS / "merge_inputs.py", folder, model)
+        differing = refuse_other_results(folder / "small", methods, best.progress)
         commands = {method: paft(method, folder) for method in METHODS}
         commands["slerp (full)"] = paft("slerp", folder, "--space", "full")
-        ours = {name: best(command, folder / "paft") for name, command in commands.items()}
+        ours = {name: best(name, command, folder / "paft") for name, command in commands.items()}
         own = [Row(f"{name} (PAFT)", text(child)) for name, child in ours.items()]
-        if installed("mergekit"):
-            run_child(*mergekit("linear", folder))  # fills its cache
-        rows = own + copy_rows(folder, ours["ties"]) + peer_rows(folder, ours)
-    publish(Report("merge", rows, {"differences": differing, "tolerance": TOLERANCE}))
+        rows = own + copy_rows(folder, ours["ties"], best) + peer_rows(folder, ours, methods, ways, best)
+    return Report("merge", rows, {"differences": differing, "tolerance": TOLERANCE})
+
+
+def main() -> None:
+    parser = new_parser(__doc__)
+    add_rounds(parser, 3)
+    given = parse(parser)
+    methods, ways = (QUICK_METHODS, QUICK_PEFT) if given.quick else (METHODS, PEFT)
+    rounds, model = (1, "tiny") if given.quick else (given.rounds, "smollm2_135m")
+    progress = Progress("merge", announced(methods, ways, rounds), quick=given.quick)
+    publish(measure(methods, ways, model, Fastest(rounds, progress)), given.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """What `plan=true` says beforehand against what then happens, on SmolLM2-135M-Instruct; and how soon it says it.
 
-    python benchmarks/plan.py [sft] [dpo] [orpo] [start]
+    python benchmarks/plan.py [sft] [dpo] [orpo] [start] [--quick] [--out DIR]
 
 Each branch is planned and run twice in a store of its own: a short training while the store is empty, so that time
 rests on assumed figures, then a longer one of another seed, when the plan can go by the first. Every training is a
 process of its own and is followed by a short evaluation. Compared are the seconds of each stage and the peak memory
 of the training; `ratio` is the larger figure over the smaller. The note tells the peak a training measured: where
 other work slows one of two runs down, it shows there. The part `start` times the plan itself. All of it takes about
-four minutes on two cores.
+four minutes on two cores. `--quick` has the branch sft, with an empty store, and the start.
 """
 
 import statistics
@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from measure import FOLDER, Report, Row, publish, run_child
+from harness.process import BENCHMARKS, run_child
+from harness.progress import Progress, new_parser, parse
+from measure import Report, Row, publish
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
 from paft.config import RunConfig
-from paft.graph import build
+from paft.graph.build import build
+from paft.graph.stage import Stage
 from paft.plan.estimate import Estimate
 from paft.plan.table import estimate
-from paft.stage import Stage
 from paft.store.store import Store
 
-ROOT = FOLDER.parent
+ROOT = BENCHMARKS.parent
 TRAIN = ROOT / "train.py"
 COMMON = ("callbacks=none", "logger=csv", "trainer.progress_bar=false")
 BRANCHES = {
@@ -37,25 +39,40 @@ BRANCHES = {
 }
 SHORT = ("seed=1", "sft.max_steps=8", "preference.max_steps=8", "evaluate.limit=16")
 LONG = ("seed=2", "sft.max_steps=40", "preference.max_steps=24", "evaluate.limit=48")
+RUNS = {"empty store": SHORT, "after a shorter run": LONG}
+QUICK = ("experiment=smoke", "sft.max_steps=2", "evaluate.limit=1")
+SECONDS = {"empty store": 30, "after a shorter run": 65, "start": 8}
+"""Of each part, on two cores."""
 WITHIN = 1.25
 REPEATS = 5
 START = (
-    "import json, sys; from paft.sweep import main; sys.argv = ['train.py', 'plan=true', 'logs={logs}']; main(); "
+    "import json, sys; from paft.command.main import main; "
+    "sys.argv = ['train.py', 'plan=true', 'logs={logs}']; main(); "
     "print(json.dumps({{'torch': 'torch' in sys.modules}}))"
 )
 
 
-def main(parts: list[str]) -> None:
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*BRANCHES, "start", "all"], default="all")
+    given = parse(parser)
+    asked = ["sft", "start"] if given.quick else [*BRANCHES, "start"]
+    parts = asked if "all" in given.parts else given.parts
+    runs = {"empty store": QUICK} if given.quick else RUNS
+    titles = [title for part in parts for title in (["start"] if part == "start" else runs)]
+    progress = Progress("plan", [SECONDS[title] for title in titles], quick=given.quick)
     report = Report("plan")
-    for name in parts or [*BRANCHES, "start"]:
+    for part in parts:
         with tempfile.TemporaryDirectory() as folder:
-            if name == "start":
-                report.rows.append(start_up(Path(folder)))
+            if part == "start":
+                progress.next("start")
+                report.rows.append(start_up(Path(folder), 1 if given.quick else REPEATS))
                 continue
-            words = (*BRANCHES[name], *COMMON, f"logs={folder}")
-            report.rows += compare(f"{name}, empty store", (*words, *SHORT), report)
-            report.rows += compare(f"{name}, after a shorter run", (*words, *LONG), report)
-    publish(report)
+            for title, size in runs.items():
+                progress.next(f"{part}, {title}")
+                words = (*BRANCHES[part], *COMMON, f"logs={folder}", *size)
+                report.rows += compare(f"{part}, {title}", words, report)
+    publish(report, given.out)
 
 
 def compare(title: str, words: tuple[str, ...], report: Report) -> list[Row]:
@@ -89,12 +106,12 @@ def against(what: str, measured: float, planned: float, unit: str, note: str = "
     return Row(what, *shown, ratio=ratio, at_most=WITHIN, note=note)
 
 
-def start_up(logs: Path) -> Row:
+def start_up(logs: Path, repeats: int) -> Row:
     """Median seconds of `python train.py plan=true`, which must not load torch."""
     loaded: dict[str, Any] = run_child(sys.executable, "-c", START.format(logs=logs)).result
     if loaded != {"torch": False}:
         raise RuntimeError(f"plan=true must load no torch, but: {loaded}")
-    seconds = statistics.median(run_child(TRAIN, "plan=true", f"logs={logs}").seconds for _ in range(REPEATS))
+    seconds = statistics.median(run_child(TRAIN, "plan=true", f"logs={logs}").seconds for _ in range(repeats))
     return Row("train.py plan=true, no torch", f"{seconds:.2f} s", "bar", "2 s", seconds / 2, at_most=1.0)
 
 
@@ -105,4 +122,4 @@ def compose(words: tuple[str, ...]) -> RunConfig:
 
 if __name__ == "__main__":
     register_schemas()
-    main(sys.argv[1:])
+    main()

@@ -1,16 +1,21 @@
 """Where the time of a training step of SmolLM2-135M-Instruct goes, and how near each part is to the machine's peak.
 
-    python benchmarks/step.py [--rows 8] [--tokens 170]
+    python benchmarks/step.py [--rows 8] [--tokens 170] [--quick] [--out DIR]
 
 One micro-batch of equal rows, half of their tokens labels, as in GSM8K. Times are of torch's profiler, which makes
 the small operations look longer than they are; parts are what one autograd node covers, forward and backward.
 """
 
 import argparse
+import json
+import time
 from collections.abc import Callable
 
-from measure import Report, Row, matrix_peak, publish, run_child
+from harness.process import matrix_peak, run_child
+from harness.progress import Progress, new_parser, parse
+from measure import Report, Row, publish
 
+SECONDS = (25, 8)
 PARTS = {
     "linear layers with LoRA": "_LoraProduct",
     "attention": "_Attention",
@@ -20,27 +25,30 @@ PARTS = {
 }
 
 
-def profile_step(rows: int, tokens: int) -> dict[str, float]:
+def profile_step(model: str, rows: int, tokens: int) -> dict[str, float]:
     """Seconds of the whole step unprofiled, and of each part; FLOPs of the linear layers and of the whole."""
     import torch
     from hydra import compose, initialize_config_dir
     from torch.profiler import ProfilerActivity, profile
 
-    from paft.adapter import Policy
-    from paft.choices import CONF
-    from paft.compose import register_schemas, to_config
-    from paft.cost import read_shape, training_flops
-    from paft.model import base_folder, load_base
-    from paft.training.allocator import keep_freed_memory
-    from paft.work import Work, sequence_work
+    from paft.command.choices import CONF
+    from paft.command.compose import register_schemas, to_config
+    from paft.cost.flops_and_bytes import read_shape, training_flops
+    from paft.cost.work import Work, sequence_work
+    from paft.model.base import base_folder
+    from paft.model.policy import Policy
+    from paft.process.allocator import keep_freed_memory
+    from paft.proof.base import load_base
 
     keep_freed_memory()
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = to_config(compose("train"))
+        config = to_config(compose("train", [f"model={model}"]))
     folder = base_folder(config.model)
-    policy = Policy(load_base(folder, config.model), config.sft.lora).train()
-    ids = torch.randint(0, 49_000, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    base = load_base(folder, config.model)
+    vocabulary = base.config.vocab_size
+    policy = Policy(base, config.sft.lora).train()
+    ids = torch.randint(0, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0))
     labels = ids.where(torch.arange(tokens) >= tokens // 2, -100)
 
     def step() -> None:
@@ -63,16 +71,22 @@ def profile_step(rows: int, tokens: int) -> dict[str, float]:
 
 
 def seconds(action: Callable[[], None]) -> float:
-    import time
-
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
-def main(rows: int, tokens: int) -> None:
-    found = run_child(__file__, "--child", f"--rows={rows}", f"--tokens={tokens}").result
-    peak, profiled = matrix_peak(), found["profiled"]
+def measure(given: argparse.Namespace) -> Report:
+    progress = Progress("step", SECONDS, quick=given.quick)
+    progress.next("profile")
+    words = ["--child", f"--rows={given.rows}", f"--tokens={given.tokens}"]
+    found = run_child(__file__, *words, *(["--quick"] if given.quick else [])).result
+    progress.next("arithmetic limit")
+    return Report("step", rows_of(found, matrix_peak(), given.rows, given.tokens), found)
+
+
+def rows_of(found: dict[str, float], peak: float, rows: int, tokens: int) -> list[Row]:
+    profiled = found["profiled"]
     table = [
         Row(
             f"step of {rows} x {tokens} tokens",
@@ -98,20 +112,21 @@ def main(rows: int, tokens: int) -> None:
         )
     rest = profiled - sum(found[name] for name in PARTS)
     table.append(Row("all else", f"{rest:.2f} s", "profiled step", f"{profiled:.2f} s", rest / profiled))
-    publish(Report("step", table, found))
+    return table
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> None:
+    parser = new_parser(__doc__)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=170)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.child:
-        import json
-
-        print("\n" + json.dumps(profile_step(chosen.rows, chosen.tokens)))
+    given = parse(parser)
+    if given.child:
+        model = "tiny" if given.quick else "smollm2_135m"
+        print("\n" + json.dumps(profile_step(model, given.rows, given.tokens)))
     else:
-        main(chosen.rows, chosen.tokens)
+        publish(measure(given), given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, settings
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
 from paft.config import RunConfig
 
 # `quick` always tries the same few examples; `full` (make test-all) tries new ones each time it runs. A case takes as

@@ -11,12 +11,12 @@ import lightning as L
 from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch.callbacks import Callback
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
+from paft.command.pipeline import context_of
 from paft.config import RunConfig
-from paft.graph import build
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage
+from paft.graph.build import build
+from paft.graph.stage import Stage
+from paft.store.context import Context
 from paft.store.store import Store
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -54,10 +54,10 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
 def stage_of(config: RunConfig, name: str) -> tuple[Stage, Context]:
     """The branch's stage and what it runs in; its inputs are made where they are missing."""
     cell, store = build(config), Store(config.store)
-    context = Context(config, store, cell)
+    context = context_of(config, store, cell)
     (stage,) = (s for s in cell.walk() if s.name == name)
     for needed in stage.inputs.values():
-        store.ensure(needed, lambda s, inputs, out: run_stage(s, inputs, out, context))
+        store.ensure(needed, context.run)
     return stage, context
 
 
@@ -65,7 +65,7 @@ def train(config: RunConfig, name: str, out: Path) -> dict[str, Any]:
     """Run the branch into `out`, going on from what is there."""
     stage, context = stage_of(config, name)
     out.mkdir(parents=True, exist_ok=True)
-    return run_stage(stage, {n: context.store.path(s) for n, s in stage.inputs.items()}, out, context)
+    return context.run(stage, {n: context.store.path(s) for n, s in stage.inputs.items()}, out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from paft.config import DType, LocalModel
-from paft.model import byte_tokenizer
+from paft.model.base import byte_tokenizer
 
 # fmt: off
 SIZES: dict[str, Any] = dict(

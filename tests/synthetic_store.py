@@ -10,27 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import (
-    DPO,
-    DareTies,
     DemoData,
     EvaluateConfig,
     L1Config,
-    Linear,
     LoggerConfig,
     Paradigm,
     RunConfig,
     SFTConfig,
-    Slerp,
     StrategyConfig,
-    TaskArithmetic,
     TaskConfig,
-    Ties,
     TinyModel,
     TrainerConfig,
 )
-from paft.graph import build
-from paft.stage import Stage
-from paft.store.jsonfile import write_json
+from paft.files.jsonfile import write_json
+from paft.graph.build import build
+from paft.graph.stage import Stage
+from paft.merge.methods import DareTies, Linear, Slerp, TaskArithmetic, Ties
+from paft.objectives import DPO
 from paft.store.store import Store
 
 EVALUATE = EvaluateConfig(

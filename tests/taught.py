@@ -6,8 +6,9 @@ import torch
 from chat_tokenizers import byte_level, finished
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from paft.chat.encode import encode_conversation
+from paft.chat.tokens import IGNORE
 from paft.config import EvaluateConfig, TaskConfig
-from paft.data.chat import IGNORE, encode_conversation
 from paft.evaluate.tasks.docs import tool_call
 
 NUM_ITEMS = 5

@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from small_bases import small_model
 from tiny import BFLOAT16, MODEL, branch, make, move, run, sft_rows
 
-from paft.adapter import ADAPTER, Policy, base_fingerprint, load_adapter
 from paft.config import DType, LocalModel, LoraConfig, SFTConfig, TinyModel
-from paft.delta import read_adapter
-from paft.losses import label_logps
-from paft.model import base_folder, byte_tokenizer, load_base
-from paft.training.batches import sft_tensors
+from paft.delta.statistics import read_adapter
+from paft.forward.batches import sft_tensors
+from paft.logps import label_logps
+from paft.model.adapters import base_fingerprint, load_adapter
+from paft.model.base import base_folder, byte_tokenizer
+from paft.model.policy import ADAPTER, Policy
+from paft.proof.base import load_base
 from paft.training.sft import SFTModule
 
 IDS = torch.arange(3, 40)[None]

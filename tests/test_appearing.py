@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paft.store.appearing import appearing
+from paft.files.appearing import appearing
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:

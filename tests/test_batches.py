@@ -10,15 +10,10 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from paft.chat.tokens import IGNORE, Encoded, EncodedPair
 from paft.config import Schedule
-from paft.data.chat import IGNORE, Encoded, EncodedPair
-from paft.training.batches import (
-    StepLoader,
-    micro_batches,
-    num_steps,
-    row_order,
-    sft_tensors,
-)
+from paft.forward.batches import micro_batches, sft_tensors
+from paft.training.batches import StepLoader, num_steps, row_order
 from paft.training.module import schedule
 
 
@@ -140,6 +135,6 @@ def test_schedule_against_transformers(name):
 
 
 def test_vocabulary_of_the_random_rows_fits_the_tokenizer():
-    from paft.model import byte_tokenizer
+    from paft.model.base import byte_tokenizer
 
     assert len(byte_tokenizer()) == VOCABULARY

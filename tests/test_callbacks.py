@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from paft.callbacks.merge_then_evaluate import MergeThenEvaluate
 from paft.callbacks.sparsity import DeltaSparsity
-from paft.graph import build
-from paft.pipeline import run_stage
-from paft.run import Context
+from paft.command.pipeline import context_of
+from paft.graph.build import build
 from paft.store.store import Store
 
 EVERY_2 = ("callbacks.merge_then_evaluate.every_n_train_steps=2", "callbacks.sparsity.every_n_train_steps=3")
@@ -25,8 +24,8 @@ def train_preference(compose, logs: Path, *words: str) -> tuple[Store, Path]:
     config = compose("experiment=smoke", f"logs={logs}", "trainer.progress_bar=false", *words)
     store, cell = Store(config.store), build(config)
     (preference,) = (s for s in cell.walk() if s.name == "preference")
-    context = Context(config, store, cell)
-    folder = store.ensure(preference, lambda stage, inputs, out: run_stage(stage, inputs, out, context))
+    context = context_of(config, store, cell)
+    folder = store.ensure(preference, context.run)
     assert store.complete(cell) is ("callbacks=none" not in words)
     return store, folder
 
@@ -151,7 +150,7 @@ def test_merges_only_where_a_finished_partner_is(compose, smoke_grid, tmp_path, 
     (sft,) = (s for s in build(compose("experiment=smoke")).walk() if s.name == "sft")
     callback = MergeThenEvaluate()
 
-    callback.bind(Context(config, Store(config.store), cell), sft, tmp_path, {})
+    callback.bind(context_of(config, Store(config.store), cell), sft, tmp_path, {})
     assert (callback.merge is not None) is expected
-    callback.bind(Context(config, Store(tmp_path / "empty"), cell), sft, tmp_path, {})
+    callback.bind(context_of(config, Store(tmp_path / "empty"), cell), sft, tmp_path, {})
     assert callback.merge is None

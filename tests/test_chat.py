@@ -7,18 +7,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from paft.chat.conversation import Message, PreferencePair
+from paft.chat.encode import encode_conversation, encode_pair
+from paft.chat.template import end_marker, template_text
+from paft.chat.tokens import IGNORE, Encoded, EncodedPair, kept_lengths
 from paft.config import Source, Template
-from paft.data.chat import (
-    IGNORE,
-    Encoded,
-    EncodedPair,
-    encode_conversation,
-    encode_pair,
-    end_marker,
-    kept_lengths,
-    template_text,
-)
-from paft.data.rows import Message, PreferencePair
 
 GOLDEN = Path(__file__).parent / "golden" / "chat.json"
 CHAT: list[Message] = [

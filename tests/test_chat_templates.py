@@ -5,11 +5,12 @@ from chat_tokenizers import KINDS, TEMPLATES, tokenizer_of
 from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerFast
 
+from paft.chat.conversation import Message, PreferencePair
+from paft.chat.encode import encode_conversation, encode_pair
+from paft.chat.proof import prove_template
+from paft.chat.template import end_marker, stop_ids, template_text, with_bos
+from paft.chat.tokens import IGNORE
 from paft.config import SpecialTokens, Template
-from paft.data.chat import IGNORE, encode_conversation, encode_pair, end_marker, template_text
-from paft.data.chat_template import stop_ids, with_bos
-from paft.data.proof import prove_template
-from paft.data.rows import Message, PreferencePair
 
 
 def chat(*texts: str, system: str | None = None) -> list[Message]:

@@ -8,9 +8,9 @@ from conftest import ROOT, train
 from omegaconf import OmegaConf
 from test_config import refused
 
-from paft.choices import schemas, with_setting
+from paft.command.choices import schemas, with_setting
 from paft.config import HubSource, LocalModel
-from paft.graph import build
+from paft.graph.build import build
 
 CONF = ROOT / "conf"
 EXPERIMENTS = sorted(

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 from synthetic_store import PAFT, fill, grid, with_lambda
 
-from paft.config import ORPO, L1Config, L1Of, Linear, Paradigm, PreferenceConfig, SFTConfig, Ties
+from paft.config import L1Config, L1Of, Paradigm, PreferenceConfig, SFTConfig
+from paft.merge.methods import Linear, Ties
+from paft.objectives import ORPO
 from paft.report.build import studies
 from paft.report.claims import CLAIMS
 from paft.report.findings import Finding, Verdict
-from paft.report.labels import Row
 from paft.report.paper import printed, printed_effects, read_paper
-from paft.report.plain import plain
+from paft.report.representatives import representatives
+from paft.report.row import Row
 from paft.report.table import row, rows
 
 PAPER = Path(__file__).parents[1] / "docs" / "paper_tables.csv"
@@ -144,7 +146,7 @@ def test_plain_cells_are_the_commonest_recipe_and_the_default_variant(tmp_path):
     factors = replace(PAFT, sft=SFTConfig(lr=1e-3, l1=L1Config(1e-4, of=L1Of.factors)))
     fill(tmp_path, [*main, *(replace(c, merge=Ties(density=0.2)) for c in main), factors])
 
-    found = plain(rows(tmp_path))
+    found = representatives(rows(tmp_path))
 
     assert [(r["lambda"], r["merge.density"], r["l1_of"]) for r in found] == [
         (1e-4, 0.5, "delta"),
@@ -156,7 +158,7 @@ def test_plain_cells_are_the_commonest_recipe_and_the_default_variant(tmp_path):
 
 
 def a_row(**values: object) -> Row:
-    return {"paradigm": "parallel", "preference": "dpo", "lambda": 1e-4, "merge": "dare"} | values
+    return Row({"paradigm": "parallel", "preference": "dpo", "lambda": 1e-4, "merge": "dare"}) | values
 
 
 def test_printed_averages_of_the_paper():

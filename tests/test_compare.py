@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from synthetic_store import EVALUATE, ITEMS, PAFT, fill, with_lambda
 
-from paft.config import DareTies, Paradigm, Slerp, TaskConfig, Ties
+from paft.config import Paradigm, TaskConfig
+from paft.merge.methods import DareTies, Slerp, Ties
 from paft.report.__main__ import main
-from paft.report.compare import compare, select
+from paft.report.compare import compare
+from paft.report.selection import select
 from paft.report.table import rows
 
 LAMBDAS, SEEDS = (0.0, 1e-4), (0, 1, 2)
@@ -91,7 +93,7 @@ def test_cells_without_a_partner_are_named(tmp_path):
 
     found = compare(tmp_path, "merge=ties", "merge=slerp")
 
-    assert (len(found.pairs), found.alone) == (2, ["lambda=1e-3"])
+    assert (len(found.pairs), found.alone) == (2, ["A: lambda=1e-3"])
 
 
 def test_other_seeds_vary_by_themselves(store):
@@ -167,7 +169,7 @@ def test_selector_values_may_hold_commas_and_any_notation(tmp_path):
     ("left", "right", "message"),
     [
         ("merge=tees", "merge=dare", "no cell has merge=tees; there are ties, dare, none"),
-        ("lamda=0", "merge=dare", "no setting 'lamda' to select by; there are .*lambda"),
+        ("lamda=0", "merge=dare", "no setting 'lamda' to select by; did you mean lambda?"),
         ("lambda=much", "merge=dare", "no cell has lambda=much; there are 1e-4, 0, none"),
         ("zebra", "merge=dare", "neither the beginning of a key nor a selector"),
         ("0123456789abcdef", "merge=dare", "no finished evaluation or merge has a key"),

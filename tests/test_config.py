@@ -13,8 +13,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from paft import config as schema
-from paft.compose import explain
-from paft.stage import canonical
+from paft.command.mistakes import explain
+from paft.graph.stage import canonical
+from paft.merge.methods import METHODS, DareTies, Linear, Slerp, Ties
+from paft.objectives import DPO, OBJECTIVES, ORPO, DPOLoss
 
 CONF = ROOT / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
@@ -82,7 +84,7 @@ def test_defaults_in_yaml_are_the_contract(compose):
 
     assert (config.paradigm, config.seed, config.store, config.plan) == ("parallel", 42, "logs/stages", False)
     assert config.sft.l1.weight == 1e-4
-    assert isinstance(config.merge, schema.Ties)
+    assert isinstance(config.merge, Ties)
     assert config.model.name == "SmolLM2-135M"
 
 
@@ -99,10 +101,13 @@ def test_sequential_orpo_is_a_row_of_the_tables(compose):
     config = compose("paradigm=sequential", "preference=orpo")
 
     assert config.paradigm is schema.Paradigm.sequential
-    assert isinstance(config.preference, schema.ORPO)
+    assert isinstance(config.preference, ORPO)
 
 
-@pytest.mark.parametrize("kind", sorted(set(schema.SCHEMAS.values()), key=lambda t: t.__name__))
+@pytest.mark.parametrize(
+    "kind",
+    sorted({*schema.SCHEMAS.values(), *METHODS.values(), *OBJECTIVES.values()}, key=lambda t: t.__name__),
+)
 def test_every_field_has_a_default_or_is_asked_for(kind):
     without = [f.name for f in fields(kind) if f.default is NO_DEFAULT and f.default_factory is NO_DEFAULT]
 
@@ -245,36 +250,36 @@ def test_no_average_takes_lower_as_better(compose, words, says):
 
 
 def test_text_stands_for_the_option_it_names():
-    made = schema.Linear(norm="branches")
-    changed = schema.Slerp()
+    made = Linear(norm="branches")
+    changed = Slerp()
     changed.space = "full"
 
     assert made.norm is schema.Norm.branches and changed.space is schema.SlerpSpace.full
-    assert schema.DareTies(rescale="none", elect_on="unweighted").rescale is schema.Rescale.none
-    assert schema.Ties(scope="global").scope is schema.Scope.all
-    assert schema.DPO(lr=1e-4, loss="ipo").loss is schema.DPOLoss.ipo
+    assert DareTies(rescale="none", elect_on="unweighted").rescale is schema.Rescale.none
+    assert Ties(scope="global").scope is schema.Scope.all
+    assert DPO(lr=1e-4, loss="ipo").loss is DPOLoss.ipo
     assert schema.TaskConfig("t", "m", rows="sft").rows is schema.Rows.sft
-    assert canonical(schema.Linear(norm="branches")) == canonical(schema.Linear(norm=schema.Norm.branches))
-    assert canonical(schema.Linear(norm="own")) == canonical(schema.Linear())
+    assert canonical(Linear(norm="branches")) == canonical(Linear(norm=schema.Norm.branches))
+    assert canonical(Linear(norm="own")) == canonical(Linear())
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "says"),
     [
         (
-            schema.Linear,
+            Linear,
             {"norm": "both"},
             r"Linear\.norm must be one of \['own', 'branches', 'merged'\], got 'both'",
         ),
-        (schema.Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full'\], got None"),
-        (schema.Slerp, {"dtype": "float16"}, r"Slerp\.dtype must be one of \['float32', 'bfloat16'\]"),
-        (schema.Ties, {"density": "0.3"}, r"Ties\.density must be of type float, got '0\.3'"),
+        (Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full'\], got None"),
+        (Slerp, {"dtype": "float16"}, r"Slerp\.dtype must be one of \['float32', 'bfloat16'\]"),
+        (Ties, {"density": "0.3"}, r"Ties\.density must be of type float, got '0\.3'"),
         (
-            schema.Ties,
+            Ties,
             {"weights": (1.0, 0.5)},
             r"Ties\.weights must be of type list, got \(1\.0, 0\.5\)",
         ),
-        (schema.Linear, {"normalize": "no"}, r"Linear\.normalize must be of type bool, got 'no'"),
+        (Linear, {"normalize": "no"}, r"Linear\.normalize must be of type bool, got 'no'"),
         (schema.TinyModel, {"dtype": "half"}, r"TinyModel\.dtype must be one of"),
         (schema.SFTConfig, {"schedule": "linar"}, r"SFTConfig\.schedule must be one of"),
     ],

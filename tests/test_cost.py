@@ -7,9 +7,8 @@ import torch
 from tiny import MODEL, pairs, sft_rows
 from torch.utils.flop_counter import FlopCounterMode
 
-from paft.adapter import Policy
-from paft.config import DPO, ORPO, HubModel, L1Config, LocalModel, LoraConfig, NLLScope, SFTConfig
-from paft.cost import (
+from paft.config import HubModel, L1Config, LocalModel, LoraConfig, SFTConfig
+from paft.cost.flops_and_bytes import (
     HEAD_BLOCK,
     Batch,
     branch_flops,
@@ -23,9 +22,13 @@ from paft.cost import (
     training_flops,
     training_memory,
 )
-from paft.losses import BLOCK_N, l1_penalty
-from paft.model import base_folder, load_base
-from paft.work import Work, forwards_reference, pair_work, rows_work, sequence_work
+from paft.cost.work import Work, forwards_reference, pair_work, rows_work, sequence_work
+from paft.logps import BLOCK_N
+from paft.losses import l1_penalty
+from paft.model.base import base_folder
+from paft.model.policy import Policy
+from paft.objectives import DPO, ORPO, NLLScope
+from paft.proof.base import load_base
 
 DEEP = replace(MODEL, num_layers=8)
 LORA = LoraConfig(rank=4)
@@ -177,7 +180,7 @@ def test_shipped_shapes_against_config_json(compose, choice):
 
 
 def test_shape_is_no_part_of_a_key(compose):
-    from paft.stage import canonical
+    from paft.graph.stage import canonical
 
     model = compose("model=mistral_7b").model
 

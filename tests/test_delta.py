@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paft.delta import LowRank, adapter_statistics, layer_statistics, read_adapter
+from paft.delta.statistics import LowRank, adapter_statistics, layer_statistics, read_adapter
 
 
 def tiny_llama() -> LlamaForCausalLM:

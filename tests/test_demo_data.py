@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from paft.config import RowFormat, Skill
-from paft.data.demo import DEMO_VERSION, demo_rows
+from paft.config.data import DEMO_VERSION
+from paft.data.demo import demo_rows
 from paft.data.rows import parse_conversation, parse_preference_pair
 
 GOLDEN = {

@@ -8,13 +8,14 @@ import torch
 from small_bases import small_base
 from tiny import MODEL, branch, distance, gradient_of_a_step, gradients, make, move, pairs, rows_for, run
 
-from paft.adapter import Policy
-from paft.config import DPO, ORPO, LoraConfig, SFTConfig
-from paft.layers.dropout import RowDropout, Rows
-from paft.model import load_base
+from paft.config import LoraConfig, SFTConfig
+from paft.forward.pairs import shared_prompt_tensors, two_row_tensors
+from paft.model.layers.dropout import RowDropout, Rows
+from paft.model.policy import Policy
+from paft.objectives import DPO, ORPO
+from paft.proof.base import load_base
 from paft.training.batches import StepLoader
-from paft.training.pairs import shared_prompt_tensors, two_row_tensors
-from paft.training.preference import DPOModule
+from paft.training.preference import PreferenceModule
 
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.1)
 SAME = 5e-6
@@ -107,7 +108,7 @@ def test_the_bases_own_dropout_is_off(
     """The first loss of a DPO training is log 2 exactly where policy and reference are the same."""
     config = small_base(tmp_path, kind, **settings, **UNTIED.get(kind, {}))
     lora = LoraConfig(rank=2, alpha=2, target_modules=TARGETS.get(kind, ["q_proj"]))
-    module = DPOModule(
+    module = PreferenceModule(
         tmp_path,
         config,
         branch(DPO, lora=lora, reference="online"),

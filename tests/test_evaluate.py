@@ -13,7 +13,7 @@ from tiny import MODEL
 from paft.config import EvaluateConfig, Skill, TaskConfig, Template
 from paft.data.demo import demo_rows
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.run import evaluate_model, score_tasks, task_manager
+from paft.evaluate.stage import evaluate_model, score_tasks, task_manager
 from paft.evaluate.tasks.docs import (
     exact_call,
     honesty,
@@ -22,8 +22,9 @@ from paft.evaluate.tasks.docs import (
     tool_call,
     worked_questions,
 )
-from paft.evaluate.tree import MAX_ROW, MAX_TOKENS, Row, Trunk, batches, branches_of, grow
-from paft.model import base_folder, load_base, load_tokenizer
+from paft.forward.tree import MAX_ROW, MAX_TOKENS, Row, Trunk, batches, branches_of, grow
+from paft.model.base import base_folder, load_tokenizer
+from paft.proof.base import load_base
 
 MMLU = TaskConfig(task="paft_mmlu_dev", metric="bits_per_byte,none", higher_is_better=False, in_average=False)
 CONFIG = EvaluateConfig(

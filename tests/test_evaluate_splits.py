@@ -4,11 +4,13 @@ import pytest
 from tiny import MODEL
 
 from paft.config import EvaluateConfig, EvaluateSplit, TaskConfig, Template
-from paft.evaluate.results import objective
-from paft.evaluate.run import score_tasks, task_manager
+from paft.evaluate.results import Results
 from paft.evaluate.splits import choose, cut
-from paft.graph import build
-from paft.model import base_folder, load_base, load_tokenizer
+from paft.evaluate.stage import score_tasks, task_manager
+from paft.files.jsonfile import write_json
+from paft.graph.build import build
+from paft.model.base import base_folder, load_tokenizer
+from paft.proof.base import load_base
 
 TASKS = {
     "tool_call": TaskConfig(task="paft_tool_call", metric="exact_match,none"),
@@ -83,16 +85,18 @@ def test_split_is_part_of_the_key_where_it_is_set(compose):
 
 
 @pytest.mark.parametrize(("column", "value"), [("average", 0.4), ("good", 0.7), ("bits", -1.5)])
-def test_objective_is_larger_where_the_model_is_better(column, value):
+def test_objective_is_larger_where_the_model_is_better(column, value, tmp_path):
     tasks = {
-        "good": {"score": 0.7, "higher_is_better": True},
-        "bits": {"score": 1.5, "higher_is_better": False},
+        "good": {"score": 0.7, "stderr": 0.1, "higher_is_better": True},
+        "bits": {"score": 1.5, "stderr": None, "higher_is_better": False},
     }
-    assert objective({"tasks": tasks, "average": 0.4}, column) == value
+    write_json(tmp_path / "results.json", {"tasks": tasks, "average": 0.4})
+
+    assert Results.read(tmp_path).objective(column) == value
 
 
 def test_objective_must_be_a_column():
     with pytest.raises(ValueError, match=r"evaluate\.objective must be one of \['average', 'tool_call'"):
         config(EvaluateSplit.full, objective="tool_cal")
     with pytest.raises(ValueError, match=r"no column of evaluate.tasks is in the average"):
-        objective({"tasks": {}, "average": None}, "average")
+        Results({}, None).objective("average")

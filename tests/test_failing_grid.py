@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from conftest import train
 
-from paft.failures import Failures
-from paft.stage import Stage
+from paft.command.failures import Failures
+from paft.graph.stage import Stage
 
 SMALL = ("experiment=smoke", "trainer.progress_bar=false", "-m")
 DIVERGES = ("sft.lr=1e-2,1e30", "merge=ties,slerp")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from taught import NUM_ITEMS, config, teach, tokenizer_for
 
-from paft.evaluate.run import score_tasks
+from paft.evaluate.stage import score_tasks
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from paft.merge.checkpoint import Array
+from paft.delta.rows import Array
 from paft.merge.methods import dare_linear, dare_ties, linear, task_arithmetic, ties
 from paft.merge.slerp import slerp, slerp_full
 from paft.merge.sparsify import magnitude_threshold, trim

@@ -8,21 +8,12 @@ import pytest
 from tiny import branch, make, rows_for, run
 from transformers import AutoModelForCausalLM
 
-from paft.config import (
-    DPO,
-    ORPO,
-    DType,
-    EvaluateConfig,
-    L1Config,
-    Schedule,
-    SFTConfig,
-    TaskConfig,
-    Template,
-    TinyModel,
-)
-from paft.evaluate.run import score_tasks
-from paft.graph import VERSIONS
-from paft.model import base_folder, load_base, load_tokenizer
+from paft.config import DType, EvaluateConfig, L1Config, Schedule, SFTConfig, TaskConfig, Template, TinyModel
+from paft.evaluate.stage import score_tasks
+from paft.graph import stages
+from paft.model.base import base_folder, load_tokenizer
+from paft.objectives import DPO, ORPO
+from paft.proof.base import load_base
 
 FILE = Path(__file__).parent / "golden/training.json"
 DEFAULT = TinyModel(name="tiny", dtype=DType.float32)
@@ -40,8 +31,9 @@ TASKS = {
     "bits": TaskConfig(task="paft_mmlu_dev", metric="bits_per_byte,none"),
 }
 MOVED = (
-    "{name} moved. If by accident, this change has a bug. If on purpose, raise paft.graph.VERSIONS[{stage!r}], so "
-    "that no stored result is taken for a new one, then run this file as a script to record anew"
+    "{name} moved. If by accident, this change has a bug. If on purpose, raise the version in "
+    "paft.graph.stages.STAGES[{stage!r}], so that no stored result is taken for a new one, then run this file as a "
+    "script to record anew"
 )
 
 
@@ -79,14 +71,14 @@ def test_scores_have_not_moved():
 
 def test_numbers_were_recorded_under_these_versions():
     """A raised version means moved numbers: they must have been recorded again."""
-    kept = {stage: VERSIONS[stage] for stage in set(STAGES.values())}
+    kept = {stage: stages.STAGES[stage].version for stage in set(STAGES.values())}
     assert recorded()["versions"] == kept, f"run python {FILE.parents[1].name}/{Path(__file__).name}"
 
 
 def test_message_says_what_to_raise():
-    assert "paft.graph.VERSIONS['preference']" in rule("orpo") and "paft.graph.VERSIONS['evaluate']" in rule(
-        "evaluate"
-    )
+    assert "paft.graph.stages.STAGES['preference']" in rule(
+        "orpo"
+    ) and "paft.graph.stages.STAGES['evaluate']" in rule("evaluate")
 
 
 def test_tolerance_is_far_below_what_a_change_moves():
@@ -105,7 +97,7 @@ if __name__ == "__main__":
         AutoModelForCausalLM.from_pretrained(base_folder(DEFAULT)).model.layers[0].self_attn.q_proj.weight
     )
     numbers = {
-        "versions": {stage: VERSIONS[stage] for stage in sorted(set(STAGES.values()))},
+        "versions": {stage: stages.STAGES[stage].version for stage in sorted(set(STAGES.values()))},
         **{name: losses(name) for name in BRANCHES},
         "evaluate": scores(),
         "q_proj_sum": weight.detach().double().sum().item(),

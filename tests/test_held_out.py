@@ -10,18 +10,19 @@ from omegaconf import open_dict
 from tiny import MODEL
 from transformers import AutoModelForCausalLM
 
-from paft.compose import to_config
+from paft.chat.conversation import PreferencePair
+from paft.chat.encode import encode_pair
+from paft.command.compose import to_config
+from paft.command.pipeline import run_cell
 from paft.config import FileSource, Template
-from paft.data.chat import encode_pair
 from paft.data.held_out import draw, read_held_out
 from paft.data.prepare import prepare_preference, prepare_sft, read_sft
-from paft.data.rows import PreferencePair
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.run import task_manager
+from paft.evaluate.stage import task_manager
 from paft.evaluate.tasks.held_out import exact_answer, plausible
-from paft.graph import build
-from paft.model import base_folder, load_base, load_tokenizer
-from paft.pipeline import run_cell
+from paft.graph.build import build
+from paft.model.base import base_folder, load_tokenizer
+from paft.proof.base import load_base
 
 HELD_OUT = 12
 

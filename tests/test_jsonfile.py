@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paft.store.jsonfile import parse, read_object
+from paft.files.jsonfile import parse, read_object
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from paft.layers.attention import LONGEST, attention, causal_bias, pack, shared_prompt_bias
-from paft.layers.lora import LoraLinear
-from paft.layers.norm import fuse_norms
-from paft.layers.swiglu import fuse_mlps
+from paft.model.layers.attention import LONGEST, attention, causal_bias, pack, shared_prompt_bias
+from paft.model.layers.lora import LoraLinear
+from paft.model.layers.norm import fuse_norms
+from paft.model.layers.swiglu import fuse_mlps
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-5}
 """Sums of up to a few hundred float32 products in another order."""

@@ -11,10 +11,10 @@ from conftest import train
 from tiny import MODEL
 from transformers import AutoTokenizer
 
+from paft.chat.limits import max_positions, within
 from paft.config import DemoSource, FileSource, Skill, Template, TooLong
-from paft.data.limits import max_positions, within
 from paft.data.prepare import prepare_preference, prepare_sft, read_sft
-from paft.model import base_folder, load_tokenizer
+from paft.model.base import base_folder, load_tokenizer
 
 
 @pytest.fixture

@@ -6,17 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paft.losses import (
-    IGNORE,
-    Head,
-    dpo_loss,
-    l1_penalty,
-    label_logps,
-    log1mexp,
-    orpo_loss,
-    sequence_logps,
-    sft_loss,
-)
+from paft.logps import Head, label_logps
+from paft.losses import IGNORE, dpo_loss, l1_penalty, log1mexp, orpo_loss, sequence_logps, sft_loss
 
 B, T, H, V = 3, 11, 8, 50
 
@@ -69,7 +60,7 @@ def test_head_with_bias_scale_and_cap_against_autograd(batch, biased, scale, cap
 def test_head_blocks_do_not_change_the_result(batch, monkeypatch):
     hidden, head, labels = batch
     whole = sequence_logps(hidden, labels, head)
-    monkeypatch.setattr("paft.losses.BLOCK_N", 2)
+    monkeypatch.setattr("paft.logps.BLOCK_N", 2)
     torch.testing.assert_close(sequence_logps(hidden, labels, head), whole)
 
 

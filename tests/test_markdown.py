@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from synthetic_store import fill, grid
 
-from paft.config import Ties
+from paft.merge.methods import Ties
 from paft.report.__main__ import main
 from paft.report.build import build_report
 from paft.report.markdown import TABLE, filled

@@ -15,29 +15,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paft.adapter import add_deltas
-from paft.config import (
+from paft.config import MergeConfig, Rescale, Scope, SlerpSpace
+from paft.delta.adapter import read_adapter, zero_factors
+from paft.files.safetensors import read_checkpoint
+from paft.merge import stream
+from paft.merge.__main__ import main
+from paft.merge.apply import apply_adapters, merge_adapters, variant
+from paft.merge.method import gram_of_factors
+from paft.merge.methods import (
     DareLinear,
     DareTies,
     Linear,
-    MergeConfig,
-    Rescale,
-    Scope,
     Slerp,
-    SlerpSpace,
     TaskArithmetic,
     Ties,
+    dare_ties,
+    linear,
+    task_arithmetic,
+    ties,
 )
-from paft.merge import stream
-from paft.merge.__main__ import main
-from paft.merge.adapter import read_adapter, zero_factors
-from paft.merge.apply import apply_adapters, merge_adapters, variant
-from paft.merge.checkpoint import read_checkpoint
-from paft.merge.methods import dare_ties, linear, task_arithmetic, ties
 from paft.merge.slerp import along, delta_arc, slerp_full
 from paft.merge.sparsify import magnitude_threshold, tensor_generator, trim
 from paft.merge.stream import rewrite
-from paft.merge.tensor import gram_of_factors
+from paft.model.adapters import add_deltas
 
 LAYERS = ["q_proj", "down_proj"]
 Q = "model.layers.0.self_attn.q_proj.weight"

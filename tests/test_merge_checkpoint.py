@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from paft.merge.checkpoint import LIMITS, decode, encode, fits
+from paft.delta.rows import LIMITS, decode, encode, fits
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 

@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from paft.merge.adapter import Factors
-from paft.merge.checkpoint import Array
+from paft.delta.adapter import Factors
+from paft.delta.rows import Array
+from paft.merge.method import gram_of_factors
 from paft.merge.methods import dare_linear, dare_ties, linear, task_arithmetic, ties
 from paft.merge.slerp import delta_arc, full_arc, gram_of, slerp, slerp_full
-from paft.merge.tensor import gram_of_factors
 
 SUMS: dict[str, Callable[..., Array]] = {
     "linear": linear,

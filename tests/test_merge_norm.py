@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from test_merge_apply import save_adapter, save_base
 from transformers import LlamaForCausalLM
 
-from paft.config import DType, Linear, MergeConfig, Norm, Slerp, SlerpSpace, TaskArithmetic, Ties
-from paft.delta import read_adapter
-from paft.merge.adapter import read_adapters
+from paft.config import DType, MergeConfig, Norm, SlerpSpace
+from paft.delta.adapter import read_adapters
+from paft.delta.statistics import read_adapter
+from paft.files.jsonfile import read_object, write_json
+from paft.files.safetensors import read_checkpoint
 from paft.merge.apply import apply_adapters, merge_adapters, variant
-from paft.merge.checkpoint import read_checkpoint
+from paft.merge.methods import Linear, Slerp, TaskArithmetic, Ties
 from paft.merge.norm import adapter_norm
-from paft.store.jsonfile import read_object, write_json
 
 SIZES = {"sft": (1, 0.02), "preference": (2, 0.2)}
 

@@ -13,14 +13,8 @@ from tiny import MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft.config import DType, Template, TinyModel, WheelModel
-from paft.model import (
-    base_folder,
-    byte_tokenizer,
-    load_base,
-    load_tokenizer,
-    tokenizer_fingerprint,
-    wheel_folder,
-)
+from paft.model.base import base_folder, byte_tokenizer, load_tokenizer, tokenizer_fingerprint, wheel_folder
+from paft.proof.base import load_base
 
 TEXTS = [
     "",
@@ -86,7 +80,7 @@ def test_what_a_killed_process_left_is_made_again(cache):
 @pytest.mark.slow
 def test_two_processes_at_once_make_it_once(cache):
     code = (
-        "from paft.model import base_folder; from tiny import MODEL; "
+        "from paft.model.base import base_folder; from tiny import MODEL; "
         "print((base_folder(MODEL) / 'model.safetensors').stat().st_ino)"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}

@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import distance
 
+from paft.command.pipeline import context_of
 from paft.config import RunConfig, decode
-from paft.graph import build
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage, canonical
+from paft.graph.build import build
+from paft.graph.stage import Stage, canonical
 from paft.store.store import Store
 
 SAME = 2e-5
@@ -24,10 +23,10 @@ def trained(compose, logs: Path, branch: str, *overrides: str) -> dict[str, torc
     config = compose(*SMOKE, *overrides, f"logs={logs}")
     cell = build(config)
     (stage,) = (s for s in cell.walk() if s.name == branch)
-    context = Context(config, Store(config.store), cell)
+    context = context_of(config, Store(config.store), cell)
 
     def run(stage: Stage, inputs: dict[str, Path], out: Path) -> dict[str, object]:
-        return run_stage(stage, inputs, out, context)
+        return context.run(stage, inputs, out)
 
     return load_file(context.store.ensure(stage, run) / "adapter" / "adapter_model.safetensors")
 

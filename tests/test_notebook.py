@@ -1,16 +1,20 @@
-"""The notebooks run from top to bottom on stores of finished cells."""
+"""The notebooks run from top to bottom on stores of finished cells, and say what they need where there is none."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from synthetic_store import fill, grid
 
-from paft.config import Ties
+from paft.merge.methods import Ties
 from paft.report.build import build_report
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+EACH = pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
 
 
 def pictures(name: str) -> int:
@@ -35,7 +39,52 @@ def test_anatomy_and_sparsity_run_on_real_adapters(smoke_grid, monkeypatch: pyte
     assert pictures("sparsity_and_learning_rate.ipynb") == 2, "by distance, by learning rate"
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+@EACH
+def test_notebook_without_a_store_says_what_to_run_first(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAFT_LOGS", str(tmp_path))
+    notebook = nbformat.read(path, as_version=4)
+
+    with pytest.raises(CellExecutionError) as stopped:
+        NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+
+    assert stopped.value.ename == "SystemExit"
+    assert all(part in stopped.value.evalue for part in (str(tmp_path), "make demo", "PAFT_LOGS"))
+    shown = [line for c in notebook.cells for o in c.get("outputs", []) for line in o.get("traceback", [])]
+    assert not any("Traceback" in line or "File" in line for line in shown)
+
+
+@EACH
+def test_notebook_tells_its_reader_of_the_folder_of_logs(path: Path) -> None:
+    first = nbformat.read(path, as_version=4).cells[0]
+
+    assert first.cell_type == "markdown"
+    assert "PAFT_LOGS" in first.source and "make demo" in first.source
+
+
+def type_check(*notebooks: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, NOTEBOOKS / "check_types.py", *notebooks]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_types_of_the_notebooks_hold() -> None:
+    done = type_check()
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_name_that_moved_is_told_of_a_notebook(tmp_path: Path) -> None:
+    moved = nbformat.v4.new_code_cell("%matplotlib inline\nfrom paft.report.table import moved")
+    nbformat.write(nbformat.v4.new_notebook(cells=[moved]), tmp_path / "broken.ipynb")
+
+    done = type_check(tmp_path / "broken.ipynb")
+
+    assert done.returncode == 1
+    assert 'broken.py:2: error: Module "paft.report.table" has no attribute "moved"' in done.stdout
+
+
+@EACH
 def test_notebook_is_stored_without_outputs(path: Path) -> None:
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 

@@ -7,16 +7,9 @@ import pytest
 import torch
 from tiny import BRANCHES, PAD, make, move, pairs
 
-from paft.adapter import Policy
-from paft.data.chat import IGNORE, EncodedPair
-from paft.training.pairs import (
-    CHOSEN,
-    PROMPT,
-    REJECTED,
-    pair_tensors,
-    shared_prompt_tensors,
-    two_row_tensors,
-)
+from paft.chat.tokens import IGNORE, EncodedPair
+from paft.forward.pairs import CHOSEN, PROMPT, REJECTED, pair_tensors, shared_prompt_tensors, two_row_tensors
+from paft.model.policy import Policy
 
 PAIR = EncodedPair([3, 4, 9], [5], [6, 7])
 

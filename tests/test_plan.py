@@ -11,9 +11,6 @@ from conftest import train
 from synthetic_store import PAFT, fill, with_lambda
 
 from paft.config import (
-    DPO,
-    ORPO,
-    DareTies,
     DemoSource,
     DType,
     FileSource,
@@ -21,9 +18,8 @@ from paft.config import (
     HubSource,
     LocalModel,
     ModelShape,
-    NLLScope,
     Paradigm,
-    ReferenceFrom,
+    Quantization,
     Skill,
     StrategyConfig,
     StrategyName,
@@ -32,18 +28,20 @@ from paft.config import (
     TrainerConfig,
     WheelModel,
 )
-from paft.cost import parameters
+from paft.cost.flops_and_bytes import parameters
 from paft.data.prepare import prepare_preference, prepare_sft
-from paft.evaluate.tree import MAX_TOKENS
-from paft.graph import build
-from paft.model import base_folder, load_tokenizer
+from paft.files.jsonfile import write_json
+from paft.forward.tree import MAX_TOKENS
+from paft.graph.build import build
+from paft.graph.stage import Stage
+from paft.merge.methods import DareTies
+from paft.model.base import base_folder, load_tokenizer
+from paft.objectives import DPO, ORPO, NLLScope, ReferenceFrom
 from paft.plan import show_plan
 from paft.plan.estimate import EVALUATION_TOKENS, Estimate
 from paft.plan.rows import expected
 from paft.plan.table import estimate
 from paft.plan.tasks import scoring
-from paft.stage import Stage
-from paft.store.jsonfile import write_json
 from paft.store.store import Store
 
 SHAPE = ModelShape(576, 1536, 30, 9, 3, 64, 49152, True)
@@ -286,6 +284,27 @@ def test_another_model_is_no_precedent(finished):
     assert "of 2 TFLOP/s (measured on this store)" in said
 
 
+def test_the_peak_in_another_type_is_no_precedent(finished):
+    other = replace(finished, model=replace(finished.model, dtype=DType.float32))
+
+    (said,) = (s for s in estimates(other)["sft"].assumed if "TFLOP/s" in s)
+    assert "of 0.8 TFLOP/s (hardware=cpu)" in said
+
+
+def test_a_training_counts_for_its_own_base_type_and_storage_alone(finished):
+    model = finished.model
+    others = [
+        replace(model, dtype=DType.float32),
+        replace(model, quantization=Quantization.nf4),
+        replace(model, hidden_size=2 * model.hidden_size),
+        WheelModel(name=model.name, package="p", version="1", file="f", shape=SHAPE),
+    ]
+
+    assert estimates(replace(finished, seed=1))["sft"].measured
+    for other in others:
+        assert not estimates(replace(finished, seed=1, model=other))["sft"].measured
+
+
 def test_another_hardware_is_no_precedent(finished):
     config = replace(finished, hardware=A100, trainer=TrainerConfig(accelerator="gpu"))
 
@@ -372,7 +391,7 @@ def test_evaluation_forwards_what_the_plan_takes_it_to():
 
 def test_plan_on_the_command_line_runs_and_loads_nothing_heavy(tmp_path):
     code = (
-        "import sys; from paft.sweep import main\n"
+        "import sys; from paft.command.main import main\n"
         "sys.argv = ['train.py', 'plan=true', 'experiment=smoke', 'logs=out']\n"
         "assert main() == 0\n"
         "print('LOADED', *sorted(m for m in sys.modules if '.' not in m))"

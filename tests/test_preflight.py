@@ -17,12 +17,12 @@ from huggingface_hub.errors import (
 )
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from paft.command.launchers import refused_jobs
+from paft.command.preflight import before_stages, require_devices
 from paft.config import Sparsity, TinyModel, TrainerConfig
-from paft.graph import build
-from paft.hub import unavailable
-from paft.launchers import refused_jobs
-from paft.model import base_folder
-from paft.preflight import before_stages, require_devices
+from paft.files.hub import unavailable
+from paft.graph.build import build
+from paft.model.base import base_folder
 from paft.report.page import warnings
 from paft.report.table import rows
 from paft.training.target import missed, reached

@@ -9,6 +9,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from paft.chat.encode import encode_conversation, encode_pair
+from paft.chat.template import template_text
+from paft.chat.tokens import IGNORE, Encoded
 from paft.config import (
     BadRows,
     DemoSource,
@@ -20,11 +23,10 @@ from paft.config import (
     Template,
     TooLong,
 )
-from paft.data.chat import IGNORE, Encoded, encode_conversation, encode_pair, template_text
 from paft.data.held_out import read_held_out
 from paft.data.prepare import prepare_preference, prepare_sft, read_preference, read_sft
 from paft.data.sources import conversations, preference_pairs
-from paft.stage import canonical
+from paft.graph.stage import canonical
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, train
 
-from paft.command_line import one_cell, train_command
+from paft.command.words import one_cell, train_command
 from paft.report.__main__ import main as report
-from paft.tracking import upload_command
+from paft.tracking.run import upload_command
 
 COMMAND = re.compile(
     r"python train\.py[^`'\"\n]*|python -m paft[^`'\"\n]*|wandb sync|\bmake (?!room)[a-z]\S*\w"

@@ -11,15 +11,17 @@ from conftest import train
 from lm_eval.api.instance import Instance
 from small_bases import plain_logps, small_base, small_config, texts
 
-from paft.adapter import FrozenPolicy
+from paft.chat.tokens import IGNORE, Encoded
 from paft.config import DType, Template, TinyModel
-from paft.data.chat import IGNORE, Encoded
 from paft.data.prepare import read_sft
 from paft.evaluate.lm import SparingLM
-from paft.model import base_folder, load_base, load_tokenizer
+from paft.forward.batches import sft_tensors
+from paft.model.base import base_folder, load_tokenizer
+from paft.model.policy import FrozenPolicy
+from paft.proof.base import load_base
 from paft.proof.record import known, proof_file, proved_paths
 from paft.proof.search import shortened
-from paft.training.batches import StepLoader, sft_tensors
+from paft.training.batches import StepLoader
 
 TINY = TinyModel(name="tiny", dtype=DType.bfloat16, hidden_size=32)
 

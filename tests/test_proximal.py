@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 from tiny import adapter, branch, make, run, sft_rows
 
 from paft.config import L1Config, L1Method, L1Of, SFTConfig
-from paft.delta import LowRank, layer_statistics
+from paft.delta.statistics import LowRank, layer_statistics
 from paft.losses import soft_threshold
 from paft.training.proximal import proximal_step, shrink
 

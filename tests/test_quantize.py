@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from tiny import BFLOAT16, BRANCHES, MODEL, SAME, distance, gradients, make, move, rows_for, whole_batch
 from torch import Tensor, nn
 
-from paft.adapter import add_deltas, base_fingerprint
+from paft.command.pipeline import run_cell
 from paft.config import Quantization, SFTConfig
-from paft.cost import base_memory, item_bytes, read_shape, weight_bytes
-from paft.delta import read_adapter
-from paft.graph import build
-from paft.model import base_folder, load_base
-from paft.pipeline import run_cell
-from paft.stage import canonical
+from paft.cost.flops_and_bytes import base_memory, item_bytes, read_shape, weight_bytes
+from paft.delta.statistics import read_adapter
+from paft.graph.build import build
+from paft.graph.stage import canonical
+from paft.model.adapters import add_deltas, base_fingerprint
+from paft.model.base import base_folder
+from paft.proof.base import load_base
 from paft.store.store import Store
 from paft.training.module import BranchModule
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from synthetic_store import PAFT, fill, with_lambda
 
-from paft.config import DareTies, Paradigm, Ties
+from paft.config import Paradigm
+from paft.merge.methods import DareTies, Ties
 from paft.report.__main__ import main
 from paft.report.compare import compare
 from paft.report.markdown import filled

@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import BRANCHES, PAD, make, pairs, whole_batch
 
+from paft.command.pipeline import context_of
 from paft.config import RunConfig
 from paft.data.prepare import read_preference
-from paft.graph import FirstSteps, build, unique
-from paft.model import base_folder, load_base
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage
+from paft.forward.pairs import two_row_tensors
+from paft.graph.build import FirstSteps, build, unique
+from paft.graph.stage import Stage
+from paft.model.base import base_folder
+from paft.proof.base import load_base
 from paft.store.store import Store
 from paft.training.batches import StepLoader
-from paft.training.pairs import two_row_tensors
 from paft.training.reference import FILE, ScoredPair, rows_read, score_pairs, scored
 
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
@@ -28,8 +28,8 @@ def made(config: RunConfig, name: str) -> tuple[Stage, Path]:
     """The cell's stage of that name, and its finished folder."""
     cell = build(config)
     (stage,) = (s for s in cell.walk() if s.name == name)
-    context = Context(config, Store(config.store), cell)
-    return stage, context.store.ensure(stage, lambda *work: run_stage(*work, context))
+    context = context_of(config, Store(config.store), cell)
+    return stage, context.store.ensure(stage, context.run)
 
 
 @pytest.mark.parametrize("paradigm", ["parallel", "sequential"])
@@ -40,7 +40,7 @@ def test_scores_against_plain_transformers(compose, tmp_path, paradigm):
     rows = read_preference(store.path(stage.inputs["data"]), "train")
     base = load_base(base_folder(config.model), config.model)
     if paradigm == "sequential":
-        from paft.adapter import add_deltas
+        from paft.model.adapters import add_deltas
 
         add_deltas(base, [store.path(stage.inputs["sft"]) / "adapter"])
 
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_after_the_parts_it_has(compose, tmp_path, monkeypa
     first.to_parquet(partial / "part-000000000.parquet", index=False)
 
     inputs = {name: store.path(s) for name, s in stage.inputs.items()}
-    run_stage(stage, inputs, partial, Context(config, store, stage))
+    context_of(config, store, stage).run(stage, inputs, partial)
 
     again = pd.read_parquet(partial / FILE)
     assert (again["chosen_logps"].head(16) == -1.0).all()

@@ -14,15 +14,15 @@ import pytest
 from conftest import ROOT, train
 from test_stage import CELL
 
+from paft.command.libraries import quiet_libraries
 from paft.config import LocalModel, TaskConfig, TinyModel, Wandb, WheelModel
-from paft.evaluate.run import refuse_tasks, task_manager
-from paft.graph import build
-from paft.model import base_folder, load_tokenizer
-from paft.pipeline import quiet_libraries
+from paft.evaluate.stage import refuse_tasks, task_manager
+from paft.graph.build import build
+from paft.model.base import base_folder, load_tokenizer
 from paft.report.__main__ import main as report
 from paft.report.stages import stage_rows
 from paft.report.table import rows
-from paft.tracking import mode, unset_empty
+from paft.tracking.run import mode, unset_empty
 
 SMALL = ("experiment=smoke", "trainer.progress_bar=false")
 
@@ -121,7 +121,7 @@ GROUP = "group: paft_both\ntask: [paft_honesty, paft_mmlu_dev]\naggregate_metric
 @pytest.fixture
 def manager(tmp_path, monkeypatch):
     """Knows PAFT's own tasks, a group and a tag of them."""
-    from paft.evaluate import run
+    from paft.evaluate import stage as run
 
     tasks = shutil.copytree(run.TASKS, tmp_path / "tasks")
     (tasks / "both.yaml").write_text(GROUP)
@@ -189,7 +189,8 @@ def test_wandb_opens_a_run_under_an_empty_mode(tmp_path):
 
 IMPORTS = (
     "import logging, sys\nlogging.basicConfig(format='%(name)s said %(message)s')\n"
-    "from paft.pipeline import quiet_libraries\nfrom paft.graph import build\nfrom test_stage import CELL\n"
+    "from paft.command.libraries import quiet_libraries\n"
+    "from paft.graph.build import build\nfrom test_stage import CELL\n"
     "quiet_libraries(list(build(CELL).walk()))\nimport peft, lm_eval.models.huggingface, bitsandbytes\n"
     "logging.getLogger('bitsandbytes.backends').warning('of four bits')\nlogging.getLogger('peft').warning('of peft')\n"
 )

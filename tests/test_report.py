@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from synthetic_store import EVALUATE, PAFT, fill, grid, with_lambda
 
-from paft.config import DareTies, Paradigm, TaskConfig, Ties
-from paft.graph import build
+from paft.config import Paradigm, TaskConfig
+from paft.graph.build import build
+from paft.merge.methods import DareTies, Ties
 from paft.report.labels import method, section
-from paft.report.table import family, key_of, row, rows
+from paft.report.lineage import family, key_of
+from paft.report.table import row, rows
 
 
 @pytest.fixture(scope="module")

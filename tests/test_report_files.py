@@ -13,11 +13,11 @@ from synthetic_store import EVALUATE, ITEMS, PAFT, fill, grid, with_lambda
 
 from paft.config import EvaluateConfig, Paradigm, TaskConfig, TinyModel
 from paft.report.__main__ import main
-from paft.report.build import build_report, studies
+from paft.report.build import Report, build_report, studies
 from paft.report.compare import compare
 from paft.report.markdown import filled
 from paft.report.table import columns, rows
-from paft.report.terminal import print_table
+from paft.report.terminal import print_run, print_table
 
 PAPER = Path(__file__).parents[1] / "docs" / "paper_tables.csv"
 HOSTILE = replace(
@@ -137,14 +137,16 @@ def test_command_prints_scores_and_where_the_page_is(tmp_path, capsys):
     assert printed.splitlines()[-1] == f"Report: {tmp_path / 'report' / 'index.html'}"
 
 
-def test_print_table_shows_the_chosen_rows_and_their_base(store, capsys):
-    (study,) = studies(store, rows(store))
+def test_table_of_a_run_is_its_rows_and_their_base(store, capsys):
+    report = Report(store)
+    first = report.table[0]["evaluate_key"]
 
-    print_table(study.cells, [study.cells[0]["evaluate_key"]])
+    print_run(report.of_run({first}), others=22, store=store, page=store, everything="python -m paft.report")
 
     printed = capsys.readouterr().out
-    assert "SLERP" in printed and "SmolLM2-135M" in printed
-    assert "DARE TIES" not in printed
+    assert "SLERP" in printed and "DARE TIES" not in printed
+    assert printed.count("SmolLM2-135M · tool_call (512 rows) + honesty (512 rows) · demo") == 1
+    assert f"{store} holds 22 more evaluations: python -m paft.report shows all" in printed
 
 
 # --- one item a subtask ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from paft.config import EvaluateConfig, TaskConfig
 from paft.evaluate.items import from_samples
 from paft.evaluate.results import Score, as_json, average, items, score, subtasks
-from paft.evaluate.run import with_stderr
+from paft.evaluate.stage import with_stderr
 
 RECORDED = json.loads((Path(__file__).parent / "golden/openllm_results.json").read_text())
 

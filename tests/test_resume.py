@@ -14,7 +14,7 @@ import torch
 from resumable import configured, stage_of, train
 from safetensors.torch import load_file
 
-from paft.model import base_folder
+from paft.model.base import base_folder
 from paft.store.damage import digests
 from paft.training.checkpoint import last_checkpoint
 

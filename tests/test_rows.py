@@ -3,12 +3,7 @@
 import pytest
 
 from paft.config import RowFormat
-from paft.data.rows import (
-    conversation_format,
-    parse_conversation,
-    parse_preference_pair,
-    preference_format,
-)
+from paft.data.rows import conversation_format, parse_conversation, parse_preference_pair, preference_format
 
 
 def user(text: str) -> dict:

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, train
 from omegaconf import OmegaConf
 
-from paft.graph import build
-from paft.search import refuse_direction, refuse_training
+from paft.command.search import refuse_direction, refuse_training
+from paft.graph.build import build
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("optuna", reason="the search needs pip install 'paft[search]'")

@@ -5,17 +5,11 @@ import pytest
 import torch
 
 from paft.config import Rescale
+from paft.delta.rows import Array, blocks_of
 from paft.merge import sparsify
-from paft.merge.checkpoint import Array, blocks_of
-from paft.merge.methods import ALL, magnitude
-from paft.merge.sparsify import (
-    bernoulli_mask,
-    largest,
-    magnitude_threshold,
-    random,
-    tensor_generator,
-    trim,
-)
+from paft.merge.combine import ALL
+from paft.merge.methods import magnitude
+from paft.merge.sparsify import bernoulli_mask, largest, magnitude_threshold, random, tensor_generator, trim
 
 
 def random_delta(*shape: int, seed: int = 0) -> Array:

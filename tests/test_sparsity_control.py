@@ -11,8 +11,8 @@ import torch
 from tiny import adapter, branch, make, move, run, sft_rows
 
 from paft.config import L1Config, L1Method, L1Of, Schedule, SFTConfig, Sparsity
-from paft.delta import LowRank, layer_statistics
-from paft.graph import build
+from paft.delta.statistics import LowRank, layer_statistics
+from paft.graph.build import build
 from paft.training.batches import StepLoader
 from paft.training.sparsity_control import SAMPLE_ROWS, SparsityControl, measured_share
 

@@ -12,31 +12,27 @@ import pytest
 from synthetic_store import PAFT, with_lambda
 
 from paft.config import (
-    DPO,
-    ORPO,
-    DareTies,
     DemoData,
     DemoSource,
     DType,
     FileData,
     FileSource,
-    Linear,
     LocalModel,
     LoraConfig,
     Paradigm,
     Skill,
-    Slerp,
     StrategyConfig,
     StrategyName,
-    TaskArithmetic,
     TaskConfig,
     Template,
     TinyModel,
     TrainerConfig,
     Wandb,
 )
-from paft.graph import build, lambda_of, unique
-from paft.stage import Stage, canonical
+from paft.graph.build import build, lambda_of, unique
+from paft.graph.stage import Stage, canonical
+from paft.merge.methods import DareTies, Linear, Slerp, TaskArithmetic
+from paft.objectives import DPO, ORPO
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"
 CELL = with_lambda(PAFT, 1e-4)

@@ -13,15 +13,16 @@ from tiny import MODEL
 from tokenizers import normalizers
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
-from paft.adapter import Policy
+from paft.chat.encode import encode_conversation
+from paft.chat.proof import reads_alike
+from paft.chat.standalone import GENERATION, brought_tokenizer, copy_tokenizer, write_tokenizer
 from paft.config import LoraConfig, Template
-from paft.data.chat import encode_conversation
-from paft.data.proof import reads_alike
-from paft.data.standalone import GENERATION, brought_tokenizer, copy_tokenizer, write_tokenizer
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.run import score_tasks
+from paft.evaluate.stage import score_tasks
 from paft.merge.__main__ import main
-from paft.model import load_base, load_tokenizer
+from paft.model.base import load_tokenizer
+from paft.model.policy import Policy
+from paft.proof.base import load_base
 
 CHATS = [[{"role": "user", "content": item["request"]}] for item in ITEMS]
 CALLS = [item["call"] for item in ITEMS]

@@ -18,11 +18,12 @@ from tiny import (
     sft_rows,
 )
 
-from paft.config import DPO, ORPO, DPOLoss, L1Config, L1Of, NLLScope, SFTConfig
+from paft.config import L1Config, L1Of, SFTConfig
+from paft.forward.batches import sft_tensors
+from paft.forward.pairs import two_row_tensors
 from paft.losses import IGNORE
-from paft.training.batches import sft_tensors
+from paft.objectives import DPO, ORPO, DPOLoss, NLLScope
 from paft.training.module import BranchModule
-from paft.training.pairs import two_row_tensors
 
 
 @pytest.mark.parametrize("name", BRANCHES)

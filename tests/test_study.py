@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from hydra_plugins.paft_grids.grids import union
-from paft.compose import register_schemas, to_config
-from paft.graph import build, unique
+from paft.command.compose import register_schemas, to_config
+from paft.graph.build import build, unique
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = {p.stem: OmegaConf.load(p) for p in sorted((CONF / "experiment/study").glob("*.yaml"))}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paft.command_line import flag_first
-from paft.graph import build
-from paft.pipeline import run_cell
+from paft.command.pipeline import run_cell
+from paft.command.words import flag_first
+from paft.graph.build import build
 from paft.store.store import Store
 
 pytestmark = pytest.mark.slow

@@ -10,13 +10,13 @@ import torch
 from resumable import configured, stage_of, train
 
 from paft.config import HardwareConfig
-from paft.cost import branch_flops, read_shape
+from paft.cost.flops_and_bytes import branch_flops, read_shape
+from paft.cost.work import rows_work
 from paft.data.prepare import read_preference, read_sft
-from paft.model import base_folder
+from paft.model.base import base_folder
 from paft.training.history import History
 from paft.training.throughput import Throughput, measured_peak, peak_flops
 from paft.training.trainer import ProgressBar, make_trainer
-from paft.work import rows_work
 
 RATES = ["train/tokens_per_second", "train/share_of_peak", "train/peak_memory_gb"]
 

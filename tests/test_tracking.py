@@ -12,10 +12,12 @@ from conftest import FAKE_KEY, GRID, train
 from synthetic_store import PAFT, fill
 from wandb_file import OfflineRun, read_runs
 
+from paft.command.pipeline import context_of
 from paft.config import Csv, Wandb, WandbMode
-from paft.run import Context
+from paft.report.wandb_cell import cell_id, log_cell
 from paft.store.store import Store
-from paft.tracking import branch_id, cell_id, log_cell, mode, survive
+from paft.tracking.branch import branch_id
+from paft.tracking.run import mode, survive
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def cell(tmp_path):
         PAFT, logger=Wandb(), logs=str(tmp_path / "logs"), store=str(tmp_path / "logs" / "stages")
     )
     (stage,) = fill(Path(config.store), [config])
-    return stage, Context(config, Store(config.store), stage)
+    return stage, context_of(config, Store(config.store), stage)
 
 
 def test_unwritable_folder_is_a_warning(cell, caplog):

@@ -25,12 +25,15 @@ from tiny import (
     sft_rows,
 )
 
-from paft.adapter import add_deltas
-from paft.config import DPO, LoraConfig
-from paft.delta import read_adapter
-from paft.losses import IGNORE, label_logps
-from paft.model import base_folder, load_base
-from paft.training.pairs import two_row_tensors
+from paft.config import LoraConfig
+from paft.delta.statistics import read_adapter
+from paft.forward.pairs import two_row_tensors
+from paft.logps import label_logps
+from paft.losses import IGNORE
+from paft.model.adapters import add_deltas
+from paft.model.base import base_folder
+from paft.objectives import DPO
+from paft.proof.base import load_base
 
 # --- reference and base --------------------------------------------------------------------------------
 

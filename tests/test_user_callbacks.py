@@ -11,8 +11,8 @@ from resumable import configured, stage_of
 from resumable import train as train_branch
 from test_stage import CELL, keys
 
-from paft.callbacks.identity import identities, refuse_unknown
-from paft.interrupt import Interrupted
+from paft.graph.callbacks import identities, refuse_unknown
+from paft.process.interrupt import Interrupted
 from paft.store.store import Store
 from paft.training.checkpoint import checkpoints
 

@@ -8,31 +8,23 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from paft.config import (
-    DPO,
-    ORPO,
-    BranchConfig,
-    DPOLoss,
-    DType,
-    L1Config,
-    L1Of,
-    LoraConfig,
-    NLLScope,
-    Schedule,
-    SFTConfig,
-    TinyModel,
-)
-from paft.data.chat import IGNORE, Encoded, EncodedPair
-from paft.model import base_folder
+from paft.chat.tokens import IGNORE, Encoded, EncodedPair
+from paft.config import BranchConfig, DType, L1Config, L1Of, LoraConfig, Schedule, SFTConfig, TinyModel
+from paft.model.base import base_folder
+from paft.objectives import DPO, ORPO, DPOLoss, NLLScope
 from paft.training.batches import GlobalBatch, StepLoader
 from paft.training.module import BranchModule
-from paft.training.preference import DPOModule, ORPOModule
+from paft.training.preference import PreferenceModule
 from paft.training.sft import SFTModule
 from paft.training.trainer import silence_expected_warnings
 
 MODEL = TinyModel(name="tiny", dtype=DType.float32, hidden_size=32)
 BFLOAT16 = TinyModel(name="tiny", dtype=DType.bfloat16, hidden_size=32)
-MODULES: dict[type, type[BranchModule]] = {SFTConfig: SFTModule, DPO: DPOModule, ORPO: ORPOModule}
+MODULES: dict[type, type[BranchModule]] = {
+    SFTConfig: SFTModule,
+    DPO: PreferenceModule,
+    ORPO: PreferenceModule,
+}
 PAD = 0
 VOCABULARY = 259
 

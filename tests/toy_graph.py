@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paft.stage import Stage
+from paft.graph.stage import Stage
 from paft.store.store import Run, Store
 
 DATA_SFT, DATA_PREFERENCE = Stage("data", 1, {"rows": "sft"}), Stage("data", 1, {"rows": "preference"})

@@ -3,16 +3,14 @@
 Imported by the scripts of `benchmarks/`; the other files here are what they start in processes of their own.
 """
 
-import argparse
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from measure import FOLDER, Child, run_child
+from harness.process import CONTENDERS, Child, run_child
+from harness.progress import Progress
 
-STEPS, WARMUP = 6, 2
 CONSTANT = ("schedule=constant", "warmup_ratio=0", "lr=2e-4")
 
 
@@ -28,6 +26,9 @@ class Part:
     speed: float
     """TRL's rate times this is to be reached."""
     overrides: tuple[str, ...]
+    steps: int = 6
+    warmup: int = 2
+    """The first steps of them, which are not timed."""
     best: tuple[str, ...]
     """Arguments of TRL's config that make it the fastest, of those that leave the loss as it is."""
     arguments: tuple[str, ...] = ()
@@ -36,6 +37,12 @@ class Part:
     @property
     def peer(self) -> str:
         return f"TRL {self.name.upper()}Trainer"
+
+    def quick(self) -> "Part":
+        """The same on the tiny model, whose tokens are bytes."""
+        lengths = (f"data.{self.branch}.max_length=512", f"data.{self.branch}.max_prompt_length=448")
+        words = ("model=tiny", "model.dtype=bfloat16", *lengths)
+        return replace(self, steps=3, warmup=1, overrides=(*self.overrides, *words))
 
 
 SFT = Part(
@@ -73,15 +80,15 @@ PARTS = {part.name: part for part in (SFT, DPO, ORPO)}
 
 def paft(action: str, part: Part, folder: Path, rows: Path | None, *extra: str) -> Child:
     """PAFT's `prepare` or `train` of the part; `extra` overrides come last."""
-    settings = (f"global_batch_size={part.batch}", f"max_steps={STEPS}", *CONSTANT)
+    settings = (f"global_batch_size={part.batch}", f"max_steps={part.steps}", *CONSTANT)
     settings_of_branch = (f"{part.branch}.{setting}" for setting in settings)
     words = (*data_overrides(part, rows), *part.overrides, *settings_of_branch, *extra)
-    return run_child(FOLDER / "contenders" / "train_paft.py", action, folder, *words)
+    return run_child(CONTENDERS / "train_paft.py", action, folder, *words)
 
 
 def data_overrides(part: Part, rows: Path | None) -> list[str]:
     """The first rows of the file, or as many embedded ones: just what the steps read."""
-    count = STEPS * part.batch
+    count = part.steps * part.batch
     if rows is None:
         return ["data=demo", f"data.{part.branch}.num_rows={count}"]
     # the other branch is not read, but its path has to have a value
@@ -91,38 +98,32 @@ def data_overrides(part: Part, rows: Path | None) -> list[str]:
 
 
 def trl(part: Part, folder: Path, *arguments: str) -> Child:
-    script = FOLDER / "contenders" / "train_trl.py"
-    return run_child(script, part.name, folder / "job.json", *part.arguments, *arguments)
+    return run_child(CONTENDERS / "train_trl.py", part.name, folder / "job.json", *part.arguments, *arguments)
 
 
-def step_seconds(runs: list[Child], clock: str = "ends") -> list[float]:
+def step_seconds(part: Part, runs: list[Child], clock: str = "ends") -> list[float]:
     """Of each step after the warm-up, at its fastest: the runs are equal, so what is longer was disturbed.
 
     `clock` is "ends" or "processor", the time of all threads, which other work on the machine disturbs less.
     """
-    return [min(times) for times in zip(*(measured_steps(run, clock) for run in runs), strict=True)]
+    return [min(times) for times in zip(*(measured_steps(part, run, clock) for run in runs), strict=True)]
 
 
-def measured_steps(run: Child, clock: str) -> list[float]:
-    return [end - start for start, end in pairwise(run.result[clock][WARMUP - 1 :])]
+def measured_steps(part: Part, run: Child, clock: str) -> list[float]:
+    return [end - start for start, end in pairwise(run.result[clock][part.warmup - 1 :])]
 
 
 def peak_mb(runs: list[Child]) -> float:
     return min(run.peak_mb for run in runs)
 
 
-def in_turn(contenders: Mapping[str, Callable[[], Child]], rounds: int) -> dict[str, list[Child]]:
+def in_turn(
+    contenders: Mapping[str, Callable[[], Child]], rounds: int, progress: Progress
+) -> dict[str, list[Child]]:
     """Every contender's runs, one of each after the other, so that a slow minute falls on all alike."""
     runs: dict[str, list[Child]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
+            progress.next(name)
             runs[name].append(run())
     return runs
-
-
-def add_options(parser: argparse.ArgumentParser, *branches: str, rounds: int) -> None:
-    """`--sft-rows FILE`, `--preference-rows FILE` (or SFT_ROWS, PREFERENCE_ROWS in the environment), `--rounds N`."""
-    for branch in branches:
-        file = os.environ.get(f"{branch}_rows".upper())
-        parser.add_argument(f"--{branch}-rows", type=Path, default=file and Path(file), metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each; its fastest steps count")

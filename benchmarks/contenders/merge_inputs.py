@@ -1,6 +1,6 @@
-"""The inputs of a merge benchmark: SmolLM2-135M-Instruct with two random rank-16 adapters, whole and as a small twin.
+"""The inputs of a merge benchmark: a model with two random rank-16 adapters, whole and as a small twin.
 
-    python benchmarks/contenders/merge_inputs.py <folder>
+    python benchmarks/contenders/merge_inputs.py <folder> <name in conf/model>
 
 Writes `base`, `sft` and `preference`, and the same under `small/`: two layers of the same widths, in float32, on
 which results can be compared to the last digits.
@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
 from paft.config import LINEAR_MODULES
-from paft.model import base_folder
+from paft.model.base import base_folder
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_hidden_layers": 2, "vocab_size": 512}
@@ -31,7 +31,7 @@ def save_adapters(folder: Path) -> None:
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=1e-3)
-        model.save_pretrained(folder / name)
+        model.save_pretrained(str(folder / name))
         # mergekit looks the base up by this field
         path = folder / name / "adapter_config.json"
         path.write_text(
@@ -40,10 +40,10 @@ def save_adapters(folder: Path) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, name = Path(sys.argv[1]), sys.argv[2]
     register_schemas()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        source = base_folder(to_config(compose("train")).model)
+        source = base_folder(to_config(compose("train", [f"model={name}"])).model)
     (folder / "small").mkdir(parents=True)
     (folder / "base").symlink_to(source, target_is_directory=True)
     config = AutoConfig.from_pretrained(source)

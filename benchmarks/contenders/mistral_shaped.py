@@ -1,11 +1,11 @@
 """A checkpoint of Mistral-7B's shape and two adapters, all of random numbers, and TIES of one tensor in plain torch.
 
-    python benchmarks/contenders/mistral_shaped.py make <folder> <layers>
+    python benchmarks/contenders/mistral_shaped.py make <folder> <layers> <narrower>
     python benchmarks/contenders/mistral_shaped.py check <folder> <merged folder>
 
 `make` writes `base` in bfloat16 shards, and float32 adapters `sft` (rank 16) and `preference` (rank 128) on all
-linear layers. Numbers come from one normal block, cut at different places. `check` prints the share of one merged
-tensor's elements that differ from plain torch.
+linear layers; every width is divided by `narrower`. Numbers come from one normal block, cut at different places.
+`check` prints the share of one merged tensor's elements that differ from plain torch.
 """
 
 import json
@@ -33,6 +33,12 @@ SHARD = 5 * 10**9
 BLOCK = torch.randn(2**23, generator=torch.Generator().manual_seed(0))
 CHECKED = "model.layers.0.self_attn.k_proj"
 Shapes = dict[str, tuple[int, ...]]
+
+
+def narrowed(shapes: Shapes, by: int) -> Shapes:
+    """Every width divided; of an adapter its rank is none."""
+    ranks = set(RANKS.values())
+    return {name: tuple(n if n in ranks else n // by for n in shape) for name, shape in shapes.items()}
 
 
 def base_shapes(layers: int) -> Shapes:
@@ -72,12 +78,14 @@ def _pieces(count: int) -> Iterator[int]:
     return (min(len(BLOCK), count - begin) for begin in range(0, count, len(BLOCK)))
 
 
-def make(folder: Path, layers: int) -> None:
-    write_base(folder / "base", base_shapes(layers))
+def make(folder: Path, layers: int, narrower: int) -> None:
+    write_base(folder / "base", narrowed(base_shapes(layers), narrower))
     for name, rank in RANKS.items():
         (folder / name).mkdir()
-        write(folder / name / "adapter_model.safetensors", adapter_shapes(layers, rank), torch.float32, 5e-3)
-        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": "random"}
+        shapes = narrowed(adapter_shapes(layers, rank), narrower)
+        write(folder / name / "adapter_model.safetensors", shapes, torch.float32, 5e-3)
+        base = str(folder / "base")
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": base}
         (folder / name / "adapter_config.json").write_text(json.dumps(config))
 
 
@@ -88,7 +96,7 @@ def write_base(folder: Path, shapes: Shapes) -> None:
         if 2 * sum(map(math.prod, shards[-1].values())) > SHARD:
             shards.append({})
         shards[-1][name] = shape
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
         write(folder / file, shard, torch.bfloat16, 0.02)
@@ -102,10 +110,9 @@ def check(folder: Path, merged: Path) -> None:
     kept = [
         delta * (delta.abs() >= delta.abs().flatten().topk(delta.numel() // 2).values[-1]) for delta in deltas
     ]
-    positive = sum(kept) >= 0
-    agree = [torch.where(positive, delta > 0, delta < 0) for delta in kept]
-    total = sum(mask * delta for mask, delta in zip(agree, kept, strict=True))
-    expected = tensor(folder / "base").float() + total / sum(mask.float() for mask in agree).clamp(min=1)
+    both = torch.stack(kept)
+    agree = torch.where(both.sum(0) >= 0, both > 0, both < 0)
+    expected = tensor(folder / "base").float() + (agree * both).sum(0) / agree.sum(0).clamp(min=1)
     differ = (expected.bfloat16() != tensor(merged)).float().mean().item()
     print(
         json.dumps(
@@ -128,6 +135,6 @@ def tensor(folder: Path) -> torch.Tensor:
 
 if __name__ == "__main__":
     if sys.argv[1] == "make":
-        make(Path(sys.argv[2]), int(sys.argv[3]))
+        make(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     else:
         check(Path(sys.argv[2]), Path(sys.argv[3]))

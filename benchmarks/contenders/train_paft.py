@@ -19,17 +19,17 @@ from typing import Any
 import lightning as L
 from hydra import compose, initialize_config_dir
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
+from paft.command.pipeline import context_of
 from paft.config import BranchConfig, RunConfig
-from paft.cost import read_shape, training_flops
+from paft.cost.flops_and_bytes import read_shape, training_flops
+from paft.cost.work import rows_work
 from paft.data.prepare import read_preference, read_sft
-from paft.graph import build
-from paft.model import base_folder
-from paft.pipeline import run_stage
-from paft.run import Context
-from paft.stage import Stage, Store
+from paft.graph.build import build
+from paft.graph.stage import Stage
+from paft.model.base import base_folder
+from paft.store.store import Store
 from paft.training.batches import StepLoader
-from paft.work import rows_work
 
 ROOT = Path(__file__).parents[2]
 READERS: dict[str, Any] = {"sft": read_sft, "preference": read_preference}
@@ -59,7 +59,7 @@ def configured(folder: Path, overrides: list[str]) -> tuple[RunConfig, Stage, St
     """The typed config, the cell's last stage, and the one branch in it."""
     quiet = ["logger=csv", "callbacks=none", "offline=true", "trainer.progress_bar=false"]
     quiet += [f"logs={folder}", f"trainer.checkpoint_every={10**9}"]
-    quiet += [f"+callbacks.clock={{_target_: __main__.StepClock, path: {folder / 'clock.json'}}}"]
+    quiet += [f"+callbacks.clock={{_target_: train_paft.StepClock, path: {folder / 'clock.json'}}}"]
     register_schemas()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = to_config(compose("train", [*quiet, *overrides]))
@@ -71,8 +71,8 @@ def configured(folder: Path, overrides: list[str]) -> tuple[RunConfig, Stage, St
 def prepare(folder: Path, overrides: list[str]) -> None:
     config, cell, stage = configured(folder, overrides)
     store, branch = Store(config.store), stage.config.branch
-    context = Context(config, store, cell)
-    data = store.ensure(stage.inputs["data"], lambda s, inputs, out: run_stage(s, inputs, out, context))
+    context = context_of(config, store, cell)
+    data = store.ensure(stage.inputs["data"], context.run)
     rows = READERS[stage.name](data, "train")
     loader = StepLoader(
         rows, global_batch_size=branch.global_batch_size, steps=branch.max_steps, seed=config.seed
@@ -99,11 +99,11 @@ def flops(job: dict[str, Any], batches: list[list[Any]], branch: BranchConfig) -
 def train(folder: Path, overrides: list[str]) -> None:
     config, cell, branch = configured(folder, overrides)
     store, seconds = Store(config.store), {}
-    context = Context(config, store, cell)
+    context = context_of(config, store, cell)
 
     def run(stage: Stage, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         started = time.perf_counter()
-        metrics = run_stage(stage, inputs, out, context)
+        metrics = context.run(stage, inputs, out)
         seconds[stage.name] = time.perf_counter() - started
         return metrics
 

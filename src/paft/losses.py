@@ -1,147 +1,27 @@
 """The objectives: SFT, DPO, ORPO and the L1 penalty, as pure functions in float32.
 
-Shapes: B rows, T tokens, H hidden, V vocabulary, N selected tokens. Labels are token ids, -100 where a token
-is not a target. All log-probabilities are natural logarithms.
+Shapes: B rows, T tokens, H hidden, V vocabulary. Labels are token ids, -100 where a token is not a target. All
+log-probabilities are natural logarithms.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paft.data.chat import IGNORE
-
-BLOCK_N = 512
-"""Tokens whose vocabulary-sized logits exist at once."""
-SOFTMAX_ROWS = 16
-"""Of these, how many a CPU takes through the softmax together: their float32 copy stays in its cache."""
+from paft.chat.tokens import IGNORE
+from paft.logps import Head, label_logps
+from paft.logps import sequence_logps as sequence_logps
 
 
-class Head(NamedTuple):
-    """A frozen output head: logits = cap tanh(scale (h W^T + bias) / cap), without a cap scale (h W^T + bias).
+def mean_nll(logps: Tensor, num_tokens: int) -> Tensor:
+    """Negative log-likelihood per label, of log-probabilities that are 0 where there is no label: float32 scalar.
 
-    The bias is phi's and CodeGen's, the scale Cohere's, Granite's and Falcon-H1's, the cap Gemma 2's.
+    With the count of the global batch, the losses of its micro-batches add up to the loss of the whole.
     """
-
-    weight: Tensor
-    """[V, H]."""
-    bias: Tensor | None = None
-    """[V]."""
-    scale: float = 1.0
-    cap: float | None = None
-
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """[N, V] in the type of the hidden states."""
-        W = self.weight
-        logits_NV = hidden_NH @ W.T if self.bias is None else torch.addmm(self.bias, hidden_NH, W.T)
-        if self.scale != 1:
-            logits_NV = logits_NV.mul_(self.scale)
-        return logits_NV if self.cap is None else logits_NV.div_(self.cap).tanh_().mul_(self.cap)
-
-    def pull(self, residual_NV: Tensor, damping_NV: Tensor | None) -> Tensor:
-        """[N, H]: what a gradient to the logits is to the hidden states; `damping_NV` is that of the cap."""
-        if damping_NV is not None:
-            residual_NV = residual_NV * damping_NV
-        pull_NH = residual_NV @ self.weight
-        return pull_NH if self.scale == 1 else pull_NH * self.scale
-
-    def damping(self, logits_NV: Tensor) -> Tensor | None:
-        """[N, V]: the slope of the cap at these logits, 1 - (logits / cap)^2; None where there is none."""
-        return None if self.cap is None else 1 - (logits_NV / self.cap).square_()
-
-
-class _HeadLogps(torch.autograd.Function):
-    """Log-probability of each target under a frozen output head, without ever holding all logits.
-
-    The gradient of a token's log-probability to its hidden state, e_target W - softmax W, does not depend on
-    what comes later; only its scalar factor does. So it is formed block by block in the forward pass and
-    multiplied by that factor in the backward pass: as much arithmetic as the plain way, N x H memory.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        bias_V: Tensor | None,
-        scale: float,
-        cap: float | None,
-        targets_N: Tensor,
-    ) -> Tensor:
-        head = Head(weight_VH, bias_V, scale, cap)
-        needs_grad = ctx.needs_input_grad[0]
-        logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
-        slope_NH = torch.empty_like(hidden_NH) if needs_grad else None
-        for start in range(0, len(targets_N), BLOCK_N):
-            block = slice(start, start + BLOCK_N)
-            logits_NV = head.logits(hidden_NH[block])
-            damping_NV = head.damping(logits_NV) if needs_grad else None
-            logps_N[block], totals_N = _softmax_residual_(logits_NV, targets_N[block])
-            if slope_NH is not None:
-                slope_NH[block] = head.pull(logits_NV, damping_NV) / totals_N[:, None]
-        if slope_NH is not None:
-            ctx.save_for_backward(slope_NH)
-        return logps_N
-
-    @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        (slope_NH,) = ctx.saved_tensors
-        return (grad_N[:, None] * slope_NH.float()).to(slope_NH.dtype), *[None] * 5
-
-
-def _softmax_residual_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(log-probability of each target, sum z of each row's exponentials); float32 [N] both.
-
-    Leaves z (e_target - softmax) in place of the logits: the difference is taken in float32, before it is
-    rounded to their type, so that a nearly certain target keeps its small gradient.
-    """
-    logps_N, totals_N = (
-        torch.empty(len(targets_N), dtype=torch.float32, device=logits_NV.device) for _ in "ab"
-    )
-    size = SOFTMAX_ROWS if logits_NV.device.type == "cpu" else BLOCK_N
-    for start in range(0, len(targets_N), size):
-        rows = slice(start, start + size)
-        exponents, picked = logits_NV[rows].float(), targets_N[rows, None]
-        exponents.sub_(exponents.amax(-1, keepdim=True))
-        logps_N[rows] = exponents.gather(1, picked).squeeze(1)
-        totals_N[rows] = exponents.exp_().sum(-1)
-        logits_NV[rows] = exponents.neg_().scatter_add_(1, picked, totals_N[rows, None])
-    return logps_N - totals_N.log(), totals_N
-
-
-def label_logps(outputs: Tensor, labels_BT: Tensor, head: Head | Tensor | None = None) -> Tensor:
-    """Log-probability of every label given what precedes it: float32 [B, T], 0 where there is no label.
-
-    `outputs` are logits [B, T, V]; or, with the frozen output head (or its weight [V, H], where that is all of it),
-    the hidden states [B, T, H] it would be applied to, and then logits are formed only where there is a label,
-    `BLOCK_N` tokens at a time.
-    """
-    wanted_BT = labels_BT[:, 1:] != IGNORE
-    targets_N = labels_BT[:, 1:][wanted_BT]
-    selected = outputs[:, :-1][wanted_BT]
-    if head is None:
-        logps_N = F.log_softmax(selected.float(), dim=-1).gather(1, targets_N[:, None]).squeeze(1)
-    else:
-        whole = head if isinstance(head, Head) else Head(head)
-        logps_N = _HeadLogps.apply(selected, *whole, targets_N)
-    logps_BT = torch.zeros(labels_BT.shape, dtype=torch.float32, device=outputs.device)
-    logps_BT[:, 1:] = logps_BT[:, 1:].masked_scatter(wanted_BT, logps_N)
-    return logps_BT
-
-
-def sequence_logps(
-    outputs: Tensor, labels_BT: Tensor, head: Head | Tensor | None = None, *, mean: bool = False
-) -> Tensor:
-    """Log-probability of each row's labels: float32 [B], the sum over labels or, with `mean`, the average.
-
-    Arguments as for `label_logps`. A row without labels gives 0.
-    """
-    sums_B = label_logps(outputs, labels_BT, head).sum(1)
-    if not mean:
-        return sums_B
-    return sums_B / (labels_BT[:, 1:] != IGNORE).sum(1).clamp(min=1)
+    return -logps.sum() / num_tokens
 
 
 def sft_loss(
@@ -149,12 +29,11 @@ def sft_loss(
 ) -> Tensor:
     """Mean negative log-likelihood per label: float32 scalar.
 
-    `num_tokens` divides in place of this batch's own number of labels: with the count of the global batch,
-    the losses of its micro-batches add up to the loss of the whole.
+    `num_tokens` divides in place of this batch's own number of labels; see `mean_nll`.
     """
     if num_tokens is None:
         num_tokens = int((labels_BT[:, 1:] != IGNORE).sum())
-    return -label_logps(outputs, labels_BT, head).sum() / max(num_tokens, 1)
+    return mean_nll(label_logps(outputs, labels_BT, head), max(num_tokens, 1))
 
 
 def dpo_loss(
@@ -201,15 +80,22 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(near_zero, close, far)
 
 
-def orpo_loss(chosen_logps_B: Tensor, rejected_logps_B: Tensor, nll: Tensor, *, beta: float) -> Tensor:
-    """ORPO loss of each pair: float32 [B], nll - beta log s(log odds ratio) (Hong et al. 2024, equation 6).
+def odds_ratio_loss(chosen_logps_B: Tensor, rejected_logps_B: Tensor, *, beta: float) -> Tensor:
+    """ORPO's odds-ratio term of each pair: float32 [B], -beta log s(log odds ratio) (Hong et al. 2024, equation 7).
 
-    The log-probabilities are per-token means over the response; `nll` is the likelihood term, a scalar or [B].
-    Finite at log-probability 0.
+    The log-probabilities are per-token means over the response. Finite at log-probability 0.
     """
     chosen, rejected = chosen_logps_B.float(), rejected_logps_B.float()
     log_odds_B = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
-    return nll - beta * F.logsigmoid(log_odds_B)
+    return -beta * F.logsigmoid(log_odds_B)
+
+
+def orpo_loss(chosen_logps_B: Tensor, rejected_logps_B: Tensor, nll: Tensor, *, beta: float) -> Tensor:
+    """ORPO loss of each pair: float32 [B], `nll` plus the odds-ratio term (Hong et al. 2024, equation 6).
+
+    `nll` is the likelihood term, a scalar or [B].
+    """
+    return nll + odds_ratio_loss(chosen_logps_B, rejected_logps_B, beta=beta)
 
 
 class _DeltaL1(torch.autograd.Function):

@@ -37,6 +37,11 @@ def command_of(logs: Path, *words: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *words, f"logs={logs}"]
 
 
+def meeting(folder: Path, processes: int) -> str:
+    """The word that lets no training begin before so many processes train: nothing depends on their speed."""
+    return f"+callbacks.meet={{_target_: meet.Meet, folder: '{folder}', processes: {processes}}}"
+
+
 def assert_each_stage_once(logs: Path, *, lambdas: int = 2) -> None:
     """After a grid of so many lambdas and two merges."""
     stages = {"data": 2, "sft": lambdas, "preference": 1, "merge": 2 * lambdas, "evaluate": 2 * lambdas}

@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from grid import GRID, assert_branches_overlap, assert_each_stage_once, train
+from grid import GRID, assert_branches_overlap, assert_each_stage_once, meeting, train
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ LAUNCHERS = {
 def test_grid_makes_each_stage_once(tmp_path, launcher):
     if importlib.util.find_spec(f"hydra_plugins.hydra_{launcher}_launcher") is None:
         pytest.skip(f"pip install -e '.[cluster]' brings the {launcher} launcher")
-    done = train(tmp_path / "logs", *GRID, *LAUNCHERS[launcher])
+    done = train(tmp_path / "logs", *GRID, *LAUNCHERS[launcher], meeting(tmp_path / "met", 2))
 
     assert done.returncode == 0, done.stderr
     assert_each_stage_once(tmp_path / "logs")

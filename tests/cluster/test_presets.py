@@ -8,8 +8,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from paft.compose import register_schemas
-from paft.slurm import require_nodes
+from paft.command.compose import register_schemas
+from paft.process.slurm import require_nodes
 
 # its file has the plugin's name on purpose
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/ray' is validated:UserWarning")

@@ -14,6 +14,7 @@ from grid import (
     assert_branches_overlap,
     assert_each_stage_once,
     command_of,
+    meeting,
     record,
     sft_adapter,
     train,
@@ -36,8 +37,9 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grid(slurm, tmp_path_factory) -> Path:
-    logs = tmp_path_factory.mktemp("grid") / "logs"
-    done = train(logs, *GRID, *ON_SLURM, **slurm.env)
+    folder = tmp_path_factory.mktemp("grid")
+    logs = folder / "logs"
+    done = train(logs, *GRID, *ON_SLURM, meeting(folder / "met", 3), **slurm.env)
     assert done.returncode == 0, done.stderr
     return logs
 

@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from paft.run import Context
-from paft.stage import Stage
-from paft.store.jsonfile import write_json
+from paft.files.jsonfile import write_json
+from paft.graph.stage import Stage
+from paft.store.context import Context
 from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
 

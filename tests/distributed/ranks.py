@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from paft.command.devices import main, write_job
 from paft.config import RunConfig
-from paft.store.jsonfile import read_object
-from paft.training.launch import main, write_job
+from paft.files.jsonfile import read_object
 
 
 def spawn(work: Callable[..., None], *args: Any, world: int, nodes: int = 1, seconds: float = 240) -> None:
     """`work(*args)` in `world` ranks on `nodes` pretended nodes; the first rank's failure is raised here."""
-    multiprocessing.set_forkserver_preload(["paft.training.fit", "paft.training.reference"])
+    multiprocessing.set_forkserver_preload(["paft.training.stage", "paft.training.reference"])
     port, deadline = free_port(), time.monotonic() + seconds
     group = start_processes(
         _rank, (work, args, world, world // nodes, port), nprocs=world, join=False, start_method="forkserver"

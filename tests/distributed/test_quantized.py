@@ -9,7 +9,7 @@ from ranks import adapter_of, seen_by, train
 from test_strategies import HYBRID, OBJECTIVES, SHORT
 from tiny import distance
 
-from paft.cost import NF4_BYTES
+from paft.cost.flops_and_bytes import NF4_BYTES
 from paft.training.checkpoint import last_checkpoint
 
 pytest.importorskip("bitsandbytes", reason="pip install 'paft[qlora]'")

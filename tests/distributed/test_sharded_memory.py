@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from tiny import BFLOAT16, BRANCHES, make, rows_for, whole_batch
 from torch.distributed.device_mesh import init_device_mesh
 
-from paft.adapter import Policy
-from paft.model import base_folder, load_base
-from paft.store.jsonfile import write_json
+from paft.files.jsonfile import write_json
+from paft.model.base import base_folder
+from paft.model.policy import Policy
+from paft.proof.base import load_base
 from paft.training.strategy import decoder_layers, shard
 
 HOW = (

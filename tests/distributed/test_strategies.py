@@ -131,7 +131,7 @@ def test_two_nodes_of_two_under_torchrun(logs, one, tmp_path):
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     nodes = [
         subprocess.Popen(
-            [*command, f"--node-rank={node}", "-m", "paft.training.launch", str(job)],
+            [*command, f"--node-rank={node}", "-m", "paft.command.devices", str(job)],
             env=os.environ | {"PYTHONPATH": path},
             stderr=subprocess.PIPE,
             text=True,

@@ -12,7 +12,7 @@ from processes import own_files, start
 from safetensors.torch import load_file, save_file
 
 from paft.config import SFTConfig
-from paft.model import base_folder, load_tokenizer
+from paft.model.base import base_folder, load_tokenizer
 from paft.training.batches import row_order
 
 STEP, PLACE = 4, 3

@@ -27,9 +27,10 @@ from hostile import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from paft.config import DareTies, Linear, Slerp, SlerpSpace, TaskArithmetic, Ties
-from paft.delta import adapter_statistics, read_adapter
+from paft.config import SlerpSpace
+from paft.delta.statistics import adapter_statistics, read_adapter
 from paft.merge.apply import apply_adapters, merge_adapters
+from paft.merge.methods import DareTies, Linear, Slerp, TaskArithmetic, Ties
 
 pytestmark = pytest.mark.fuzz
 

@@ -24,11 +24,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paft.config import LocalModel
-from paft.cost import read_shape
+from paft.cost.flops_and_bytes import read_shape
+from paft.files.fingerprint import folder_sha256
+from paft.files.safetensors import read_checkpoint
 from paft.merge.apply import apply_adapters
-from paft.merge.checkpoint import read_checkpoint
-from paft.model import load_base
-from paft.store.fingerprint import folder_sha256
+from paft.proof.base import load_base
 
 pytestmark = pytest.mark.fuzz
 

@@ -15,12 +15,12 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from paft.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config
 from paft.config import SCHEMAS, RunConfig, TinyModel, decode
-from paft.graph import build
-from paft.merge.checkpoint import read_checkpoint
-from paft.model import base_folder
-from paft.stage import canonical
+from paft.files.safetensors import read_checkpoint
+from paft.graph.build import build
+from paft.graph.stage import canonical
+from paft.model.base import base_folder
 
 pytestmark = pytest.mark.fuzz
 

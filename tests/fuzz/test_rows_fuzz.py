@@ -13,11 +13,12 @@ from hostile import attempt, bounded_memory, cases, damage, damaged, ground, tex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from paft.chat.conversation import Conversation, PreferencePair
+from paft.chat.encode import encode_conversation, encode_pair
+from paft.chat.template import template_text
+from paft.chat.tokens import IGNORE
 from paft.config import BadRows, FileSource, RowFormat, Template
-from paft.data.chat import IGNORE, encode_conversation, encode_pair, template_text
 from paft.data.rows import (
-    Conversation,
-    PreferencePair,
     conversation_format,
     ignored_fields,
     parse_conversation,
@@ -25,7 +26,7 @@ from paft.data.rows import (
     preference_format,
 )
 from paft.data.sources import conversations, preference_pairs, read_rows
-from paft.model import byte_tokenizer
+from paft.model.base import byte_tokenizer
 
 pytestmark = pytest.mark.fuzz
 

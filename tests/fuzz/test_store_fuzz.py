@@ -31,12 +31,12 @@ from hypothesis import strategies as st
 from resumable import configured, train
 from toy_graph import CELL, DATA_SFT, SFT, noting
 
-from paft.config import HardwareConfig, ModelConfig
+from paft.config import DType, HardwareConfig, ModelConfig
+from paft.files.jsonfile import write_json
+from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, flops_per_second, median, run_seconds, startup_seconds
 from paft.report.table import rows
-from paft.stage import Stage
 from paft.store.damage import WORK, find_damage
-from paft.store.jsonfile import write_json
 from paft.store.store import Store
 
 pytestmark = pytest.mark.fuzz
@@ -76,7 +76,7 @@ def readers(store: Store) -> None:
     found = Precedents.read(store.root, HardwareConfig())
     found.of("sft", ModelConfig(name="x"))
     found.trainings("sft", ModelConfig(name="x"))
-    found.peak_tflops()
+    found.peak_tflops(DType.bfloat16)
     for figure in (run_seconds, flops_per_second, startup_seconds):
         median(found.records, figure)
 

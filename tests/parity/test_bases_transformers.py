@@ -9,14 +9,14 @@ from small_bases import num_parameters, plain_logps, small_base, texts
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from paft.adapter import FrozenPolicy, Policy
+from paft.chat.tokens import IGNORE, Encoded, EncodedPair
 from paft.config import LocalModel, LoraConfig
-from paft.data.chat import IGNORE, Encoded, EncodedPair
-from paft.evaluate.loglikelihood import LogLikelihoods
-from paft.model import load_base, prove_base
-from paft.proof.paths import HeadForm, can_share, packs, paths_of
-from paft.training.batches import sft_tensors
-from paft.training.pairs import answer_logps, pair_tensors
+from paft.forward.batches import sft_tensors
+from paft.forward.loglikelihood import LogLikelihoods
+from paft.forward.pairs import answer_logps, pair_tensors
+from paft.model.paths import HeadForm, can_share, packs, paths_of
+from paft.model.policy import FrozenPolicy, Policy
+from paft.proof.base import load_base, prove_base
 
 CLOSE = 1e-4
 """Nats a token: float32 sums in another order are within 2e-5 here, one layer less or a bias forgotten beyond 1e-2."""

@@ -11,8 +11,9 @@ from tiny import MODEL
 
 from paft.config import Template
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.run import task_manager
-from paft.model import base_folder, load_base, load_tokenizer
+from paft.evaluate.stage import task_manager
+from paft.model.base import base_folder, load_tokenizer
+from paft.proof.base import load_base
 
 TASKS = ["paft_tool_call", "paft_honesty", "paft_mmlu_dev"]
 CLOSE = 1e-4

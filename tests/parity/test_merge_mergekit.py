@@ -11,20 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paft.config import (
-    DareLinear,
-    DareTies,
-    Linear,
-    MergeConfig,
-    Normalize,
-    Slerp,
-    SlerpSpace,
-    TaskArithmetic,
-    Ties,
-)
-from paft.delta import read_adapter
+from paft.config import MergeConfig, Normalize, SlerpSpace
+from paft.delta.statistics import read_adapter
 from paft.merge import methods
 from paft.merge.apply import apply_adapters, merge_adapters
+from paft.merge.methods import DareLinear, DareTies, Linear, Slerp, TaskArithmetic, Ties
 from paft.merge.sparsify import bernoulli_mask
 
 pytest.importorskip("mergekit")

@@ -6,7 +6,7 @@ import torch
 from peft.utils import merge_utils
 from torch import Tensor
 
-from paft.merge.checkpoint import Array
+from paft.delta.rows import Array
 from paft.merge.methods import dare_linear, dare_ties, magnitude, task_arithmetic, ties
 from paft.merge.sparsify import Mask, bernoulli_mask
 

@@ -16,9 +16,11 @@ from peft import LoraConfig as PeftLoraConfig
 from tiny import MODEL, adapter, branch, distance, gradients, make, move, pairs, run, sft_rows, whole_batch
 from torch import Tensor
 
-from paft.config import DPO, ORPO, BranchConfig, DPOLoss, LoraConfig, SFTConfig
-from paft.data.chat import IGNORE
-from paft.model import base_folder, byte_tokenizer, load_base
+from paft.chat.tokens import IGNORE
+from paft.config import BranchConfig, LoraConfig, SFTConfig
+from paft.model.base import base_folder, byte_tokenizer
+from paft.objectives import DPO, ORPO, DPOLoss
+from paft.proof.base import load_base
 from paft.training.module import BranchModule
 
 trl = pytest.importorskip("trl")

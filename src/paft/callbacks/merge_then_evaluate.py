@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import shutil
 import time
@@ -12,10 +11,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from paft.run import Context
-from paft.stage import Stage
+from paft.evaluate.results import Results
+from paft.files.replacing import replacing
+from paft.graph.stage import Stage
+from paft.store.context import Context
 from paft.store.damage import WORK
-from paft.store.replacing import replacing
 
 log = logging.getLogger("paft")
 
@@ -82,21 +82,15 @@ class MergeThenEvaluate(Callback):
             return
         if trainer.global_step < pl_module.num_steps:  # stopped: this adapter is not the branch's
             return
-        from paft.pipeline import run_stage
-
         context, started = self.context, time.time()
         pl_module.backbone.save(self.out / "adapter", self.fingerprints)
         with context.store.lend(self.stage, self.out):
-            folder = context.store.ensure(
-                context.cell, lambda s, inputs, out: run_stage(s, inputs, out, context)
-            )
-        self._log(trainer, json.loads((folder / "results.json").read_text()), trainer.global_step)
+            folder = context.store.ensure(context.cell, context.run)
+        self._log(trainer, Results.read(folder), trainer.global_step)
         pl_module.seconds_elsewhere += time.time() - started
 
-    def _score_now(self, merge: Stage, module: Any) -> dict[str, Any]:
+    def _score_now(self, merge: Stage, module: Any) -> Results:
         """Merge the adapter as it is now with the finished partner and evaluate, in a folder that is then deleted."""
-        from paft.pipeline import run_stage
-
         assert self.context is not None
         here = self.out / WORK / "merge_then_evaluate"
         shutil.rmtree(here, ignore_errors=True)
@@ -108,31 +102,31 @@ class MergeThenEvaluate(Callback):
             name: here / "branch" if s.key == own else self.context.store.path(s)
             for name, s in merge.inputs.items()
         }
-        run_stage(merge, inputs, here / "model", self.context)
+        self.context.run(merge, inputs, here / "model")
         rows = {n: self.context.store.path(s) for n, s in self.context.cell.inputs.items() if n != "model"}
-        run_stage(self.context.cell, {"model": here / "model", **rows}, here / "scores", self.context)
-        results: dict[str, Any] = json.loads((here / "scores" / "results.json").read_text())
+        self.context.run(self.context.cell, {"model": here / "model", **rows}, here / "scores")
+        results = Results.read(here / "scores")
         shutil.rmtree(here)
         return results
 
-    def _log(self, trainer: L.Trainer, results: dict[str, Any], step: int) -> None:
-        scores = {f"merged/{column}": task["score"] for column, task in results["tasks"].items()}
-        if results["average"] is not None:
-            scores["merged/average"] = results["average"]
+    def _log(self, trainer: L.Trainer, results: Results, step: int) -> None:
+        scores = {f"merged/{column}": task.score for column, task in results.tasks.items()}
+        if results.average is not None:
+            scores["merged/average"] = results.average
         for logger in trainer.loggers:
             logger.log_metrics(scores, step - 1)  # the step just made, counted from 0 as Lightning does
         if self.every_n_train_steps is not None:
             self._keep(results, step)
         log.info("merged at step %d: %s", step, ", ".join(f"{k}={v:.4f}" for k, v in scores.items()))
 
-    def _keep(self, results: dict[str, Any], step: int) -> None:
+    def _keep(self, results: Results, step: int) -> None:
         """Add the step's scores to the curve, in place of what an earlier run said of this step."""
         assert self.context is not None and self.merge is not None
         keys = (self.merge.key, self.context.cell.key)
         rows = self._read() if (self.out / CURVE).is_file() else []
         rows = [row for row in rows if int(row[0]) < step]
-        tasks = results["tasks"].items()
-        rows += [[step, column, t["score"], t["stderr"], t["higher_is_better"], *keys] for column, t in tasks]
+        tasks = results.tasks.items()
+        rows += [[step, column, t.score, t.stderr, t.higher_is_better, *keys] for column, t in tasks]
         self._write(rows)
 
     def _read(self) -> list[list[Any]]:

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from paft.delta import LowRank
+from paft.delta.statistics import LowRank
 
 THRESHOLD = 1e-5
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
-from paft.config.checks import incidental, require, require_pinned, require_sound
+from paft.config.checks import TYPES, incidental, require, require_pinned, require_sound
 from paft.config.data import (
     BadRows,
     DataConfig,
@@ -31,23 +31,14 @@ from paft.config.data import (
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
 from paft.config.merge import (
     METHODS,
-    DareLinear,
-    DareMerge,
-    DareTies,
     Election,
     ElectOn,
-    Linear,
     MergeConfig,
     Norm,
     Normalize,
     Rescale,
     Scope,
-    Slerp,
     SlerpSpace,
-    SparseMerge,
-    TaskArithmetic,
-    Ties,
-    WeightedMerge,
 )
 from paft.config.model import (
     DType,
@@ -64,6 +55,7 @@ from paft.config.running import (
     Csv,
     HardwareConfig,
     LoggerConfig,
+    Running,
     StrategyConfig,
     StrategyName,
     TrainerConfig,
@@ -71,39 +63,28 @@ from paft.config.running import (
     WandbMode,
 )
 from paft.config.training import (
-    DPO,
     LINEAR_MODULES,
     OBJECTIVES,
-    ORPO,
     BranchConfig,
-    DPOLoss,
     L1Config,
     L1Method,
     L1Of,
     LoraConfig,
-    NLLScope,
     PreferenceConfig,
-    ReferenceFrom,
     Schedule,
     SFTConfig,
     Sparsity,
 )
 
 __all__ = [
-    "DPO",
     "LINEAR_MODULES",
     "METHODS",
     "OBJECTIVES",
-    "ORPO",
     "SCHEMAS",
     "BadRows",
     "BranchConfig",
     "Csv",
-    "DPOLoss",
     "DType",
-    "DareLinear",
-    "DareMerge",
-    "DareTies",
     "DataConfig",
     "DemoData",
     "DemoSource",
@@ -120,46 +101,39 @@ __all__ = [
     "L1Config",
     "L1Method",
     "L1Of",
-    "Linear",
     "LocalModel",
     "LoggerConfig",
     "LoraConfig",
     "MergeConfig",
     "ModelConfig",
     "ModelShape",
-    "NLLScope",
     "Norm",
     "Normalize",
     "Paradigm",
     "PreferenceConfig",
     "Quantization",
-    "ReferenceFrom",
     "Rescale",
     "RowFormat",
     "Rows",
     "RunConfig",
+    "Running",
     "SFTConfig",
     "Schedule",
     "Scope",
     "Skill",
-    "Slerp",
     "SlerpSpace",
     "Source",
-    "SparseMerge",
     "Sparsity",
     "SpecialTokens",
     "StrategyConfig",
     "StrategyName",
-    "TaskArithmetic",
     "TaskConfig",
     "Template",
-    "Ties",
     "TinyModel",
     "TooLong",
     "TrainerConfig",
     "Wandb",
     "WandbMode",
-    "WeightedMerge",
     "WheelModel",
     "decode",
     "incidental",
@@ -177,14 +151,6 @@ SCHEMAS: dict[str, type] = {
     "demo_data": DemoData,
     "hub_data": HubData,
     "file_data": FileData,
-    "dpo": DPO,
-    "orpo": ORPO,
-    "linear": Linear,
-    "task_arithmetic": TaskArithmetic,
-    "slerp": Slerp,
-    "ties": Ties,
-    "dare_ties": DareTies,
-    "dare_linear": DareLinear,
     "evaluate": EvaluateConfig,
     "trainer": TrainerConfig,
     "strategy": StrategyConfig,
@@ -192,14 +158,14 @@ SCHEMAS: dict[str, type] = {
     "wandb": Wandb,
     "csv": Csv,
 }
-"""Name in a YAML file's `/schema@_here_` -> the type that closes it."""
+"""Name in a YAML file's `/schema@_here_` -> the type that closes it; so are `METHODS` and `OBJECTIVES`."""
 
 
 def decode(data: Any) -> Any:
     """The typed config that `stage.canonical(config, whole=True)` described, checked again.
 
-    Type names are looked up among this package's own dataclasses and nowhere else. Raises `ValueError` for a type or
-    a field that is none of theirs, and for a value that is missing or of another type.
+    Type names are looked up among the dataclasses that derive from `Typed` and nowhere else. Raises `ValueError` for
+    a type or a field that is none of theirs, and for a value that is missing or of another type.
     """
     if isinstance(data, list):
         return [decode(item) for item in data]
@@ -207,7 +173,7 @@ def decode(data: Any) -> Any:
         return data
     if "type" not in data:
         return {name: decode(value) for name, value in data.items()}
-    schema = globals().get(data["type"]) if isinstance(data["type"], str) else None
+    schema = TYPES.get(data["type"]) if isinstance(data["type"], str) else None
     if not (isinstance(schema, type) and is_dataclass(schema)):
         raise ValueError(
             f"unknown config type {data['type']!r:.60}; was it written by another version of PAFT?"

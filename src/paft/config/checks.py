@@ -52,12 +52,20 @@ def require_sound(config: Any, at: str = "") -> None:
                 require_sound(value, name)
 
 
+TYPES: dict[str, type] = {}
+"""Name -> config class, of every one there is."""
+
+
 class Typed:
     """What every config is: a field holds what it states, however it was set.
 
     Text that is the value of a member stands for it, as in YAML: `Linear(norm="branches")` is `Norm.branches`, and is
     not taken for text that no code asks about. Anything else of another type is a `ValueError`.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        TYPES[cls.__name__] = cls
 
     def __setattr__(self, name: str, value: Any) -> None:
         schema: Any = type(self)

@@ -7,6 +7,9 @@ from omegaconf import MISSING
 
 from paft.config.checks import UNLESS_DEFAULT, Typed, incidental, require, require_pinned
 
+DEMO_VERSION = 1
+"""Of the embedded data: raised whenever its rows for some seed change, and part of their identity."""
+
 
 class Template(str, Enum):
     """Chat template written to the tokenizer of both branches; `tokenizer` keeps the model's own."""

@@ -1,6 +1,6 @@
 """The whole config of one run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -11,7 +11,14 @@ from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
 from paft.config.merge import MergeConfig
 from paft.config.model import DType, ModelConfig
-from paft.config.running import HardwareConfig, LoggerConfig, StrategyConfig, StrategyName, TrainerConfig
+from paft.config.running import (
+    HardwareConfig,
+    LoggerConfig,
+    Running,
+    StrategyConfig,
+    StrategyName,
+    TrainerConfig,
+)
 from paft.config.training import PreferenceConfig, SFTConfig
 
 
@@ -64,14 +71,9 @@ class RunConfig(Typed):
     """Never touch the network: hub files must be in the local cache already."""
 
     @property
-    def num_shards(self) -> int:
-        """Devices that hold one copy of the parameters among them."""
-        match self.strategy.name:
-            case StrategyName.fsdp:
-                return self.trainer.world_size
-            case StrategyName.fsdp_hybrid:
-                return self.strategy.shard_size or self.trainer.devices
-        return 1
+    def running(self) -> Running:
+        """The part that cannot change a result."""
+        return Running(**{f.name: getattr(self, f.name) for f in fields(Running)})
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from paft.config.checks import Typed, require
 
@@ -138,3 +139,29 @@ class Wandb(LoggerConfig):
 @dataclass
 class Csv(LoggerConfig):
     """Training curves as metrics.csv beside the adapter, nothing else."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a stage is told beside its own config: how to run, and where to write.
+
+    Callbacks are here as they are built here; those that may change a training are in its key by their source.
+    """
+
+    trainer: TrainerConfig
+    strategy: StrategyConfig
+    hardware: HardwareConfig
+    logger: LoggerConfig
+    callbacks: dict[str, Any]
+    logs: str
+    offline: bool
+
+    @property
+    def num_shards(self) -> int:
+        """Devices that hold one copy of the parameters among them."""
+        match self.strategy.name:
+            case StrategyName.fsdp:
+                return self.trainer.world_size
+            case StrategyName.fsdp_hybrid:
+                return self.strategy.shard_size or self.trainer.devices
+        return 1

@@ -150,7 +150,8 @@ OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}
 class PreferenceConfig(BranchConfig):
     """Base of the preference objectives.
 
-    A class that is given a `name` is an objective of that name everywhere: `preference=<name>`, tables, pictures.
+    A class that is given a `name` is an objective of that name everywhere: `preference=<name>`, tables, pictures. See
+    `paft.objectives.objective.Objective`, which says how to write one.
     """
 
     name: ClassVar[str] = ""
@@ -165,55 +166,17 @@ class PreferenceConfig(BranchConfig):
             cls.name, cls.title, cls.source = name, title or name.upper(), source
             OBJECTIVES[name] = cls
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss asks what the base says of the pairs."""
+        return False
 
-class DPOLoss(str, Enum):
-    sigmoid = "sigmoid"
-    ipo = "ipo"
-    hinge = "hinge"
+    @property
+    def has_reference_stage(self) -> bool:
+        """Whether a stage of its own asks the base, once for all trainings on the same pairs."""
+        return False
 
-
-class ReferenceFrom(str, Enum):
-    """`stage`: the reference scores each pair once, for every run on these pairs; `online`: again in every step."""
-
-    stage = "stage"
-    online = "online"
-
-
-@dataclass
-class DPO(PreferenceConfig, name="dpo", title="DPO", source="Rafailov et al. 2023, arXiv:2305.18290"):
-    loss: DPOLoss = DPOLoss.sigmoid
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    """Share of labels taken to be flipped (conservative DPO); sigmoid only."""
-    reference: ReferenceFrom = ReferenceFrom.stage
-    """`online` is for a base that fits on no single device."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.beta > 0, "preference.beta", self.beta, "positive")
-        require(
-            0 <= self.label_smoothing < 0.5, "preference.label_smoothing", self.label_smoothing, "in [0, 0.5)"
-        )
-        if self.label_smoothing and self.loss is not DPOLoss.sigmoid:
-            raise ValueError(
-                f"preference.label_smoothing={self.label_smoothing} needs preference.loss=sigmoid, "
-                f"got {self.loss.value!r}; set it to 0"
-            )
-
-
-class NLLScope(str, Enum):
-    """Which tokens of the chosen text enter ORPO's likelihood term."""
-
-    sequence = "sequence"
-    response = "response"
-
-
-@dataclass
-class ORPO(PreferenceConfig, name="orpo", title="ORPO", source="Hong et al. 2024, arXiv:2403.07691"):
-    beta: float = 0.1
-    """Weight of the odds-ratio term (lambda in the ORPO paper)."""
-    nll_scope: NLLScope = NLLScope.sequence
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.beta > 0, "preference.beta", self.beta, "positive")
+    @property
+    def learns_prompt(self) -> bool:
+        """Whether the likelihood of the prompt is part of the loss."""
+        return False

@@ -19,9 +19,6 @@ from typing import Any, Literal
 
 from paft.config import Skill
 
-DEMO_VERSION = 1
-"""Raised whenever the rows for some seed change; part of the identity of demo data."""
-
 FOLD = 11
 SEEN, HELD_OUT = "seen", "held_out"
 

@@ -2,9 +2,10 @@
 
 from typing import TypeVar
 
+from paft.chat.conversation import Conversation, PreferencePair
+from paft.chat.encode import unmarked, without_end
+from paft.chat.tokens import Encoded, EncodedPair
 from paft.config import RowFormat, Source
-from paft.data.chat import Encoded, EncodedPair, unmarked, without_end
-from paft.data.rows import Conversation, PreferencePair
 
 Row = TypeVar("Row", Conversation, PreferencePair)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.data.fields import refuse_unread
-from paft.store.jsonfile import parse
+from paft.files.jsonfile import parse
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from paft.data.rows import Conversation, PreferencePair
+from paft.chat.conversation import Conversation, PreferencePair
 
 FILE = "held_out.jsonl"
 

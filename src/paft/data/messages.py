@@ -1,19 +1,13 @@
 """Messages: who says what, and whether it is learnt. Every function raises `ValueError` naming the field."""
 
 from collections.abc import Mapping, Set
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
+from paft.chat.conversation import Message
 from paft.data.fields import learnt, refuse_unread_of_message
 from paft.data.written import goes_on, message_list, transcript
 
 ROLES = ("system", "user", "assistant")
-
-
-class Message(TypedDict):
-    role: str
-    content: str
-    train: NotRequired[bool]
-    """Whether an answer is learnt; absent: yes."""
 
 
 def as_text(value: object, name: str) -> str:

@@ -13,15 +13,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from paft.chat.conversation import Conversation, PreferencePair
+from paft.chat.encode import ChatEncoder
+from paft.chat.limits import within
+from paft.chat.proof import prove_template
+from paft.chat.template import end_tokens
+from paft.chat.tokens import Encoded, EncodedPair
 from paft.config import BadRows, Source, TooLong
-from paft.data.chat import ChatEncoder, end_tokens
 from paft.data.faults import excess, fault, without_ends
 from paft.data.held_out import write_held_out
-from paft.data.limits import within
-from paft.data.proof import prove_template
-from paft.data.rows import Conversation, PreferencePair
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
-from paft.data.tokens import Encoded, EncodedPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

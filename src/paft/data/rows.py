@@ -6,12 +6,11 @@ ValueError that names the field. No field vanishes: see `paft.data.fields`. Wher
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from paft.chat.conversation import Conversation, Message, PreferencePair
 from paft.config import RowFormat
 from paft.data import fields
-from paft.data.messages import Message as Message
 from paft.data.messages import (
     as_answer,
     as_messages,
@@ -33,25 +32,6 @@ CONVERSATION_COLUMNS = {
 }
 PREFERENCE_COLUMNS = {RowFormat.preference: {"chosen", "rejected"}, RowFormat.hh: {"chosen", "rejected"}}
 USED = {**CONVERSATION_COLUMNS, **PREFERENCE_COLUMNS, RowFormat.preference: {"prompt", "chosen", "rejected"}}
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """An optional system message, then user and assistant in turn, ending with an answer that is learnt."""
-
-    messages: list[Message]
-
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """A prompt that ends with the user, and two different answers of one assistant message each.
-
-    Earlier in the prompt the assistant may speak twice in a row.
-    """
-
-    prompt: list[Message]
-    chosen: list[Message]
-    rejected: list[Message]
 
 
 def parse_conversation(row: object, row_format: RowFormat) -> Conversation:

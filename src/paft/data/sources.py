@@ -10,21 +10,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from paft.chat.conversation import Conversation, PreferencePair
 from paft.config import BadRows, DemoSource, FileSource, HubSource, RowFormat, Source
 from paft.data.demo import DemoSplit, demo_rows
 from paft.data.files import READERS
 from paft.data.held_out import draw, opening
 from paft.data.rows import (
-    Conversation,
-    PreferencePair,
     conversation_format,
     ignored_fields,
     parse_conversation,
     parse_preference_pair,
     preference_format,
 )
-from paft.hub import unavailable
-from paft.store.fingerprint import file_sha256
+from paft.files.fingerprint import file_sha256
+from paft.files.hub import unavailable
 
 Split = Literal["train", "validation", "held_out"]
 Row = TypeVar("Row", Conversation, PreferencePair)

@@ -6,7 +6,7 @@ import re
 import warnings
 from typing import Any
 
-from paft.store.jsonfile import parse
+from paft.files.jsonfile import parse
 
 SPEAKERS = {
     *("system", "developer", "user", "human", "assistant", "gpt", "bot", "model"),

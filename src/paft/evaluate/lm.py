@@ -1,6 +1,6 @@
 """lm-eval's Hugging Face model with log-likelihoods computed where they are asked for, and each token forwarded once.
 
-None of the savings changes a score: those of `paft.evaluate.loglikelihood`, and that the output head's weight is not
+None of the savings changes a score: those of `paft.forward.loglikelihood`, and that the output head's weight is not
 copied when text is generated. And a generated answer ends where the chat template ends a turn, which lm-eval knows
 nothing of.
 """
@@ -12,10 +12,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from paft.data.chat_template import stop_ids
-from paft.evaluate.loglikelihood import LogLikelihoods
-from paft.evaluate.tree import Request
-from paft.proof.paths import paths_of
+from paft.chat.template import stop_ids
+from paft.forward.loglikelihood import LogLikelihoods
+from paft.forward.tree import Request
+from paft.model.paths import paths_of
 
 
 class SparingLM(HFLM):

@@ -3,10 +3,12 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
+from paft.files.jsonfile import read_object
 
 log = logging.getLogger("paft")
 
@@ -125,19 +127,48 @@ def average(scores: Mapping[str, Score]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def objective(results: Mapping[str, Any], column: str) -> float:
-    """What a search makes as large as it can: the column of a results.json, or minus it where lower is better.
+@dataclass(frozen=True)
+class Results:
+    """What results.json says of one evaluation; `as_json` writes it."""
 
-    Raises `ValueError` for an average of no columns.
-    """
-    if column != "average":
-        task = results["tasks"][column]
-        return float(task["score"] if task["higher_is_better"] else -task["score"])
-    if results["average"] is None:
-        raise ValueError(
-            "no column of evaluate.tasks is in the average; set evaluate.objective to one of them"
+    tasks: dict[str, Score]
+    """By column, in table order."""
+    average: float | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Results":
+        """Of a finished evaluate folder.
+
+        Raises `OSError`, `ValueError`, `LookupError`, `TypeError` or `AttributeError` for a damaged file.
+        """
+        content = read_object(folder / "results.json")
+        return cls(
+            {column: _score(task) for column, task in content["tasks"].items()}, _finite(content["average"])
         )
-    return float(results["average"])
+
+    def objective(self, column: str) -> float:
+        """What a search makes as large as it can: the column's score, or minus it where lower is better.
+
+        Raises `ValueError` for an average of no columns.
+        """
+        if column != "average":
+            task = self.tasks[column]
+            return task.score if task.higher_is_better else -task.score
+        if self.average is None:
+            raise ValueError(
+                "no column of evaluate.tasks is in the average; set evaluate.objective to one of them"
+            )
+        return self.average
+
+
+def _score(task: Mapping[str, Any]) -> Score:
+    """One column of results.json; what an older file does not hold is None."""
+    values: dict[str, Any] = {f.name: task.get(f.name) for f in fields(Score)}
+    return Score(**values | {"score": float(task["score"]), "stderr": _finite(task["stderr"])})
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def as_json(scores: Mapping[str, Score], config: EvaluateConfig) -> dict[str, Any]:

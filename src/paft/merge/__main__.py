@@ -9,15 +9,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from paft.config import SCHEMAS, MergeConfig, require
-from paft.data.standalone import brought_tokenizer, copy_tokenizer
+from paft.chat.standalone import brought_tokenizer, copy_tokenizer
+from paft.config import MergeConfig, require
+from paft.files.appearing import appearing
 from paft.merge.apply import merge_adapters
+from paft.merge.methods import METHODS
 from paft.merge.origin import refuse_other_base
-from paft.store.appearing import appearing
 
 NAMES_OF_BASE = ("base_model_name_or_path", "revision", "base")
 """What two adapters say of their base: the first is compared with the base itself, the others with each other."""
-METHODS = {name: kind for name, kind in SCHEMAS.items() if issubclass(kind, MergeConfig)}
+ALIASES = {"dare_ties": "dare"}
+"""mergekit's name of a method -> ours."""
 
 
 def main(arguments: list[str] | None = None) -> None:

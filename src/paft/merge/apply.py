@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from paft.config import SCHEMAS, DType, MergeConfig, Norm, Slerp, WeightedMerge
+from paft.config import DType, MergeConfig, Norm
 from paft.config.checks import identifies
-from paft.merge.adapter import StoredFactors, read_adapters
-from paft.merge.checkpoint import Array, Bits, Stored, blocks_of, decode, read_checkpoint
+from paft.delta.adapter import StoredFactors, read_adapters
+from paft.delta.rows import Array, Bits, blocks_of, decode
+from paft.files.safetensors import Stored, read_checkpoint
+from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_factors
+from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
 from paft.merge.slerp import Gram
 from paft.merge.sparsify import Mask
 from paft.merge.stream import Weight, rewrite
-from paft.merge.tensor import Adapters, Plan, TensorMerge, gram_of_factors, plain_sum, plan_for
 
 single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
 """Several threads form small products: a BLAS with threads of its own takes twenty times as long."""
@@ -41,19 +43,20 @@ def merge_adapters(
     known to be the `same` (see `read_adapters`), and for those that `read_adapter` or `rewrite` refuse.
     """
     name = method_name(method)
+    assert isinstance(method, Method)
     if len(adapters) != 2:
         raise ValueError(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
     read: Adapters = read_adapters(adapters, same=same)
-    labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": _weights(method)}
+    labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": method.shares}
     with single_threaded_blas():
         if method.norm is not Norm.own:
             labels["norm"] = common_norm(read)
         if method.norm is Norm.branches:
             read = with_norm(read, labels["norm"])
-        plan = plan_for(method, read)
+        plan = method.plan(read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
         return labels | _write(base, read, plan, out, method.dtype)
@@ -70,15 +73,14 @@ def apply_adapters(
     weights = [1.0] * len(read)
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     with single_threaded_blas():
-        return labels | _write(base, read, plain_sum(weights), out, dtype)
+        return labels | _write(base, read, plain_sum(len(weights)), out, dtype)
 
 
 def method_name(method: MergeConfig) -> str:
     """The method's name in the configuration. Raises `ValueError` for a type that is no method."""
-    names = {kind: name for name, kind in SCHEMAS.items() if issubclass(kind, MergeConfig)}
-    if type(method) not in names:
-        raise ValueError(f"merge must be one of {', '.join(names.values())}, got {type(method).__name__}")
-    return names[type(method)]
+    if METHODS.get(method.name) is not type(method):
+        raise ValueError(f"merge must be one of {', '.join(METHODS)}, got {type(method).__name__}")
+    return method.name
 
 
 def variant(method: MergeConfig) -> str:
@@ -88,12 +90,6 @@ def variant(method: MergeConfig) -> str:
     }
     stated = (f"{name}={_text(value)}" for name, value in options.items() if value is not None)
     return " ".join([method_name(method), *stated])
-
-
-def _weights(method: MergeConfig) -> list[float]:
-    if isinstance(method, Slerp):
-        return [1 - method.t, method.t]
-    return list(method.weights) if isinstance(method, WeightedMerge) else []
 
 
 def _text(value: object) -> str:

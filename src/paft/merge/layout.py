@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from paft.config import DType
-from paft.merge.checkpoint import INDEX, SIZES, Stored
-from paft.store.jsonfile import parse, read_object, write_json
+from paft.files.jsonfile import parse, read_object, write_json
+from paft.files.safetensors import INDEX, SIZES, Stored
 
 STORED = {DType.float32: "F32", DType.bfloat16: "BF16"}
 """The configuration's names -> those of safetensors."""

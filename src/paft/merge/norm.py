@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from paft.merge.adapter import Factors, StoredFactors, inner, zero_factors
-from paft.merge.checkpoint import Rows, blocks_of, read_checkpoint
+from paft.delta.adapter import Factors, StoredFactors, inner, zero_factors
+from paft.delta.rows import Rows, blocks_of
+from paft.files.safetensors import read_checkpoint
+from paft.merge.method import Adapters, Plan, TensorMerge
 from paft.merge.stream import THREADS, Weight
-from paft.merge.tensor import Adapters, Plan, TensorMerge
 
 
 def adapter_norm(adapter: Mapping[str, StoredFactors]) -> float:

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from paft.merge.checkpoint import FLOATS, SIZES, Array, Stored, decode, read_checkpoint
+from paft.delta.rows import FLOATS, Array, decode
+from paft.files.jsonfile import read_object
+from paft.files.safetensors import SIZES, Stored, read_checkpoint
 from paft.merge.stream import read_at
-from paft.store.jsonfile import read_object
 
 CACHED = re.compile(r"models--([^/]+?)--([^/]+?)(/|$)")
 """In a path of the Hugging Face cache: owner and name of the repository."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paft.merge.checkpoint import BLOCK, Array
+from paft.delta.rows import BLOCK, Array
 
 
 class Arc(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paft.config import Rescale, require
-from paft.merge.checkpoint import BLOCK, Array, Rows, blocks_of
+from paft.delta.rows import BLOCK, Array, Rows, blocks_of
 
 Sparsifier = Callable[[slice, Array], Array]
 """(rows, those rows of the delta) -> the same rows with zeros where values are dropped."""

@@ -18,10 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from paft.config import DType
-from paft.merge.checkpoint import FLOATS, SIZES, Array, Bits, Stored, decode, encode, fits, read_checkpoint
+from paft.delta.rows import FLOATS, Array, Bits, decode, encode, fits
+from paft.files.jsonfile import read_object
+from paft.files.replacing import replacing
+from paft.files.safetensors import SIZES, Stored, read_checkpoint
 from paft.merge.layout import lay_out, state_dtype
-from paft.store.jsonfile import read_object
-from paft.store.replacing import replacing
 
 BESIDE = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
 """Suffixes of configuration and tokenizer files; weights in any other format would be the unmerged ones."""

@@ -5,15 +5,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from paft.config import (
-    EvaluateConfig,
-    HardwareConfig,
-    ModelShape,
-    RunConfig,
-    TrainerConfig,
-    decode,
-)
-from paft.cost import (
+from paft.config import EvaluateConfig, HardwareConfig, ModelShape, RunConfig, TrainerConfig, decode
+from paft.cost.flops_and_bytes import (
     Batch,
     branch_flops,
     forward_flops,
@@ -25,13 +18,13 @@ from paft.cost import (
     training_memory,
     weight_bytes,
 )
+from paft.cost.work import Work, forwards_reference, pair_work
+from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
 from paft.plan.speed import STARTUP_SECONDS, Batches, Speed
 from paft.plan.tasks import scoring
-from paft.stage import Stage
 from paft.store.store import Store
-from paft.work import Work, forwards_reference, pair_work
 
 TOKENISED_PER_SECOND = 2.5e5
 """One process with a fast tokenizer."""
@@ -116,7 +109,7 @@ class Estimator:
             largest_batch(rows, row, trainer, most=math.ceil(branch.global_batch_size / self.devices)),
             item_bytes=item_bytes(stage.config.model),
             weight_bytes=weight_bytes(stage.config.model),
-            shards=self.config.num_shards,
+            shards=self.config.running.num_shards,
             recompute=recompute,
             stored_scores=self.hardware.accelerator == "cpu" and stage.config.model.attention == "auto",
         )

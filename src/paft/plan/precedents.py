@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paft.config import HardwareConfig, ModelConfig
-from paft.stage import Stage, canonical
-from paft.store.jsonfile import read_object
+from paft.config import DType, HardwareConfig, ModelConfig
+from paft.files.jsonfile import read_object
+from paft.graph.stage import Stage, canonical
 
 Record = dict[str, Any]
 """A stage.json."""
@@ -52,9 +52,10 @@ class Precedents:
             if r["identity"]["inputs"]["data"] == data and r["metrics"].get("devices") == devices
         ]
 
-    def peak_tflops(self) -> float | None:
-        """The peak that trainings measured before they started."""
-        return median(self.records, lambda r: throughput(r)["peak_tflops"])
+    def peak_tflops(self, dtype: DType) -> float | None:
+        """The peak that trainings of bases of this type measured before they started, in products of the type."""
+        alike = [r for r in self.records if _dtype(r) == dtype.value]
+        return median(alike, lambda r: throughput(r)["peak_tflops"])
 
 
 def throughput(record: Record) -> dict[str, Any]:
@@ -110,3 +111,8 @@ def _record(path: Path) -> Record | None:
 def _hardware(record: Record, ran_on: dict[str, str | None]) -> str | None:
     own: str | None = throughput(record).get("hardware")
     return own or ran_on.get(record["run"]["host"])
+
+
+def _dtype(record: Record) -> Any:
+    model = record["identity"]["config"].get("model")
+    return model.get("dtype") if isinstance(model, dict) else None

@@ -18,10 +18,10 @@ from paft.config import (
     Source,
     TinyModel,
 )
+from paft.cost.work import Work, learns_prompt, pair_work, sequence_work
 from paft.data.sources import DEMO_VALIDATION_ROWS, has_validation
-from paft.stage import Stage
+from paft.graph.stage import Stage
 from paft.store.store import Store
-from paft.work import Work, learns_prompt, pair_work, sequence_work
 
 
 @dataclass(frozen=True)

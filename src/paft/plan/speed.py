@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paft.config import HardwareConfig
+from paft.graph.stage import Stage
 from paft.plan.precedents import (
     Precedents,
     flops_per_second,
@@ -11,7 +12,6 @@ from paft.plan.precedents import (
     median,
     startup_seconds,
 )
-from paft.stage import Stage
 
 STARTUP_SECONDS = {"data": 3.0, "reference": 0.5, "sft": 2.5, "preference": 2.5, "evaluate": 2.5}
 """Of a stage beside its arithmetic, for a small model: loading the base, measuring an adapter, building requests."""
@@ -52,8 +52,8 @@ class Speed:
     def assumed_of(
         cls, stage: Stage, hardware: HardwareConfig, precedents: Precedents, batches: Batches
     ) -> "Speed":
-        """The peak, measured by trainings where there are some, times the assumed efficiencies."""
-        measured_peak = precedents.peak_tflops()
+        """The peak for the base's type, measured by trainings where there are some, times the assumed efficiencies."""
+        measured_peak = precedents.peak_tflops(stage.config.model.dtype)
         peak = measured_peak or hardware.peak_tflops
         half = hardware.half_speed_tokens
         training = hardware.efficiency * batches.training / (batches.training + half)

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from paft.config import RunConfig
-from paft.graph import FORWARDS
+from paft.graph.stage import Stage
+from paft.graph.stages import STAGES
 from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
 from paft.plan.precedents import Precedents
 from paft.proof.record import describe as describe_base
 from paft.proof.record import device_of, known, proof_file
-from paft.stage import Stage
 from paft.store.store import Store
 
 WIDTH = 110
@@ -47,7 +47,7 @@ def print_bases(missing: Iterable[Planned]) -> None:
     bases = {
         proof_file(stage.config.model, device): (stage.config.model, device)
         for stage, config in missing
-        if stage.name in FORWARDS and (device := device_of(config.trainer))
+        if STAGES[stage.name].runs_base and (device := device_of(config.trainer))
     }
     for model, device in bases.values():
         print(f"base: {describe_base(model, known(model, device))}")

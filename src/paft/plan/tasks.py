@@ -7,8 +7,8 @@ rounded means of the leaderboard's few-shot prompts with a Llama-like one. The t
 from dataclasses import dataclass
 
 from paft.config import EvaluateConfig, ModelConfig
+from paft.cost.work import Work, sequence_work
 from paft.plan.rows import length_factor
-from paft.work import Work, sequence_work
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from paft.config import DType, ModelConfig, TrainerConfig
-from paft.stage import canonical
-from paft.store.cache import cache_folder
-from paft.store.jsonfile import read_object, write_json
+from paft.files.cache import cache_folder
+from paft.files.jsonfile import read_object, write_json
+from paft.graph.stage import canonical
 
 if TYPE_CHECKING:
-    from paft.proof.paths import FastPaths
+    from paft.model.paths import FastPaths
 
 log = logging.getLogger("paft")
 
@@ -38,8 +39,13 @@ def device_of(trainer: TrainerConfig) -> str:
 def proof_file(model: ModelConfig, device: str) -> Path:
     """`bases/<key>.json` in the cache. However a base is stored while it trains, it is proved in float32."""
     base = canonical(replace(model.as_released(), dtype=DType.float32))
-    text = json.dumps([PROOF, base, device, [version(name) for name in LIBRARIES]], sort_keys=True)
+    text = json.dumps([PROOF, base, device, list(_versions())], sort_keys=True)
     return cache_folder("bases") / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    return tuple(version(name) for name in LIBRARIES)
 
 
 def known(model: ModelConfig, device: str) -> dict[str, Any] | None:
@@ -55,7 +61,7 @@ def proved_paths(folder: Path, model: ModelConfig, device: str) -> "FastPaths":
 
     Raises `ValueError` for a base that is no causal language model.
     """
-    from paft.proof.paths import FastPaths, HeadForm
+    from paft.model.paths import FastPaths, HeadForm
 
     found = known(model, device) or _prove_once(folder, model, device)
     head = found["paths"]["head"]
@@ -84,7 +90,7 @@ def _prove_once(folder: Path, model: ModelConfig, device: str) -> dict[str, Any]
 
 
 def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[str, Any]:
-    from paft.model import prove_base
+    from paft.proof.base import prove_base
 
     started = time.monotonic()
     proof = prove_base(folder, model, device=device)

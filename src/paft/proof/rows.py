@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from paft.adapter import FrozenPolicy
-from paft.data.chat import IGNORE, Encoded, EncodedPair
-from paft.evaluate.loglikelihood import LogLikelihoods
-from paft.evaluate.tree import Trunk, branches_of, lay
-from paft.layers.attention import sees_whole_rows
-from paft.proof.paths import HeadForm, last_hidden
-from paft.training.batches import sft_tensors
-from paft.training.pairs import shared_prompt_tensors
+from paft.chat.tokens import IGNORE, Encoded, EncodedPair
+from paft.forward.batches import sft_tensors
+from paft.forward.loglikelihood import LogLikelihoods
+from paft.forward.pairs import shared_prompt_tensors
+from paft.forward.tree import Trunk, branches_of, lay
+from paft.model.architecture import sees_whole_rows
+from paft.model.paths import HeadForm, last_hidden
+from paft.model.policy import FrozenPolicy
 
 LEAK = 5e-6
 """Largest difference that another text may make. Seen: 0, and up to 1e-6 where experts take the tokens of all texts

@@ -1,6 +1,6 @@
 """Whether a base's fast paths give its own results, found out before it is used.
 
-All that PAFT does to be fast (`paft.proof.paths`) is right for the models it was written for. A base that people
+All that PAFT does to be fast (`paft.model.paths`) is right for the models it was written for. A base that people
 bring may have a bias on its head, sinks in its attention, a convolution between its layers. So every path is compared
 with transformers' plain forward under eager attention, in float32 and on a few random rows. Where a path differs, or
 fails, the plain way takes its place; a base that is no causal language model by itself is refused.
@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from paft.layers.attention import AUTO
-from paft.layers.fuse import unfuse
-from paft.proof.paths import PLAIN, FastPaths, take
+from paft.model.layers.attention import AUTO
+from paft.model.layers.fuse import unfuse
+from paft.model.paths import PLAIN, FastPaths, take
 from paft.proof.rows import CHECKS, LEAK, Rows, causality, head_form, own_logps
 
 TOLERANCE = 2e-4

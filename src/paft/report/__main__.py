@@ -15,8 +15,9 @@ from pathlib import Path
 
 from paft.config import Wandb
 from paft.report import markdown, questions
-from paft.report.build import build_report, csv_bytes, replace
+from paft.report.build import Report, write, write_report
 from paft.report.compare import compare
+from paft.report.saved import csv_bytes
 from paft.report.table import require_rows
 from paft.report.terminal import print_answers, print_comparison, print_table
 
@@ -97,7 +98,7 @@ def _fill(file: Path, *, check: bool) -> None:
         command = f"python -m paft.report docs {shlex.quote(str(file))}"
         raise ValueError(f"tables of {file} are not what their files hold; run `{command}`")
     if not check:
-        file.write_text(text, encoding="utf-8")
+        write(file, text.encode())
 
 
 def _ask(given: argparse.Namespace) -> None:
@@ -111,12 +112,15 @@ def _ask(given: argparse.Namespace) -> None:
             "docs/study.md need its stores: `make study`, `make study-gsm8k-hh`"
         )
     given.out.mkdir(parents=True, exist_ok=True)
-    replace(given.out / "comparisons.csv", csv_bytes(found, list(found[0])))
+    write(given.out / "comparisons.csv", csv_bytes(found, list(found[0])))
 
 
 def _report(given: argparse.Namespace) -> None:
-    table = build_report(given.store, given.out, paper=given.paper, skills=given.skills)
-    print_table(table or require_rows(given.store), page=given.out / "index.html")
+    report = Report(given.store, require_rows(given.store))
+    write_report(report, given.out, paper=given.paper, skills=given.skills)
+    print_table(report.cells, store=given.store, page=given.out / "index.html")
+    if given.paper:
+        print("The paper's numbers stand beside on the page; the terminal shows ours alone.")
 
 
 if __name__ == "__main__":

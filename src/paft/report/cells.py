@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from paft.evaluate.items import Floats
+from paft.report.columns import MEASURES, score_names
 from paft.report.items import Score, Scores
-from paft.report.labels import MEASURES, Row, ranked, score_names
+from paft.report.row import Row
+from paft.report.scope import ranked
 from paft.report.statistics import Arm, Estimate, Sample, estimate
 
 
@@ -16,11 +18,12 @@ def members(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
     Cells come in the order of the rows.
     """
-    found: dict[str, dict[int | None, Row]] = {row["family"]: {} for row in rows}
+    by_seed: dict[str, dict[int | None, Row]] = {row.family: {} for row in rows}
     for row in sorted(rows, key=lambda r: str(r.get("finished"))):
-        found[row["family"]][row["seed"]] = row
+        by_seed[row.family][row.seed] = row
     return {
-        name: [by[s] for s in sorted(by, key=lambda s: -1 if s is None else s)] for name, by in found.items()
+        name: [by[s] for s in sorted(by, key=lambda s: -1 if s is None else s)]
+        for name, by in by_seed.items()
     }
 
 
@@ -34,20 +37,24 @@ def cells(rows: Sequence[Row], scores: Scores) -> list[Row]:
 
 
 def _cell(group: Sequence[Row], scores: Scores) -> Row:
-    seeds = [r["seed"] for r in group if r["seed"] is not None]
-    found = dict(group[0]) | {"num_seeds": len(group), "seeds": ",".join(map(str, seeds))}
-    found["evaluate_keys"] = " ".join(r["evaluate_key"] for r in group)
+    first, seeds = group[0], ",".join(str(r.seed) for r in group if r.seed is not None)
+    columns = {"num_seeds": len(group), "seeds": seeds}
+    columns["evaluate_keys"] = " ".join(r.evaluate_key for r in group)
     if len(group) > 1:
-        if group[0].get("merge.seed") == group[0]["seed"]:
-            found["merge.seed"] = found["seeds"]
-        found["seed"] = found["seeds"]
+        follows = first.option("merge.seed") == first.seed
+        columns |= {"seed": seeds} | ({"merge.seed": seeds} if follows else {})
     for column in (*score_names(group), *MEASURES):
-        summary = combine([Term(1.0, group, column)], scores)
-        if summary is not None:
-            found[column] = summary.value
-            kept = len(group) == 1 and summary.num_items is None
-            found[f"{column}_stderr"] = group[0].get(f"{column}_stderr") if kept else summary.stderr
-    return found
+        columns |= _over_seeds(group, column, scores)
+    return first | columns
+
+
+def _over_seeds(group: Sequence[Row], column: str, scores: Scores) -> dict[str, float | None]:
+    summary = combine([Term(1.0, group, column)], scores)
+    if summary is None:
+        return {}
+    kept = len(group) == 1 and summary.num_items is None
+    stderr = group[0].get(f"{column}_stderr") if kept else summary.stderr
+    return {column: summary.value, f"{column}_stderr": stderr}
 
 
 # --- sums and differences of cells -------------------------------------------------------------------

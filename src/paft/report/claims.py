@@ -6,7 +6,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from paft.report.labels import TITLES
+from paft.report.names import merge_title
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Claim:
         return any(pick.l1 for contrast in self.contrasts.values() for _, pick in contrast)
 
 
-METHODS = ("slerp", "task_arithmetic", "ties", "dare", "linear")
+PAPERS = ("slerp", "task_arithmetic", "ties", "dare", "linear")
+"""The merge methods that the paper compares."""
 SEQUENTIAL, SEQUENTIAL_DENSE = Pick("sequential", l1=True), Pick("sequential")
 SFT_SPARSE, ALIGNED = Pick("sft", l1=True), Pick("preference")
 
@@ -52,8 +53,8 @@ def merged(method: str, *, l1: bool = True) -> Pick:
 
 
 def mean(picks: Iterable[Pick], weight: float = 1.0) -> Contrast:
-    found = tuple(picks)
-    return tuple((weight / len(found), pick) for pick in found)
+    every = tuple(picks)
+    return tuple((weight / len(every), pick) for pick in every)
 
 
 def gain(*methods: str, weight: float = 1.0) -> Contrast:
@@ -66,13 +67,13 @@ CLAIMS = (
         "Parallel beats sequential",
         "PAFT (SFT with L1), mean over the five merge methods, has a higher average than sequential training with L1.",
         "section 3.2",
-        {"": (*mean(map(merged, METHODS)), (-1.0, SEQUENTIAL))},
+        {"": (*mean(map(merged, PAPERS)), (-1.0, SEQUENTIAL))},
     ),
     Claim(
         "Parallel beats sequential with every merge",
         "PAFT has a higher average than sequential training with L1 with each of the five merge methods.",
         "appendix A: sequential training underperforms all the parallelly trained variants",
-        {TITLES[m]: ((1.0, merged(m)), (-1.0, SEQUENTIAL)) for m in METHODS},
+        {merge_title(m): ((1.0, merged(m)), (-1.0, SEQUENTIAL)) for m in PAPERS},
     ),
     Claim(
         "Parallel beats each branch alone",
@@ -80,21 +81,21 @@ CLAIMS = (
         "training alone.",
         "section 3.2",
         {
-            "over SFT alone": (*mean(map(merged, METHODS)), (-1.0, SFT_SPARSE)),
-            "over preference alone": (*mean(map(merged, METHODS)), (-1.0, ALIGNED)),
+            "over SFT alone": (*mean(map(merged, PAPERS)), (-1.0, SFT_SPARSE)),
+            "over preference alone": (*mean(map(merged, PAPERS)), (-1.0, ALIGNED)),
         },
     ),
     Claim(
         "L1 helps merging",
         "The L1 penalty raises the average of the merged model, mean over the five merge methods.",
         "section 3.3",
-        {"": gain(*METHODS)},
+        {"": gain(*PAPERS)},
     ),
     Claim(
         "L1 helps every merge",
         "The L1 penalty raises the average of the merged model with each of the five merge methods.",
         "section 3.3: across all considered merging techniques, consistently",
-        {TITLES[m]: gain(m) for m in METHODS},
+        {merge_title(m): gain(m) for m in PAPERS},
     ),
     Claim(
         "L1 helps TIES and DARE TIES most",
@@ -112,7 +113,7 @@ CLAIMS = (
         "TIES is the best merge",
         "PAFT with TIES has a higher average than with each of the four other methods.",
         "section 3.3: TIES generally performs better than other methods",
-        {f"over {TITLES[m]}": ((1.0, merged("ties")), (-1.0, merged(m))) for m in METHODS if m != "ties"},
+        {f"over {merge_title(m)}": ((1.0, merged("ties")), (-1.0, merged(m))) for m in PAPERS if m != "ties"},
     ),
     Claim(
         "SFT is dense, preference training sparse",
@@ -140,4 +141,24 @@ CLAIMS = (
         above=0.9,
         of_sft_alone=True,
     ),
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A claim about claims: that every one of them comes out with one objective as with another."""
+
+    name: str
+    says: str
+    source: str
+    first: str
+    other: str
+
+
+AGREEMENT = Agreement(
+    "ORPO shows the same",
+    "Every claim above comes out with ORPO as it does with DPO.",
+    "appendix A and section 5",
+    "dpo",
+    "orpo",
 )

@@ -1,36 +1,17 @@
 """Two cells, or two sweeps cell by cell: differences with their intervals, paired by items and seeds."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paft.report.cells import Term, combine, members
+from paft.report.cells import Term, combine
+from paft.report.columns import Column, score_columns, score_names
 from paft.report.items import Scores
-from paft.report.labels import Column, Row, score_columns, score_names, short
+from paft.report.options import applies
+from paft.report.row import Row, is_option
+from paft.report.selection import SETTINGS, Selection, exact, select, text_of
 from paft.report.statistics import Estimate, holm
 from paft.report.table import require_rows
-
-SETTINGS = (
-    *("base", "data", "paradigm", "preference", "lambda", "merge", "evaluate", "limit", "template"),
-    *("sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method", "l1_target"),
-)
-"""What may tell cells apart, beside the merge options."""
-KEYS = ("evaluate_key", "merge_key", "family")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The rows that a word on the command line means."""
-
-    text: str
-    rows: list[Row]
-    named: frozenset[str]
-    """Columns the word gives a value for."""
-
-    @property
-    def cells(self) -> dict[str, list[Row]]:
-        return members(self.rows)
 
 
 @dataclass(frozen=True)
@@ -63,7 +44,7 @@ class Comparison:
     also_differ: dict[str, tuple[str, str]]
     """Settings that nobody named and that differ too: column -> values of either side."""
     alone: list[str]
-    """Cells of either side that have no partner."""
+    """Cells that have no partner, after the side they are of, A or B."""
 
 
 def compare(store: Path, left: str, right: str) -> Comparison:
@@ -86,59 +67,6 @@ def compare(store: Path, left: str, right: str) -> Comparison:
     return Comparison(columns, _over_pairs(columns, pairs, scores), pairs, differ, alone)
 
 
-# --- what a word selects -----------------------------------------------------------------------------
-
-
-def select(table: Sequence[Row], text: str) -> Selection:
-    """The rows with a key that begins with `text`, or those with the given value in every column named."""
-    if "=" not in text:
-        return _by_key(table, text)
-    wanted = {}
-    for part in re.split(r",(?=[\w.]+=)", text):
-        column, _, value = part.partition("=")
-        wanted[column.strip()] = value.strip()
-    known = sorted(
-        {c for r in table for c in r if c in (*SETTINGS, "seed", "variant") or c.startswith("merge.")}
-    )
-    found = list(table)
-    for column, value in wanted.items():
-        if column not in known:
-            raise ValueError(f"there is no setting {column!r} to select by; there are {', '.join(known)}")
-        there = list(dict.fromkeys(_text(r.get(column)) for r in found))
-        found = [r for r in found if _same(r.get(column), value)]
-        if not found:
-            raise ValueError(f"{text}: no cell has {column}={value}; there are {', '.join(there)}")
-    return Selection(text, found, frozenset(wanted))
-
-
-def _by_key(table: Sequence[Row], text: str) -> Selection:
-    if not re.fullmatch("[0-9a-f]{1,16}", text):
-        raise ValueError(
-            f"{text!r} is neither the beginning of a key nor a selector such as lambda=1e-4,merge=ties"
-        )
-    for column in KEYS:
-        found = [r for r in table if str(r[column]).startswith(text)]
-        keys = sorted({r[column] for r in found})
-        if len(keys) > 1:
-            raise ValueError(f"{len(keys)} keys begin with {text}: {', '.join(keys)}; give more of it")
-        if found:
-            return Selection(text, found, frozenset())
-    raise ValueError(f"no finished evaluation or merge has a key that begins with {text}; see results.csv")
-
-
-def _same(value: object, text: str) -> bool:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(text) == float(value)
-        except ValueError:
-            return False
-    return _text(value).lower() == text.lower()
-
-
-def _text(value: object) -> str:
-    return short(value) if isinstance(value, float) else "none" if value in (None, "") else str(value)
-
-
 # --- which cells belong together ---------------------------------------------------------------------
 
 
@@ -155,31 +83,31 @@ def match(one: Selection, other: Selection) -> tuple[list[tuple[list[Row], list[
     for cell in left:
         fitting = [b for b in right if all(_fits(cell[0], b[0], c) for c in shared)]
         if len(fitting) > 1:
-            apart = [c for c in _settings(other.rows) if len({_text(_value(b[0], c)) for b in fitting}) > 1]
+            apart = [c for c in _settings(other.rows) if len({exact(_value(b[0], c)) for b in fitting}) > 1]
             hint = f"name one of {', '.join(apart)}" if apart else "give their keys"
             raise ValueError(f"{len(fitting)} cells of {other.text} fit one cell of {one.text}; {hint}")
         if not fitting:
-            alone.append(_describe(cell[0], shared) or one.text)
+            alone.append(f"A: {_describe(cell[0], shared) or one.text}")
             continue
-        if fitting[0][0]["evaluate_key"] == cell[0]["evaluate_key"]:
-            raise ValueError(f"{one.text} and {other.text} select the same cell {cell[0]['evaluate_key']}")
+        if fitting[0][0].evaluate_key == cell[0].evaluate_key:
+            raise ValueError(f"{one.text} and {other.text} select the same cell {cell[0].evaluate_key}")
         pairs.append((cell, fitting[0]))
-        taken.add(fitting[0][0]["family"])
+        taken.add(fitting[0][0].family)
     if not pairs:
         raise ValueError(
             f"no cell of {one.text} has a partner in {other.text} with the same {', '.join(shared)}"
         )
-    alone += [_describe(b[0], shared) or other.text for b in right if b[0]["family"] not in taken]
+    partners = (b[0] for b in right if b[0].family not in taken)
+    alone += [f"B: {_describe(row, shared) or other.text}" for row in partners]
     return pairs, shared, alone
 
 
 def _settings(table: Sequence[Row]) -> list[str]:
-    options = dict.fromkeys(c for r in table for c in r if c.startswith("merge."))
-    return [*SETTINGS, *options]
+    return [*SETTINGS, *dict.fromkeys(c for r in table for c in r if is_option(c))]
 
 
 def _varies(column: str, *sides: Sequence[list[Row]]) -> bool:
-    return any(len({_text(_value(cell[0], column)) for cell in side} - {"none"}) > 1 for side in sides)
+    return any(len({exact(_value(cell[0], column)) for cell in side} - {"none"}) > 1 for side in sides)
 
 
 def _value(row: Row, column: str) -> object:
@@ -188,23 +116,33 @@ def _value(row: Row, column: str) -> object:
 
 
 def _fits(one: Row, other: Row, column: str) -> bool:
-    mine, theirs = _text(_value(one, column)), _text(_value(other, column))
+    mine, theirs = exact(_value(one, column)), exact(_value(other, column))
     return mine == theirs or "none" in (mine, theirs)
 
 
 def _describe(row: Row, columns: Sequence[str]) -> str:
-    return " ".join(f"{c}={_text(row[c])}" for c in columns if _text(_value(row, c)) != "none")
+    return " ".join(f"{c}={text_of(row.get(c))}" for c in columns if text_of(_value(row, c)) != "none")
 
 
 def _also_differ(
     pairs: Sequence[tuple[list[Row], list[Row]]], named: frozenset[str]
 ) -> dict[str, tuple[str, str]]:
+    """Settings beside those named; what a side cannot have, as the penalty's options at lambda = 0, is none."""
     found = {}
     for column in _settings([r for a, b in pairs for r in (*a, *b)]):
-        sides = [sorted({_text(_value(pair[side][0], column)) for pair in pairs}) for side in (0, 1)]
-        if column not in named and sides[0] != sides[1]:
+        if column in named or not all(applies(cell[0], column) for pair in pairs for cell in pair):
+            continue
+        sides = [sorted({_other(pair[side], pair[1 - side], column) for pair in pairs}) for side in (0, 1)]
+        if sides[0] != sides[1]:
             found[column] = (", ".join(sides[0]), ", ".join(sides[1]))
     return found
+
+
+def _other(cell: list[Row], partner: list[Row], column: str) -> str:
+    """The cell's value; methods and objectives do not have the same options."""
+    lacks = column.startswith(("merge.", "preference.")) and _value(cell[0], column) is None
+    same = (cell[0].merge, cell[0].preference) == (partner[0].merge, partner[0].preference)
+    return "no such option" if lacks and not same else text_of(_value(cell[0], column))
 
 
 # --- differences -------------------------------------------------------------------------------------
@@ -217,9 +155,9 @@ def _in_all(column: Column, pairs: Sequence[tuple[list[Row], list[Row]]]) -> boo
 def _pair(
     left: list[Row], right: list[Row], shared: Sequence[str], columns: Sequence[Column], scores: Scores
 ) -> Pair:
-    found = {c.name: combine([Term(1.0, left, c.name), Term(-1.0, right, c.name)], scores) for c in columns}
-    label = _describe({**right[0], **{c: v for c, v in left[0].items() if v not in (None, "")}}, shared)
-    return Pair(label, left, right, {c: e for c, e in found.items() if e is not None})
+    apart = {c.name: combine([Term(1.0, left, c.name), Term(-1.0, right, c.name)], scores) for c in columns}
+    label = _describe(right[0] | {c: v for c, v in left[0].items() if v not in (None, "")}, shared)
+    return Pair(label, left, right, {c: e for c, e in apart.items() if e is not None})
 
 
 def over_pairs(
@@ -234,15 +172,13 @@ def over_pairs(
 
 
 def _over_pairs(columns: Sequence[Column], pairs: Sequence[Pair], scores: Scores) -> list[Difference]:
-    found = []
+    estimates = []
     for column in columns:
-        estimates = over_pairs([(p.left, p.right) for p in pairs], column.name, column.name, scores)
-        if all(estimates):
-            found.append((column, *estimates))
-    ps = [e[3].p for e in found if e[3] is not None and e[3].p is not None]
-    corrected = iter(holm(ps))
+        left, right, apart = over_pairs([(p.left, p.right) for p in pairs], column.name, column.name, scores)
+        if left and right and apart:
+            estimates.append((column, left, right, apart))
+    corrected = iter(holm([apart.p for *_, apart in estimates if apart.p is not None]))
     return [
-        Difference(c, a, b, d, None if d.p is None else next(corrected))
-        for c, a, b, d in found
-        if a is not None and b is not None and d is not None
+        Difference(column, left, right, apart, None if apart.p is None else next(corrected))
+        for column, left, right, apart in estimates
     ]

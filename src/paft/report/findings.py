@@ -9,12 +9,16 @@ below zero (Bonferroni over the contrasts). All tests of a table are corrected t
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
+from paft.objectives import OBJECTIVES
 from paft.report.cells import Term, combine, members
-from paft.report.claims import CLAIMS, Claim, Pick
+from paft.report.claims import AGREEMENT, CLAIMS, Claim, Pick
 from paft.report.items import Scores
-from paft.report.labels import TITLES, Row, short
-from paft.report.plain import plain
+from paft.report.names import merge_title, objective_place, objective_title
+from paft.report.numbers import short
+from paft.report.representatives import representatives
+from paft.report.row import Row
 from paft.report.statistics import Estimate, holm
 
 ALPHA = 0.05
@@ -50,20 +54,21 @@ class Finding:
 
 
 def findings(rows: Sequence[Row], scores: Scores) -> list[Finding]:
-    """Every claim, tested on the plain cells (`paft.report.plain`) of rows that may be compared."""
-    chosen = plain(rows)
-    weights = sorted({r["lambda"] for r in chosen if r["lambda"]}) or [None]
-    objectives = sorted({r["preference"] for r in chosen if r["preference"]}) or ["dpo"]
-    found = []
+    """Every claim, tested on the cells of `paft.report.representatives` of rows that may be compared."""
+    chosen = representatives(rows)
+    weights: list[float | None] = [*sorted({r.weight for r in chosen if r.weight})] or [None]
+    names = {r.preference for r in chosen if r.preference} or {next(iter(OBJECTIVES))}
+    objectives = sorted(names, key=lambda name: (objective_place(name), name))
+    tested = []
     for claim in CLAIMS:
         for preference in [""] if claim.of_sft_alone else objectives:
             for weight in weights if claim.needs_lambda else [None]:
-                found.append(_test(claim, preference, weight, chosen, scores))
-    decided = _decide(found)
-    return [*decided, *_same_with_orpo(decided)]
+                tested.append(_test(claim, preference, weight, chosen, scores))
+    decided = _decide(tested)
+    return [*decided, _agreement(decided)]
 
 
-def flat(finding: Finding) -> Row:
+def flat(finding: Finding) -> dict[str, Any]:
     """One row of claims.csv; the effect, its error and interval in percentage points."""
     e = finding.effect
     points = {name: _points(getattr(e, name, None)) for name in ("value", "stderr", "low", "high")}
@@ -90,24 +95,23 @@ def _points(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def pick(rows: Sequence[Row], wanted: Pick, preference: str, weight: float | None) -> list[Row]:
+def cell_of(rows: Sequence[Row], pick: Pick, preference: str, weight: float | None) -> list[Row]:
     """The seeds of the cell that is meant; an adapter's own numbers are also in the cells merged from it."""
-    paradigms = [wanted.paradigm] if wanted.column == "average" else [wanted.paradigm, "parallel"]
+    paradigms = [pick.paradigm] if pick.column == "average" else [pick.paradigm, "parallel"]
     for paradigm in paradigms:
-        fitting = [r for r in rows if r["paradigm"] == paradigm and _fits(r, wanted, preference, weight)]
+        fitting = [r for r in rows if r.paradigm == paradigm and _fits(r, pick, preference, weight)]
         if groups := members(fitting):
             return max(groups.values(), key=lambda group: (len(group), str(group[0].get("finished"))))
     return []
 
 
-def _fits(row: Row, wanted: Pick, preference: str, weight: float | None) -> bool:
+def _fits(row: Row, pick: Pick, preference: str, weight: float | None) -> bool:
     """Whether a row has the number that is meant: what the branch it is of was trained with counts, and no more."""
-    of_sft = wanted.paradigm == "sft"
     return (
-        (of_sft or row["preference"] == preference)
-        and (wanted.paradigm == "preference" or row["lambda"] == (weight if wanted.l1 else 0.0))
-        and (not wanted.merge or row["merge"] == wanted.merge)
-        and row.get(wanted.column) is not None
+        (pick.paradigm == "sft" or row.preference == preference)
+        and (pick.paradigm == "preference" or row.weight == (weight if pick.l1 else 0.0))
+        and (not pick.merge or row.merge == pick.merge)
+        and row.get(pick.column) is not None
     )
 
 
@@ -119,7 +123,7 @@ def _test(
     missing: list[str] = []
     keys: list[str] = []
     for label, contrast in claim.contrasts.items():
-        terms = [Term(w, pick(rows, p, preference, weight), p.column) for w, p in contrast]
+        terms = [Term(w, cell_of(rows, p, preference, weight), p.column) for w, p in contrast]
         absent = [
             name(p, preference, weight) for (_, p), t in zip(contrast, terms, strict=True) if not t.rows
         ]
@@ -173,28 +177,30 @@ def _decide(found: Sequence[Finding]) -> list[Finding]:
     return decided
 
 
-def _same_with_orpo(found: Sequence[Finding]) -> list[Finding]:
-    """Appendix A: whether every claim comes out with ORPO as with DPO."""
-    by = {(f.claim, f.weight, f.preference): f for f in found}
-    pairs = [(f, by.get((f.claim, f.weight, "orpo"))) for f in found if f.preference == "dpo"]
-    says = "Every claim above comes out with ORPO as it does with DPO."
-    summary = Finding("ORPO shows the same", says, "appendix A and section 5", "dpo, orpo", None)
+def _agreement(findings: Sequence[Finding]) -> Finding:
+    """Whether every claim comes out with one objective as with the other, as the paper's appendix says."""
+    first, other = AGREEMENT.first, AGREEMENT.other
+    by = {(f.claim, f.weight, f.preference): f for f in findings}
+    pairs = [(f, by.get((f.claim, f.weight, other))) for f in findings if f.preference == first]
+    of = f"{first}, {other}"
+    summary = Finding(AGREEMENT.name, AGREEMENT.says, AGREEMENT.source, of, None)
     both = [(a.verdict, b.verdict) for a, b in pairs if b is not None]
-    told = [(a, b) for a, b in both if Verdict.cannot_tell not in (a, b)]
-    count = f"the same in {sum(a is b for a, b in told)} of {len(told)} tests decided with both; {len(pairs)} tests"
-    if any(a is not b for a, b in told):
-        return [replace(summary, verdict=Verdict.did_not_hold, why=count)]
-    verdict = Verdict.held if told and len(told) == len(pairs) else Verdict.cannot_tell
-    return [replace(summary, verdict=verdict, why=count)]
+    decided = [(a, b) for a, b in both if Verdict.cannot_tell not in (a, b)]
+    same = sum(a is b for a, b in decided)
+    why = f"the same in {same} of {len(decided)} tests decided with both; {len(pairs)} tests"
+    if same < len(decided):
+        return replace(summary, verdict=Verdict.did_not_hold, why=why)
+    verdict = Verdict.held if decided and len(decided) == len(pairs) else Verdict.cannot_tell
+    return replace(summary, verdict=verdict, why=why)
 
 
-def name(wanted: Pick, preference: str, weight: float | None) -> str:
+def name(pick: Pick, preference: str, weight: float | None) -> str:
     """The cell that is meant, in words."""
-    penalty = f"λ={'> 0' if weight is None else short(weight)}" if wanted.l1 else "λ=0"
-    aligned = preference.upper()
-    match wanted.paradigm:
+    penalty = f"λ={'> 0' if weight is None else short(weight)}" if pick.l1 else "λ=0"
+    aligned = objective_title(preference)
+    match pick.paradigm:
         case "parallel":
-            return f"{TITLES[wanted.merge]} {aligned} {penalty}"
+            return f"{merge_title(pick.merge)} {aligned} {penalty}"
         case "sequential":
             return f"sequential {aligned} {penalty}"
         case "sft":

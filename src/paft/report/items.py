@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paft.evaluate.items import Floats, Items, from_samples
-from paft.report.labels import MEASURES, Row
+from paft.evaluate.results import Results
+from paft.report.columns import MEASURES
+from paft.report.row import Row
 from paft.report.saved import is_saved, saved_items
 from paft.report.statistics import Sample
-from paft.store.jsonfile import read_object
 
 log = logging.getLogger("paft")
 
@@ -66,7 +67,7 @@ class Scores:
         )
         return mine == theirs
 
-    def errors(self, row: Row) -> Row:
+    def errors(self, row: Row) -> dict[str, float | None]:
         """`<column>_stderr` over items for every column of the row whose items are known."""
         return {f"{column}_stderr": items.stderr for column, items in self.items[row["evaluate_key"]].items()}
 
@@ -81,19 +82,19 @@ def read_items(folder: Path) -> dict[str, Items]:
 
     A column whose items do not add up to its score is left out with a warning: its metric is no mean of items.
     """
+    if not (folder / "samples.jsonl").is_file():
+        return {}
     try:
-        tasks = read_object(folder / "results.json")["tasks"]
+        tasks = Results.read(folder).tasks
         lines = (folder / "samples.jsonl").read_text().splitlines()
         samples: dict[str, list[dict[str, Any]]] = {}
         for sample in map(json.loads, lines):
             samples.setdefault(sample["column"], []).append(sample)
-        found = {c: from_samples(str(tasks[c]["task"]), s) for c, s in samples.items() if c in tasks}
-    except FileNotFoundError:
-        return {}
+        found = {c: from_samples(tasks[c].task, s) for c, s in samples.items() if c in tasks}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning("%s: its items are left out: %s: %s", folder, type(error).__name__, error)
         return {}
-    odd = [c for c, items in found.items() if not math.isclose(items.score, tasks[c]["score"], abs_tol=1e-6)]
+    odd = [c for c, items in found.items() if not math.isclose(items.score, tasks[c].score, abs_tol=1e-6)]
     for column in odd:
         log.warning("%s: %s is no mean of its items, so nothing says how sure it is", folder, column)
     return {c: items for c, items in found.items() if c not in odd}

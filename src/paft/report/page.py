@@ -6,7 +6,6 @@ The template escapes every value (jinja2's autoescape), so a model named `<scrip
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,16 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from paft.report.claims import CLAIMS
-from paft.report.findings import Finding, Verdict, flat
-from paft.report.labels import Column, Row, Scope, labels, ranked, score_columns, section, short
-from paft.report.paper import printed, printed_effects
+from paft.report.findings import Finding, flat
+from paft.report.labels import labels, section
+from paft.report.numbers import DASH, percent, plain_text, short
+from paft.report.paper import printed_effects
+from paft.report.row import Row
+from paft.report.scope import Scope, blocks, title
+from paft.report.table import COMMAND
+from paft.report.tables import Entry, Head, Line, Section, Table, cells_table, claims_table
 from paft.store.provenance import git_state
 from paft.training.target import missed
-
-CAPTIONS = {
-    "scores_by_lambda": "A line per merge method; level lines are what there is without merging.",
-    "scores_by_method": "Pale bars: SFT without the L1 penalty.",
-    "lambda_by_merge": "The plain variant of each method; λ=0 is merging without the penalty.",
-    "pareto": "Dashed, the best of two; ringed, the cells that no other beats in all three; hollow, λ=0.",
-    "sparsity": "Left, the paper’s measure, which also counts an adapter that hardly moved. "
-    "Right, one that does not change when the delta is scaled.",
-    "conflict_by_layer": "Where the two deltas push in opposite directions, and the cosine between them.",
-    "training_sft": "Without the penalty the L1 part is zero.",
-    "training_preference": "Chosen and rejected stand apart: their margin also grows while both fall.",
-}
 
 
 @dataclass(frozen=True)
@@ -39,30 +31,39 @@ class Block:
 
     scope: Scope
     rows: list[Row]
-    pictures: list[str]
-    """File names `<number>-<figure>.png`."""
+    pictures: list[tuple[str, str]]
+    """(file name `<number>-<picture>.png`, caption)."""
     findings: list[Finding]
 
 
-def page(blocks: Sequence[Block], table: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The whole HTML document; `table` has a row for every evaluation, `paper` those of `read_paper`."""
+def page(
+    blocks: Sequence[Block],
+    table: Sequence[Row],
+    paper: Sequence[Mapping[str, Any]] = (),
+    store: Path = Path("<store>"),
+) -> str:
+    """The whole HTML document; `table` has a row for every evaluation, `paper` those of `read_paper`.
+
+    `store` is where the keys are folders.
+    """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["lowered"] = lowered
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
-    every = ranked(table)
     git = git_state()
     return template.render(
         generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         commit=git["commit"],
         changed=git["dirty"],
-        warnings=warnings(every),
-        blocks=[_block(block, paper) for block in blocks],
-        cells=_cells(every),
+        warnings=warnings(table, paper),
+        blocks=[_block(block, table, paper, store) for block in blocks],
+        evaluations=evaluations(table),
+        store=store,
     )
 
 
-def warnings(rows: Sequence[Row]) -> list[str]:
+def warnings(rows: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """What a reader must know before looking at any number."""
     found = []
     limited = sum(r["limit"] is not None for r in rows)
@@ -71,10 +72,20 @@ def warnings(rows: Sequence[Row]) -> list[str]:
             f"{limited} of {len(rows)} rows were scored on the first few items of each task only "
             "(evaluate.limit): good for trying things out, not for a result."
         )
-    short = {r["sft_key"]: (r["l1_target"], r["l1_reached"]) for r in rows if r.get("l1_reached") is not None}
-    found += list(dict.fromkeys(said for target, share in short.values() if (said := missed(target, share))))
-    if any(r["base"] == "tiny" for r in rows):
+    targets = {
+        r["sft_key"]: (r["l1_target"], r["l1_reached"]) for r in rows if r.get("l1_reached") is not None
+    }
+    found += list(
+        dict.fromkeys(said for wanted, share in targets.values() if (said := missed(wanted, share)))
+    )
+    if any(r.base == "tiny" for r in rows):
         found.append("The model “tiny” has random weights: its numbers check the machinery and mean nothing.")
+    if paper:
+        bases = ", ".join(dict.fromkeys(str(r["base"]) for r in paper))
+        found.append(
+            f"The paper’s columns are averages of other models ({bases}) over other tasks, the six of the Open LLM "
+            "Leaderboard: compare the order of their rows with ours, never a number with a number."
+        )
     return found
 
 
@@ -83,87 +94,73 @@ def lowered(label: str) -> Markup:
     return Markup(escape(label).replace("SFT_sparse", Markup("SFT<sub>sparse</sub>")))
 
 
-def _block(block: Block, paper: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    scope, found = block.scope, score_columns(block.rows)
-    best = [c.best(block.rows) for c in found]
-    named = list(zip(block.rows, labels(block.rows), strict=True))
-    data = " + ".join(filter(None, (scope.sft_data, scope.preference_data)))
-    sources = list(dict.fromkeys(base for r in block.rows for base in printed(paper, r)))
-    facts = {"trained on": data, "evaluated by": scope.evaluate, "chat template": scope.template}
-    return {
-        "title": scope.base,
-        "facts": facts | ({"items per task": scope.limit} if scope.limit else {}),
-        "columns": [c.title for c in found],
-        "paper": sources,
-        "claims": [_claim(f, paper) for f in block.findings],
-        "seeds": max((r["num_seeds"] for r in block.rows), default=1),
-        "sections": [
-            (
-                lowered(heading),
-                [_line(r, label, found, best, printed(paper, r), sources) for r, label in group],
-            )
-            for heading, group in groupby(named, key=lambda pair: section(pair[0]))
-        ],
-        "pictures": [
-            (name, CAPTIONS[name.partition("-")[2].removesuffix(".png")]) for name in block.pictures
-        ],
-    }
+# --- a block -----------------------------------------------------------------------------------------
 
 
-def _line(
-    row: Row,
-    label: str,
-    columns: Sequence[Column],
-    best: Sequence[float | None],
-    paper: Mapping[str, float],
-    sources: Sequence[str],
+def _block(
+    block: Block, table: Sequence[Row], paper: Sequence[Mapping[str, Any]], store: Path
 ) -> dict[str, Any]:
-    scores = []
-    for column, top in zip(columns, best, strict=True):
-        value, error = column.value(row), column.error(row)
-        scores.append((column.text(value), f"±{error}" if error else "", value is not None and value == top))
-    shares = [_percent(row[f"{branch}_sparsity"]) for branch in ("sft", "preference")]
-    beside = [f"{100 * paper[base]:.2f}" if base in paper else "–" for base in sources]
-    found = {"label": lowered(label), "lambda": short(row["lambda"]), "scores": scores, "shares": shares}
-    return found | {"paper": beside, "seeds": row["num_seeds"] if row["seed"] is not None else "–"}
-
-
-def _claim(finding: Finding, paper: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row of the claims table, in percentage points."""
-    row = flat(finding)
-    interval = "" if row["low"] is None else f"{row['low']:+.2f} … {row['high']:+.2f}"
-    claim = next((c for c in CLAIMS if c.name == finding.claim), None)
-    theirs = printed_effects(paper, claim, finding.preference) if claim else {}
-    where = [finding.preference.upper(), f"λ={short(finding.weight)}" if finding.weight else ""]
-    return row | {
-        "where": " ".join(filter(None, where)),
-        "effect": "–" if row["effect"] is None else f"{row['effect']:+.2f}",
-        "interval": interval,
-        "p": "–" if row["p_corrected"] is None else f"{row['p_corrected']:.2g}",
-        "paper": [f"{base}: {100 * value:+.2f}" for base, value in theirs.items()],
-        "style": {Verdict.held: "held", Verdict.did_not_hold: "failed"}.get(finding.verdict, "open"),
-        "keys": finding.keys,
+    scope = block.scope
+    facts = {"trained on": scope.data, "evaluated by": scope.evaluate, "chat template": scope.template}
+    by_key = {r.evaluate_key: r for r in table}
+    details = {r.evaluate_key: _details([by_key[k] for k in r.evaluate_keys], store) for r in block.rows}
+    return {
+        "title": title(scope, block.rows),
+        "facts": facts | ({"items per task": scope.limit} if scope.limit else {}),
+        "cells": cells_table(block.rows, paper=paper, details=details),
+        "claims": _claims(block.findings, paper),
+        "pictures": block.pictures,
     }
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
+def _details(seeds: Sequence[Row], store: Path) -> list[tuple[str, str]]:
+    """Where the models of a cell are, and the commands that made it, seed by seed."""
+    found = []
+    for row in seeds:
+        of = f", seed {row.seed}" if len(seeds) > 1 else ""
+        merged = store / "merge" / row.key("merge")
+        if row.key("merge"):
+            gone = "" if merged.is_dir() else " (not there any more, or on another machine)"
+            found.append((f"model{of}", f"{merged}{gone}"))
+        found.append((f"scores{of}", str(store / "evaluate" / row.evaluate_key)))
+        if row.get(COMMAND):
+            found.append((f"made by{of}", str(row[COMMAND])))
+    return found
 
 
-def _cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    keys = ("sft_key", "preference_key", "merge_key", "evaluate_key")
-    return [
-        {
-            "name": lowered(
-                f"{r['base']}: {section(r)}" if r["paradigm"] == "parallel" else f"{r['base']}: {label}"
-            ),
-            "lambda": short(r["lambda"]),
-            "variant": r["variant"] or "–",
-            "rates": " / ".join(short(r[name]) for name in ("sft_lr", "preference_lr")),
-            "seed": "–" if r["seed"] is None else r["seed"],
-            "sign_conflict": _percent(r["sign_conflict"]),
-            "rounded_back": _percent(r["rounded_back"]),
-            "keys": [(name.removesuffix("_key"), r[name]) for name in keys if r[name]],
-        }
-        for r, label in zip(rows, labels(rows), strict=True)
+def _claims(findings: Sequence[Finding], paper: Sequence[Mapping[str, Any]]) -> Table:
+    if not paper:
+        return claims_table([*map(flat, findings)])
+    claims = {claim.name: claim for claim in CLAIMS}
+    beside = [
+        printed_effects(paper, claims[f.claim], f.preference) if f.claim in claims else {} for f in findings
     ]
+    return claims_table([*map(flat, findings)], beside)
+
+
+# --- every evaluation --------------------------------------------------------------------------------
+
+KEYS = ("sft", "preference", "merge", "evaluate")
+
+
+def evaluations(table: Sequence[Row]) -> Table:
+    """A line for every evaluation with the folders of its stages."""
+    head = [Head("row", numeric=False), Head("λ"), Head("variant", numeric=False)]
+    head += [Head(text) for text in ("lr SFT / pref.", "seed", "conflict %", "rounded back %")]
+    head.append(Head("folders", numeric=False))
+    sections, seen = [], set[str]()
+    for scope, block in blocks(table):
+        named = zip(block, labels(block), strict=True)
+        new = [(row, label) for row, label in named if row.evaluate_key not in seen]
+        seen |= {row.evaluate_key for row, _ in new}
+        sections.append(Section(title(scope, block), [_evaluation(row, label) for row, label in new]))
+    return Table(head, [part for part in sections if part.lines])
+
+
+def _evaluation(row: Row, label: str) -> Line:
+    name = f"{section(row)}: {label}" if row.merged else label
+    rates = " / ".join(short(row.get(f"{branch}_lr")) for branch in ("sft", "preference"))
+    texts = [name, short(row.weight), row["variant"] or DASH, rates, plain_text(row["seed"])]
+    texts += [percent(row[measure]) for measure in ("sign_conflict", "rounded_back")]
+    keys = Entry("\n".join(f"{stage}/{row.key(stage)}" for stage in KEYS if row.key(stage)), tone="code")
+    return Line([*map(Entry, texts), keys])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.report.claims import Claim, Pick
-from paft.report.labels import Row
+from paft.report.row import Row
 
 COLUMNS = ("table", "base", "paradigm", "preference", "sft_l1", "merge", "average")
 
@@ -28,32 +28,31 @@ def read_paper(path: Path) -> list[dict[str, Any]]:
 
 def printed(paper: Sequence[Mapping[str, Any]], row: Row) -> dict[str, float]:
     """The paper's average of the same row of its tables, for each of its base models."""
-    l1 = "" if row["lambda"] is None else "yes" if row["lambda"] else "no"
-    wanted = (row["paradigm"], row["preference"] or "", l1, row["merge"] or "")
-    found: dict[str, float] = {}
+    l1 = "" if row.weight is None else "yes" if row.weight else "no"
+    place = (row.paradigm, row.preference, l1, row.merge)
+    averages: dict[str, float] = {}
     for r in paper:
-        if (r["paradigm"], r["preference"], r["sft_l1"], r["merge"]) == wanted:
-            found.setdefault(r["base"], float(r["average"]))
-    return found
+        if (r["paradigm"], r["preference"], r["sft_l1"], r["merge"]) == place:
+            averages.setdefault(r["base"], float(r["average"]))
+    return averages
 
 
 def printed_effects(paper: Sequence[Mapping[str, Any]], claim: Claim, preference: str) -> dict[str, float]:
     """What the claim's least contrast is in the paper's own averages, for each base model that has all of them."""
-    found = {}
+    effects = {}
     for base in dict.fromkeys(r["base"] for r in paper):
         own = [r for r in paper if r["base"] == base]
         sums = [[(w, _average(own, pick, preference)) for w, pick in c] for c in claim.contrasts.values()]
         known = [sum(w * v for w, v in s if v is not None) for s in sums if all(v is not None for _, v in s)]
         if len(known) == len(sums):
-            found[base] = min(known)
-    return found
+            effects[base] = min(known)
+    return effects
 
 
 def _average(paper: Sequence[Mapping[str, Any]], pick: Pick, preference: str) -> float | None:
     if pick.column != "average":
         return None
-    row = {"paradigm": pick.paradigm, "merge": pick.merge, "lambda": 1.0 if pick.l1 else 0.0}
-    row["preference"] = "" if pick.paradigm == "sft" else preference
-    if pick.paradigm == "preference":
-        row["lambda"] = None
-    return next(iter(printed(paper, row).values()), None)
+    objective = "" if pick.paradigm == "sft" else preference
+    weight = None if pick.paradigm == "preference" else 1.0 if pick.l1 else 0.0
+    row = {"paradigm": pick.paradigm, "merge": pick.merge, "preference": objective, "lambda": weight}
+    return next(iter(printed(paper, Row(row)).values()), None)

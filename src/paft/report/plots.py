@@ -1,4 +1,4 @@
-"""The figures of the report: plain rows and records in, a matplotlib Figure out."""
+"""Figures of deltas and trainings: records in, a matplotlib Figure out, None without anything to draw."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from paft.report.score_plots import scores_by_lambda, scores_by_method
-from paft.report.style import BLACK, BLUE, GREY, RED, add_legend, clean, new_figure, new_panels, subscript
-
-__all__ = [
-    "Adapter",
-    "conflict_by_layer",
-    "scores_by_lambda",
-    "scores_by_method",
-    "sparsity_bars",
-    "training_curves",
-]
+from paft.report.row import Measured
+from paft.report.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    add_legend,
+    clean,
+    new_figure,
+    new_panels,
+    objective_colour,
+    subscript,
+)
 
 CURVES = {
     "loss": "train/loss",
@@ -36,50 +37,51 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """One finished adapter: `share` of |delta| < 1e-5 and Hoyer sparsity, means over layers, in [0, 1]."""
+    """One finished adapter: `share` of |delta| < 1e-5 and Hoyer sparsity, means over layers, errors over seeds."""
 
     label: str
-    branch: str
-    share: float | None
-    hoyer: float | None
-    share_stderr: float | None = None
-    """Over seeds, as that of Hoyer's."""
-    hoyer_stderr: float | None = None
+    objective: str
+    """Of preference training; empty of SFT."""
+    share: Measured
+    hoyer: Measured | None
 
 
 # --- deltas ------------------------------------------------------------------------------------------
 
 
-def sparsity_bars(adapters: Sequence[Adapter]) -> Figure:
+def sparsity_bars(adapters: Sequence[Adapter]) -> Figure | None:
     """How sparse each adapter's delta is (the paper's Figure 2), beside a measure that ignores its scale."""
+    if not adapters:
+        return None
     figure = new_figure(9, 1.5 + 0.34 * max(2, len(adapters)), "Sparsity of the deltas, mean over layers")
     left, right = figure.subplots(1, 2, sharey=True)
-    _shares(left, adapters, [(a.share, a.share_stderr) for a in adapters], "elements below 1e-5 (%)")
-    _shares(right, adapters, [(a.hoyer, a.hoyer_stderr) for a in adapters], "Hoyer sparsity × 100")
+    _shares(left, adapters, [a.share for a in adapters], "elements below 1e-5 (%)")
+    _shares(right, adapters, [a.hoyer for a in adapters], "Hoyer sparsity × 100")
     left.set_yticks(range(len(adapters)), [subscript(a.label) for a in adapters])
     left.set_ylim(len(adapters) - 0.4, -0.6)
     return figure
 
 
-def _shares(
-    ax: Axes, adapters: Sequence[Adapter], values: Sequence[tuple[float | None, float | None]], name: str
-) -> None:
-    for place, (adapter, (value, error)) in enumerate(zip(adapters, values, strict=True)):
-        if value is not None:
-            colour, spread = BLUE if adapter.branch == "sft" else RED, 100 * (error or 0.0)
-            ax.barh(place, 100 * value, height=0.7, color=colour, alpha=0.85, xerr=spread, ecolor=BLACK)
-            ax.text(100 * value + spread + 1.5, place, f"{100 * value:.1f}", va="center", fontsize=9)
+def _shares(ax: Axes, adapters: Sequence[Adapter], values: Sequence[Measured | None], name: str) -> None:
+    for place, (adapter, measured) in enumerate(zip(adapters, values, strict=True)):
+        if measured is not None:
+            colour = objective_colour(adapter.objective) if adapter.objective else BLUE
+            value, spread = 100 * measured.value, 100 * (measured.stderr or 0.0)
+            ax.barh(place, value, height=0.7, color=colour, alpha=0.85, xerr=spread, ecolor=BLACK)
+            ax.text(value + spread + 1.5, place, f"{value:.1f}", va="center", fontsize=9)
     ax.set_xlim(0, 115)
     ax.set_xticks(range(0, 101, 20))
     ax.set_xlabel(name)
     clean(ax, "x")
 
 
-def conflict_by_layer(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
+def conflict_by_layer(reports: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     """Sign conflict and cosine of the SFT and preference deltas by layer, mean over a layer's modules.
 
     `reports` maps a label to a merge.json; tensors without a layer number in their name are left out.
     """
+    if not reports:
+        return None
     figure, panels = new_panels(2, "How the SFT and the preference delta meet, by layer", width=4.6)
     axes = zip(panels, ("sign_conflict", "cosine"), ("opposite signs (% of elements)", "cosine"), strict=True)
     for ax, measure, name in axes:
@@ -109,30 +111,27 @@ def by_layer(tensors: Mapping[str, Mapping[str, Any]], measure: str) -> dict[int
 # --- training ----------------------------------------------------------------------------------------
 
 
-def training_curves(histories: Mapping[str, pd.DataFrame], title: str = "Training") -> Figure:
+def training_curves(histories: Mapping[str, pd.DataFrame], title: str = "Training") -> Figure | None:
     """The step logs (label -> history.csv): loss, its L1 part, sparsity, rewards, accuracy.
 
-    A panel appears where a log has its column. Rewards of chosen and rejected stand apart, so that a chosen
-    likelihood that falls with the rejected one shows.
+    A panel appears where a log has two values of its column or more. Rewards of chosen and rejected stand apart, so
+    that a chosen likelihood that falls with the rejected one shows.
     """
-    found = {
-        n: c for n, c in CURVES.items() if any(c in h and h[c].notna().any() for h in histories.values())
+    shown = {
+        name: column
+        for name, column in CURVES.items()
+        if any(column in h and h[column].count() > 1 for h in histories.values())
     }
-    figure, panels = new_panels(len(found), title)
-    for ax, (name, column) in zip(panels, found.items(), strict=True):
+    if not shown:
+        return None
+    figure, panels = new_panels(len(shown), title)
+    for ax, (name, column) in zip(panels, shown.items(), strict=True):
         for (label, history), colour in zip(histories.items(), _shades(len(histories)), strict=True):
             if column in history:
                 curve = history[["step", column]].dropna()
-                marker = "o" if len(curve) < 20 else None
-                ax.plot(
-                    curve["step"],
-                    curve[column],
-                    label=label,
-                    color=colour,
-                    linewidth=1.3,
-                    marker=marker,
-                    markersize=3,
-                )
+                marker = "o" if len(curve) < 20 else ""
+                (line,) = ax.plot(curve["step"], curve[column], label=label, color=colour)
+                line.set(linewidth=1.3, marker=marker, markersize=3)
         ax.set_title(name, fontsize=11)
         ax.set_xlabel("optimizer step")
         clean(ax, "y")

@@ -9,10 +9,13 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from paft.report.compare import match, over_pairs, select
+from paft.report.columns import MEASURES, Column, score_columns
+from paft.report.compare import match, over_pairs
 from paft.report.items import Scores
-from paft.report.labels import MEASURES, Column, Row, score_columns
+from paft.report.row import Row
+from paft.report.selection import select
 from paft.report.statistics import Estimate, holm
 from paft.report.table import require_rows
 
@@ -38,7 +41,7 @@ class Question:
 
 def read_questions(path: Path) -> list[Question]:
     """One question for each row and column named in it. Raises `ValueError` with the row that is not as it must be."""
-    found = []
+    questions = []
     with path.open(newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             if tuple(row) != FIELDS or None in row.values():
@@ -46,13 +49,17 @@ def read_questions(path: Path) -> list[Question]:
             left, right = (",".join(filter(None, (row["both"], row[side]))) for side in ("left", "right"))
             for name in row["columns"].split():
                 mine, _, theirs = name.partition(":")
-                found.append(Question(row["topic"], row["question"], left, right, mine, theirs or mine))
-    if not found:
+                questions.append(Question(row["topic"], row["question"], left, right, mine, theirs or mine))
+    if not questions:
         raise ValueError(f"{path} asks nothing: give it rows of {', '.join(FIELDS)}")
-    return found
+    return questions
 
 
-def answers(store: Path, questions: Sequence[Question]) -> list[Row]:
+Answer = dict[str, Any]
+"""One row of comparisons.csv."""
+
+
+def answers(store: Path, questions: Sequence[Question]) -> list[Answer]:
     """One row a question in its order: either side's mean over pairs of cells, their difference, its 95 % interval
     and its p after Holm's correction over all of them; in percentage points, or in the column's own unit.
 
@@ -61,15 +68,15 @@ def answers(store: Path, questions: Sequence[Question]) -> list[Row]:
     table = require_rows(store)
     scores = Scores(store, table)
     columns = {c.name: c for c in score_columns(table)} | MEASURES
-    found = [_answer(q, table, columns, scores) for q in questions]
-    tested = [row for row in found if row["p"] is not None]
+    answered = [_answer(q, table, columns, scores) for q in questions]
+    tested = [row for row in answered if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_corrected"] = p
-    return found
+    return answered
 
 
-def _answer(question: Question, table: Sequence[Row], columns: dict[str, Column], scores: Scores) -> Row:
-    row: Row = {"topic": question.topic, "question": question.text, "column": question.column}
+def _answer(question: Question, table: Sequence[Row], columns: dict[str, Column], scores: Scores) -> Answer:
+    row: Answer = {"topic": question.topic, "question": question.text, "column": question.column}
     row |= dict.fromkeys(("left", "right", "difference", "stderr", "low", "high", "p", "p_corrected"))
     row |= {"num_pairs": 0, "num_items": None, "num_seeds": 0, "why": ""}
     row |= {"selects_left": question.left, "selects_right": question.right, "evaluate_keys": ""}
@@ -86,7 +93,7 @@ def _difference(
     pairs: Sequence[tuple[list[Row], list[Row]]],
     columns: dict[str, Column],
     scores: Scores,
-) -> Row:
+) -> Answer:
     for name in (question.left_column, question.right_column):
         if name not in columns:
             raise ValueError(f"there is no column {name!r}; there are {', '.join(columns)}")
@@ -99,7 +106,7 @@ def _difference(
     return means | _flat(apart, column) | {"num_pairs": len(pairs), "evaluate_keys": " ".join(keys)}
 
 
-def _flat(e: Estimate, column: Column) -> Row:
+def _flat(e: Estimate, column: Column) -> Answer:
     scaled = {"difference": e.value, "stderr": e.stderr, "low": e.low, "high": e.high}
     sizes = {"p": e.p, "num_items": e.num_items, "num_seeds": e.num_seeds}
     return {name: column.scaled(value) for name, value in scaled.items()} | sizes

@@ -8,21 +8,25 @@ take a folder with both files in place of a store.
 
 import csv
 import io
+import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paft.evaluate.items import Items, from_pairs
-from paft.report.labels import Row
+from paft.report.options import ALIASES
+from paft.report.row import Row
 
 RESULTS, ITEMS = "results.csv", "items.parquet"
 WHOLE = ("seed", "limit", "merge.seed")
 # fmt: off
 TEXT = (
     "base", "data", "paradigm", "preference", "merge", "variant", "evaluate", "lower_is_better", "in_average",
-    "sft_data", "preference_data", "template", "finished", "commit", "family",
+    "sft_data", "preference_data", "template", "finished", "commit", "command", "family",
     "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
+WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 NAMES = ("l1_of", "l1_method", "sft_recipe", "preference_recipe")
 # fmt: on
 """Columns of results.csv with whole numbers, with text that may be empty, and with text or nothing."""
@@ -39,10 +43,37 @@ def is_saved(folder: Path) -> bool:
     return True
 
 
+def csv_bytes(table: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
+    """A CSV file of these columns: what a row does not have is empty, numbers keep every digit."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_written(row.get(name)) for name in names] for row in table)
+    return text.getvalue().encode()
+
+
+def _written(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a CSV file of the report as they were when it was written; empty cells are None, or text's.
+
+    Options get their names on the command line, which older reports do not have.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        table = [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    return [Row(_with_options(row)) for row in table]
+
+
 def saved_rows(folder: Path) -> list[Row]:
     """The rows of results.csv as they were when it was written."""
-    with (folder / RESULTS).open(newline="", encoding="utf-8") as file:
-        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    return read_csv(folder / RESULTS)
+
+
+def _with_options(row: dict[str, Any]) -> dict[str, Any]:
+    older = {new: row[old] for old, new in ALIASES.items() if old in row and new not in row}
+    return row | {name: value for name, value in older.items() if value is not None}
 
 
 def _value(column: str, text: str) -> Any:
@@ -54,6 +85,8 @@ def _value(column: str, text: str) -> Any:
         return text
     if text in ("True", "False"):
         return text == "True"
+    if WHOLE_NUMBER.fullmatch(text):
+        return int(text)
     try:
         return int(float(text)) if column in WHOLE else float(text)
     except ValueError:
@@ -65,12 +98,12 @@ def saved_items(folder: Path, keys: Collection[str]) -> dict[str, dict[str, Item
     import pandas as pd
 
     table = pd.read_parquet(folder / ITEMS)
-    found: dict[str, dict[str, Items]] = {key: {} for key in keys}
-    wanted = table[table["evaluate_key"].isin(found)]
-    for (key, column), own in wanted.groupby(["evaluate_key", "column"], observed=True, sort=False):
+    items: dict[str, dict[str, Items]] = {key: {} for key in keys}
+    asked = table[table["evaluate_key"].isin(items)]
+    for (key, column), own in asked.groupby(["evaluate_key", "column"], observed=True, sort=False):
         pairs = zip(own["item"], own["numerator"], own["denominator"], strict=True)
-        found[str(key)][str(column)] = from_pairs(str(own["task"].iloc[0]), list(pairs))
-    return found
+        items[str(key)][str(column)] = from_pairs(str(own["task"].iloc[0]), list(pairs))
+    return items
 
 
 def items_bytes(rows: Sequence[Row], items: Mapping[str, Mapping[str, Items]]) -> bytes:

@@ -2,27 +2,32 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paft.report.labels import Column, Row, labels, method, score_columns, short
+from paft.report.columns import Column, score_columns
+from paft.report.labels import labels, method
+from paft.report.numbers import short
+from paft.report.row import Row
 from paft.report.style import (
     BLACK,
-    GREY,
     MARKERS,
-    MERGE_COLOURS,
-    PARADIGM_COLOURS,
     add_legend,
     clean,
+    merge_colour,
     new_figure,
     new_panels,
+    paradigm_colour,
     subscript,
 )
 
 MOST_BARS = 40
 MOST_LINES = 8
+LEVELS = {"sft": "--", "preference": "-.", "base": ":"}
+"""How what is not merged is drawn: paradigm -> dashes of its level line."""
 
 
 def scores_by_lambda(rows: Sequence[Row], columns: Sequence[str] | None = None) -> Figure:
@@ -31,12 +36,12 @@ def scores_by_lambda(rows: Sequence[Row], columns: Sequence[str] | None = None) 
     lambda has a log axis with 0 as a tick of its own at the left. `columns` limits the panels. Of more than
     8 variants, the best of each method and preference objective by its highest average.
     """
-    found = [c for c in score_columns(rows) if columns is None or c.name in columns]
-    merged = [r for r in rows if r["paradigm"] == "parallel"]
-    places = lambda_places({r["lambda"] for r in merged})
+    scores = [c for c in score_columns(rows) if columns is None or c.name in columns]
+    merged = [r for r in rows if r.merged]
+    places = lambda_places({r.weight or 0.0 for r in merged})
     series, note = _series(merged)
-    figure, panels = new_panels(len(found), f"Score of the merged model by lambda{note}, ± 1 standard error")
-    for column, ax in zip(found, panels, strict=True):
+    figure, panels = new_panels(len(scores), f"Score of the merged model by lambda{note}, ± 1 standard error")
+    for column, ax in zip(scores, panels, strict=True):
         for line in series:
             _line(ax, column, line, places)
         _levels(ax, rows, column)
@@ -74,11 +79,11 @@ def _series(merged: Sequence[Row]) -> tuple[list[Series], str]:
     if len(lines) > MOST_LINES:
         best: dict[tuple[str, str], str] = {}
         for label in sorted(lines, key=lambda name: max(r["average"] or 0.0 for r in lines[name])):
-            best[lines[label][0]["merge"], lines[label][0]["preference"]] = label
+            best[lines[label][0].merge, lines[label][0].preference] = label
         kept, note = [label for label in lines if label in best.values()], " (best variants)"
     series = []
     for number, label in enumerate(kept):
-        colour = MERGE_COLOURS.get(lines[label][0]["merge"], GREY)
+        colour = merge_colour(lines[label][0].merge)
         # neighbours stand a little apart, so that equal scores do not hide each other's error bars
         aside = 0.06 * ((number + 0.5) / len(kept) - 0.5)
         series.append(Series(label, lines[label], colour, MARKERS[number % len(MARKERS)], aside))
@@ -86,8 +91,8 @@ def _series(merged: Sequence[Row]) -> tuple[list[Series], str]:
 
 
 def _line(ax: Axes, column: Column, line: Series, places: Mapping[float, float]) -> None:
-    found = [(places[r["lambda"]], column.value(r), column.bar(r)) for r in line.rows]
-    points = sorted((x, y, error) for x, y, error in found if y is not None)
+    scored = [(places[r.weight or 0.0], column.value(r), column.bar(r)) for r in line.rows]
+    points = sorted((x, y, error) for x, y, error in scored if y is not None)
     aside = line.aside * (max(places.values()) - min(places.values()) or 2.0)
     xs, ys = [x + aside for x, _, _ in points], [y for _, y, _ in points]
     errors = [error for *_, error in points]
@@ -96,13 +101,16 @@ def _line(ax: Axes, column: Column, line: Series, places: Mapping[float, float])
 
 
 def _levels(ax: Axes, rows: Sequence[Row], column: Column) -> None:
-    """The base, the first preference run, and plain SFT (else the least sparse)."""
-    for paradigm, dashes in (("sft", "--"), ("preference", "-."), ("base", ":")):
-        scored = [r for r in rows if r["paradigm"] == paradigm and column.value(r) is not None]
-        if scored:
-            row = min(scored, key=lambda r: r["lambda"] or 0.0)
+    """The base, the first preference run of each objective, and plain SFT (else the least sparse)."""
+    for (paradigm, _), own in groupby(rows, key=lambda r: (r.paradigm, r.preference)):
+        scored = [r for r in own if column.value(r) is not None]
+        if scored and paradigm in LEVELS:
+            row = min(scored, key=lambda r: r.weight or 0.0)
             label = "base" if paradigm == "base" else method(row)
-            ax.axhline(column.value(row) or 0.0, label=label, color=BLACK, linestyle=dashes, linewidth=1.2)
+            colour = paradigm_colour(row) if paradigm == "preference" else BLACK
+            ax.axhline(
+                column.value(row) or 0.0, label=label, color=colour, linestyle=LEVELS[paradigm], linewidth=1.2
+            )
 
 
 def _lambda_axis(ax: Axes, places: Mapping[float, float]) -> None:
@@ -120,42 +128,41 @@ def scores_by_method(rows: Sequence[Row]) -> Figure:
     Of more than 40 merged rows, the 40 best by average.
     """
     shown, note = _most(rows)
-    found = score_columns(shown)
+    scores = score_columns(shown)
     height = 1.5 + 0.25 * max(3, len(shown))
     figure = new_figure(
-        2.4 + 1.9 * max(2, len(found)), height, f"Score of every method{note}, ± 1 standard error"
+        2.4 + 1.9 * max(2, len(scores)), height, f"Score of every method{note}, ± 1 standard error"
     )
-    panels = list(figure.subplots(1, max(1, len(found)), sharey=True, squeeze=False).flat)
-    for column, ax in zip(found, panels, strict=False):
+    panels = list(figure.subplots(1, max(1, len(scores)), sharey=True, squeeze=False).flat)
+    for column, ax in zip(scores, panels, strict=False):
         _bars(ax, shown, column, column.best(rows))
     names = [_bar_name(r, label) for r, label in zip(shown, labels(shown), strict=True)]
     panels[0].set_yticks(range(len(shown)), names)
     panels[0].set_ylim(len(shown) - 0.4, -0.6)
     for row in shown:
-        colour = PARADIGM_COLOURS[row["paradigm"]]
-        panels[0].barh(0, 0, color=colour, alpha=_solid(row), label=_group(row))
+        panels[0].barh(0, 0, color=paradigm_colour(row), alpha=_solid(row), label=_group(row))
     add_legend(figure, panels[:1])
     return figure
 
 
 def _most(rows: Sequence[Row]) -> tuple[list[Row], str]:
-    merged = [r for r in rows if r["paradigm"] == "parallel"]
+    merged = [r for r in rows if r.merged]
     if len(merged) <= MOST_BARS:
         return list(rows), ""
     best = sorted(merged, key=lambda r: -(r.get("average") or 0.0))[:MOST_BARS]
-    kept = {r["evaluate_key"] for r in best}
-    shown = [r for r in rows if r["paradigm"] != "parallel" or r["evaluate_key"] in kept]
+    kept = {r.evaluate_key for r in best}
+    shown = [r for r in rows if not r.merged or r.evaluate_key in kept]
     return shown, f" ({MOST_BARS} best merges by average)"
 
 
 def _bar_name(row: Row, label: str) -> str:
-    return subscript(f"{label}, λ={short(row['lambda'])}" if row["lambda"] else label)
+    return subscript(f"{label}, λ={short(row.weight)}" if row.weight else label)
 
 
 def _group(row: Row) -> str:
-    if row["paradigm"] == "parallel":
-        return "PAFT" if row["lambda"] else "Parallel with λ=0"
-    return "Sequential" if row["paradigm"] == "sequential" else method(row).removesuffix("-alone")
+    if row.merged:
+        return "PAFT" if row.weight else "Parallel with λ=0"
+    return "Sequential" if row.paradigm == "sequential" else method(row).removesuffix("-alone")
 
 
 def _bars(ax: Axes, rows: Sequence[Row], column: Column, best: float | None) -> None:
@@ -163,7 +170,7 @@ def _bars(ax: Axes, rows: Sequence[Row], column: Column, best: float | None) -> 
     largest = max(abs(v) + (column.stderr(r) or 0.0) for _, r, v in scored) or 1.0
     for place, row, value in scored:
         stderr = column.stderr(row) or 0.0
-        ax.barh(place, value, height=0.72, color=PARADIGM_COLOURS[row["paradigm"]], alpha=_solid(row))
+        ax.barh(place, value, height=0.72, color=paradigm_colour(row), alpha=_solid(row))
         ax.errorbar(value, place, xerr=column.bar(row), color=BLACK, elinewidth=1)
         weight = "bold" if value == best else "normal"
         end = max(value, 0.0) + stderr + 0.03 * largest
@@ -174,6 +181,11 @@ def _bars(ax: Axes, rows: Sequence[Row], column: Column, best: float | None) -> 
     clean(ax, "x")
 
 
+def has_pale(rows: Sequence[Row]) -> bool:
+    """Whether some bars are drawn paler: those of SFT without the penalty, where there are both kinds."""
+    return any(_solid(r) < 0.9 for r in rows)
+
+
 def _solid(row: Row) -> float:
     """Dense SFT is drawn paler than sparse SFT."""
-    return 0.45 if row["paradigm"] in ("parallel", "sequential", "sft") and not row["lambda"] else 0.9
+    return 0.45 if row.paradigm in ("parallel", "sequential", "sft") and not row.weight else 0.9

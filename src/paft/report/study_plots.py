@@ -1,22 +1,30 @@
 """Figures over a whole study: lambda x merge as a heat map, and two skills against what is retained."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from paft.report.labels import TITLES, Column, Row, method, score_columns, short
-from paft.report.plain import plain
+from paft.report.columns import Column, score_columns
+from paft.report.labels import method
+from paft.report.names import merge_place, merge_title, objective_place, objective_title
+from paft.report.numbers import short
+from paft.report.representatives import representatives
+from paft.report.row import Row
 from paft.report.style import (
     BLACK,
     GREY,
-    MARKERS,
-    MERGE_COLOURS,
     add_legend,
     clean,
+    merge_colour,
+    merge_marker,
     new_figure,
     new_panels,
+    objective_colour,
 )
 
 PARETO = (
@@ -32,23 +40,23 @@ PARETO = (
 
 def heat_map(rows: Sequence[Row], name: str = "average") -> Figure | None:
     """A panel for each preference objective: one score by lambda and merge method; None below two cells."""
-    merged = [r for r in plain(rows) if r["paradigm"] == "parallel"]
-    found = [c for c in score_columns(merged) if c.name == name]
-    if not found or len({(r["lambda"], r["merge"]) for r in merged}) < 2:
+    merged = [r for r in representatives(rows) if r.merged]
+    scores = [c for c in score_columns(merged) if c.name == name]
+    if not scores or len({(r.weight, r.merge) for r in merged}) < 2:
         return None
-    (column,) = found
-    objectives = sorted({r["preference"] for r in merged})
-    methods = [m for m in TITLES if any(r["merge"] == m for r in merged)]
-    weights = sorted({r["lambda"] for r in merged})
+    (column,) = scores
+    objectives = sorted({r.preference for r in merged}, key=lambda name: (objective_place(name), name))
+    methods = sorted({r.merge for r in merged}, key=lambda name: (merge_place(name), name))
+    weights = sorted({r.weight or 0.0 for r in merged})
     width, height = 2.6 + 1.25 * len(weights), 1.7 + 0.55 * len(methods)
     title = f"{column.title.capitalize()} of the merged model, ± 1 standard error"
     figure = new_figure(max(6.5, width * len(objectives)), height, title)
     panels = list(figure.subplots(1, len(objectives), sharey=True, squeeze=False).flat)
     values = [v for r in merged if (v := column.value(r)) is not None]
     for ax, objective in zip(panels, objectives, strict=True):
-        _cells(ax, [r for r in merged if r["preference"] == objective], column, methods, weights, values)
-        ax.set_title(f"SFT + {objective.upper()}", fontsize=11)
-    panels[0].set_yticks(range(len(methods)), [TITLES[m] for m in methods])
+        _cells(ax, [r for r in merged if r.preference == objective], column, methods, weights, values)
+        ax.set_title(f"SFT + {objective_title(objective)}", fontsize=11)
+    panels[0].set_yticks(range(len(methods)), [*map(merge_title, methods)])
     return figure
 
 
@@ -61,21 +69,34 @@ def _cells(
     every: Sequence[float],
 ) -> None:
     grid = np.full((len(methods), len(weights)), np.nan)
-    low, high = min(every), max(every)
+    shades = Normalize(min(every), max(every))
     for row in rows:
-        value, error = column.value(row), column.error(row)
+        value = column.value(row)
         if value is None:
             continue
-        y, x = methods.index(row["merge"]), list(weights).index(row["lambda"])
+        y, x = methods.index(row.merge), list(weights).index(row.weight or 0.0)
         grid[y, x] = value
-        text = column.text(value) + (f"\n± {error}" if error else "")
-        dark = (value - low) < 0.55 * (high - low)
-        ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if dark else BLACK)
-    ax.imshow(grid, cmap="viridis", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+        text = column.written(row).replace(" ± ", "\n± ")
+        ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color=readable(_shade(shades, value)))
+    ax.imshow(_shade(shades, grid), aspect="auto")
     ax.set_xticks(range(len(weights)), [short(w) for w in weights])
     ax.set_xlabel("lambda (L1 weight of SFT)")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+
+
+def _shade(shades: Normalize, values: Any) -> Any:
+    """viridis; where all values are equal, the middle of it; what is no number stays white."""
+    place = np.asarray(
+        shades(values) if shades.vmin != shades.vmax else np.where(np.isnan(values), np.nan, 0.5)
+    )
+    return np.where(np.isnan(place)[..., None], 1.0, colormaps["viridis"](place))
+
+
+def readable(colour: Sequence[float]) -> str:
+    """Black or white text on this colour, whichever stands out: relative luminance as WCAG 2 weighs it, coarsely."""
+    red, green, blue = colour[:3]
+    return BLACK if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18 else "white"
 
 
 # --- two skills against retention --------------------------------------------------------------------
@@ -99,7 +120,7 @@ def pareto(rows: Sequence[Row], names: Sequence[str] | None = None) -> Figure | 
     figure, panels = new_panels(
         3, "Two skills and what is retained, every cell, ± 1 standard error", width=4.2
     )
-    figure.set_figheight(5.4)  # the legend is long
+    figure.set_figheight(4.6)
     for ax, (x, y) in zip(panels, ((kept, first), (kept, second), (first, second)), strict=True):
         _points(ax, scored, x, y, ringed)
         ax.set_xlabel(_axis(x))
@@ -129,7 +150,7 @@ def _points(ax: Axes, rows: Sequence[Row], x: Column, y: Column, ringed: Sequenc
             elinewidth=0.6,
             alpha=0.35,
         )
-        fill = "none" if row["lambda"] == 0 else "full"
+        fill = "none" if row.weight == 0 else "full"
         ax.plot(left, up, marker, color=colour, markersize=6, label=label, fillstyle=fill, alpha=0.85)
         if ring:
             ax.plot(
@@ -149,14 +170,18 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _look(row: Row) -> tuple[str, str, str]:
-    """Colour, marker and legend entry: merges in the colour of their method, what is not merged black."""
-    if row["paradigm"] != "parallel":
-        marker = {"sequential": "*", "sft": "<", "preference": ">"}.get(row["paradigm"], "X")
-        name = {"sequential": "sequential", "sft": "SFT alone", "preference": "preference alone"}
-        return BLACK, marker, name.get(row["paradigm"], "base") + (", λ=0" if row["lambda"] == 0 else "")
-    place = list(TITLES).index(row["merge"]) if row["merge"] in TITLES else 0
-    name_of_method = method(row) if row["lambda"] else f"{method(row)}, λ=0"
-    return MERGE_COLOURS.get(row["merge"], GREY), MARKERS[place], name_of_method
+    """Colour, marker and legend entry: merges in the colour of their method, preference alone of its objective."""
+    dense = ", λ=0" if row.weight == 0 else ""
+    match row.paradigm:
+        case "parallel":
+            return merge_colour(row.merge), merge_marker(row.merge), method(row) + dense
+        case "sequential":
+            return BLACK, "*", "sequential" + dense
+        case "sft":
+            return BLACK, "<", "SFT alone" + dense
+        case "preference":
+            return objective_colour(row.preference), ">", f"{objective_title(row.preference)} alone"
+    return BLACK, "X", "base"
 
 
 def _upward(column: Column, row: Row) -> float:

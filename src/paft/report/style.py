@@ -7,14 +7,36 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from paft.report.labels import TITLES
+from paft.merge.methods import METHODS
+from paft.report.names import merge_place, objective_place
+from paft.report.row import Row
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart
 BLACK, BLUE, ORANGE, GREEN, PINK = "#222222", "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, GREY = "#56B4E9", "#D55E00", "#777777"
-MERGE_COLOURS = dict(zip(TITLES, (SKY, ORANGE, BLUE, RED, PINK, GREEN), strict=True))
-PARADIGM_COLOURS = {"parallel": BLUE, "sequential": ORANGE, "sft": SKY, "preference": RED, "base": GREY}
+MORE = ("#882255", "#999933", "#332288", "#117733")  # of Tol's muted scheme, for what comes after the paper's
+METHOD_CYCLE = (SKY, ORANGE, BLUE, RED, PINK, GREEN, *MORE)
+OBJECTIVE_CYCLE = (RED, PINK, GREEN, *MORE)
+PARADIGM_COLOURS = {"parallel": BLUE, "sequential": ORANGE, "sft": SKY, "base": GREY}
 MARKERS = "osD^vP*X<>"
+
+
+def merge_colour(name: str) -> str:
+    """Of a merge method, in the order of the registry; grey of one that is not in it."""
+    return METHOD_CYCLE[merge_place(name) % len(METHOD_CYCLE)] if name in METHODS else GREY
+
+
+def merge_marker(name: str) -> str:
+    return MARKERS[merge_place(name) % len(MARKERS)]
+
+
+def objective_colour(name: str) -> str:
+    """Of preference training alone, by objective."""
+    return OBJECTIVE_CYCLE[objective_place(name) % len(OBJECTIVE_CYCLE)]
+
+
+def paradigm_colour(row: Row) -> str:
+    return PARADIGM_COLOURS.get(row.paradigm) or objective_colour(row.preference)
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -45,23 +67,25 @@ def clean(ax: Axes, grid: str) -> None:
 
 
 def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend below all panels, each label once."""
+    """One legend below all panels, each label once; the figure grows by what it needs of more than one line."""
     by_label: dict[str, Any] = {}
     for ax in panels:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             by_label.setdefault(label, handle)
-    if by_label:
-        # inches of the widest entry at 9 points
-        widest = 0.6 + 0.075 * max(map(len, by_label))
-        columns = max(1, min(4, len(by_label), int(figure.get_figwidth() / widest)))
-        figure.legend(
-            list(by_label.values()),
-            [subscript(label) for label in by_label],
-            loc="outside lower left",
-            ncols=columns,
-            frameon=False,
-            fontsize=9,
-        )
+    if not by_label:
+        return
+    # inches of the widest entry, and of a line, at 9 points
+    widest = 0.6 + 0.075 * max(map(len, by_label))
+    columns = max(1, min(4, len(by_label), int(figure.get_figwidth() / widest)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (-(-len(by_label) // columns) - 1))
+    figure.legend(
+        list(by_label.values()),
+        [subscript(label) for label in by_label],
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+    )
 
 
 def subscript(label: str) -> str:

@@ -4,19 +4,21 @@ Everything about a cell is in its own folder: stage.json holds the whole lineage
 merged model and its adapters being deleted.
 """
 
-import hashlib
-import json
 import logging
-import math
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paft.config.model import gguf_title
-from paft.report.labels import Row, ranked
+from paft.evaluate.results import Results
+from paft.files.jsonfile import read_object
+from paft.report.lineage import Identity, branches, family, key_of, recipe
+from paft.report.names import merge_name, objective_name
+from paft.report.options import merge_options, options
+from paft.report.row import Row, finite, is_option
 from paft.report.saved import is_saved, saved_rows
-from paft.store.jsonfile import read_object
+from paft.report.scope import ranked
 from paft.training.target import reached
 
 log = logging.getLogger("paft")
@@ -31,15 +33,8 @@ TAIL = (
     "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
-GROUPS = {
-    "Slerp": "slerp",
-    "TaskArithmetic": "task_arithmetic",
-    "Ties": "ties",
-    "DareTies": "dare",
-    "DareLinear": "dare_linear",
-    "Linear": "linear",
-}
-"""Type of a merge config -> its name on the command line."""
+COMMAND = "command"
+"""The column with the command line that made a row, where its stage.json tells."""
 SPARSITY = {
     "sparsity": "share_below_1e-5",
     "zeros": "share_zero",
@@ -47,6 +42,8 @@ SPARSITY = {
     "rank": "effective_rank",
 }
 """Column of a branch -> its measure in sparsity.json."""
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading a folder raises that is not as it was written."""
 
 
 def rows(store: Path) -> list[Row]:
@@ -57,14 +54,14 @@ def rows(store: Path) -> list[Row]:
     """
     if is_saved(store):
         return ranked(saved_rows(store))
-    found = []
+    table = []
     for folder in sorted((store / "evaluate").glob("*")):
         if folder.is_dir() and "." not in folder.name:
             try:
-                found.append(row(folder))
-            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                table.append(row(folder))
+            except DAMAGE as error:
                 log.warning("%s is left out of the report: %s: %s", folder, type(error).__name__, error)
-    return ranked(found)
+    return ranked(table)
 
 
 def require_rows(store: Path) -> list[Row]:
@@ -85,96 +82,52 @@ def row(folder: Path) -> Row:
     Raises `OSError`, `ValueError`, `LookupError`, `TypeError` or `AttributeError` for a damaged folder.
     """
     store = folder.parents[1]
-    record, results = (read_object(folder / name) for name in ("stage.json", "results.json"))
+    record, results = read_object(folder / "stage.json"), Results.read(folder)
     if record["key"] != folder.name:
         raise ValueError(f"it is a copy of {record['stage']} {record['key']} under another name")
-    merge = record["identity"]["inputs"].get("model")
-    branches = merge["inputs"] if merge else {}
-    keys = {"merge_key": key_of(merge) if merge else "", "evaluate_key": folder.name}
-    keys |= {f"{name}_key": key_of(branch) for name, branch in branches.items()}
+    identity = record["identity"]
+    merge = identity["inputs"].get("model")
+    keys = {"sft_key": "", "preference_key": "", "merge_key": key_of(merge) if merge else ""}
+    keys |= {f"{name}_key": key_of(branch) for name, branch in branches(identity).items()}
+    keys["evaluate_key"] = folder.name
     report = merge_report(store, keys)
-    found = dict.fromkeys(HEAD) | _cell(record["identity"], merge) | _labels_of(branches)
-    found |= {"variant": report.get("variant", ""), "family": family(record["identity"])} | _scores(results)
-    for name in branches:
-        trained = store / name / keys[f"{name}_key"]
-        sparsity = _read_if_there(trained / "sparsity.json")
-        means = sparsity.get("mean_over_layers", {})
-        found |= {f"{name}_{column}": number(means.get(measure)) for column, measure in SPARSITY.items()}
-        found[f"{name}_norm"] = number(sparsity.get("over_elements", {}).get("l2"))
-        if name == "sft":
-            metrics = _read_if_there(trained / "stage.json").get("metrics", {})
-            found["sft_nll"] = number(metrics.get("validation/nll"))
-            found["l1_reached"] = number(reached(branches[name]["config"]["branch"]["l1"], sparsity))
-    found |= {name: number(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
+    columns = dict.fromkeys(HEAD) | _setting(identity) | _trained(store, branches(identity))
+    columns |= {"variant": report.get("variant", ""), "family": family(identity)} | _scores(results)
+    for name in branches(identity):
+        columns |= _measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])
+    columns |= {name: finite(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
     run = record.get("run", {})
-    found |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
-    return dict.fromkeys(TAIL) | {"sft_key": "", "preference_key": ""} | found | keys
+    columns |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
+    last = options(identity) | {COMMAND: run.get("command") or ""}
+    return Row(dict.fromkeys(TAIL) | columns | keys | last)
 
 
-def merge_report(store: Path, row: Row) -> dict[str, Any]:
+def merge_report(store: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The row's merge.json from its evaluation, else from its merged model, else {}."""
     evaluation, merge = (store / stage / row[f"{stage}_key"] for stage in ("evaluate", "merge"))
     return _read_if_there(evaluation / "merge.json", merge / "merge.json")
 
 
-def columns(table: list[Row]) -> list[str]:
-    """Every column of the rows, in the order of results.csv: setting, merge options, scores, the rest."""
+def columns(table: Sequence[Row]) -> list[str]:
+    """Every column of the rows, in the order of results.csv: setting, merge options, scores, the rest, all options."""
     seen = list(dict.fromkeys(column for r in table for column in r))
-    options = [c for c in seen if c.startswith("merge.")]
-    scores = [c for c in seen if c not in {*HEAD, *options, *TAIL}]
-    return [*HEAD, *options, *scores, *TAIL]
+    merge = [c for c in seen if c.startswith("merge.")]
+    last = [c for c in seen if (is_option(c) and c not in merge) or c == COMMAND]
+    scores = [c for c in seen if c not in {*HEAD, *merge, *TAIL, *last}]
+    return [*HEAD, *merge, *scores, *TAIL, *last]
 
 
-def key_of(identity: Mapping[str, Any]) -> str:
-    """`paft.stage.Stage.key` of the stage with this identity, from the lineage in stage.json alone."""
-    keys = {name: key_of(stage) for name, stage in identity["inputs"].items()}
-    return _digest({**identity, "inputs": keys})
+def refuse_taken(columns: Collection[str]) -> None:
+    """Raise `ValueError` for a column of an evaluation that the report has already."""
+    if taken := sorted(c for c in columns if c in {*HEAD, *TAIL, COMMAND} or is_option(c)):
+        raise ValueError(f"the report has its own column {taken[0]!r}; rename it in evaluate.tasks")
 
 
-def family(identity: Mapping[str, Any]) -> str:
-    """What the cells that differ by their seed alone have in common: a key of the lineage without seeds.
-
-    Seeds of data and of the evaluation stay: other rows and other items are another cell. A seed of the drop masks
-    stays unless it follows the training's, as it does by default.
-    """
-    return _digest(_seedless(identity, _seed(identity)))
+# --- parts of a row ----------------------------------------------------------------------------------
 
 
-def _seedless(identity: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    config = dict(identity["config"])
-    if identity["stage"] in ("sft", "preference"):
-        config.pop("seed", None)
-    for part in ("only", "method"):  # of a reference, of a merge
-        if isinstance(config.get(part), dict) and config[part].get("seed") == seed:
-            config[part] = {name: value for name, value in config[part].items() if name != "seed"}
-    inputs = {name: _seedless(stage, seed) for name, stage in identity["inputs"].items()}
-    return {**identity, "config": config, "inputs": inputs}
-
-
-def _seed(identity: Mapping[str, Any]) -> int | None:
-    """The seed the lineage was trained with."""
-    if "branch" in identity["config"] and "seed" in identity["config"]:
-        return int(identity["config"]["seed"])
-    seeds = (_seed(stage) for stage in identity["inputs"].values())
-    return next((seed for seed in seeds if seed is not None), None)
-
-
-def _recipe(stage: Mapping[str, Any]) -> str:
-    """What the trainings that differ by lambda and seed alone have in common: settings and data."""
-    branch = dict(stage["config"]["branch"])
-    branch["l1"] = {name: value for name, value in branch.get("l1", {}).items() if name != "weight"}
-    return _digest(
-        {**stage["config"], "branch": branch, "seed": None, "data": key_of(stage["inputs"]["data"])}
-    )
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _cell(evaluate: Mapping[str, Any], merge: Mapping[str, Any] | None) -> Row:
-    config = evaluate["config"]
+def _setting(evaluate: Identity) -> dict[str, Any]:
+    config, merge = evaluate["config"], evaluate["inputs"].get("model")
     cell = {
         "base": gguf_title(str(config["model"].get("file", ""))) or str(config["model"]["name"]),
         "template": config["template"],
@@ -188,13 +141,8 @@ def _cell(evaluate: Mapping[str, Any], merge: Mapping[str, Any] | None) -> Row:
     kind = method["type"]
     cell |= merge_options(method)
     if kind != "Apply":
-        return cell | {"paradigm": "parallel", "merge": GROUPS.get(kind, kind)}
+        return cell | {"paradigm": "parallel", "merge": merge_name(kind)}
     return cell | {"paradigm": inputs[0] if len(inputs) == 1 else "sequential"}
-
-
-def merge_options(method: Mapping[str, Any]) -> Row:
-    """The columns of a merge's options."""
-    return {f"merge.{name}": _flat(value) for name, value in method.items() if name != "type"}
 
 
 def _evaluation(config: Mapping[str, Any]) -> str:
@@ -205,61 +153,60 @@ def _evaluation(config: Mapping[str, Any]) -> str:
     )
 
 
-def _labels_of(branches: Mapping[str, Any]) -> Row:
-    found: Row = {"preference": "", "sft_data": "", "preference_data": ""}
-    for name, stage in branches.items():
+def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
+    found: dict[str, Any] = {"preference": "", "sft_data": "", "preference_data": ""}
+    for name, stage in trainings.items():
         branch = stage["config"]["branch"]
-        found[f"{name}_data"] = _source(stage["inputs"]["data"]["config"])
+        found[f"{name}_data"] = _source(store, stage["inputs"]["data"])
         found[f"{name}_lr"] = branch["lr"]
-        found[f"{name}_recipe"] = _recipe(stage)
+        found[f"{name}_recipe"] = recipe(stage)
         found["seed"] = stage["config"]["seed"]
         if name == "sft":
-            found |= {"lambda": branch["l1"]["weight"], "l1_of": branch["l1"]["of"]}
-            found |= {
-                "l1_method": branch["l1"].get("method"),
-                "l1_target": branch["l1"].get("target_sparsity"),
-            }
+            l1 = branch["l1"]
+            found |= {"lambda": l1["weight"], "l1_of": l1["of"]}
+            found |= {"l1_method": l1.get("method"), "l1_target": l1.get("target_sparsity")}
         else:
-            found |= {"preference": branch["type"].lower(), "preference_beta": branch["beta"]}
+            found |= {"preference": objective_name(branch["type"]), "preference_beta": branch.get("beta")}
     return found | {"data": " + ".join(filter(None, (found["sft_data"], found["preference_data"])))}
 
 
-def _source(data: Mapping[str, Any]) -> str:
+def _source(store: Path, data: Identity) -> str:
     """The data stage's source in a few words. A file's name is no part of any identity, its sha256 is."""
-    source = data["source"]
-    digest = (data.get("files") or {}).get("train", "")[:8]
+    source = data["config"]["source"]
     name = "/".join(filter(None, (source.get("repo"), source.get("name")))) or source.get("skill")
+    if not name:
+        digest = (data["config"].get("files") or {}).get("train", "")[:8]
+        metrics = _read_if_there(store / "data" / key_of(data) / "stage.json").get("metrics") or {}
+        file = metrics.get("file")
+        name = f"{file} ({digest})" if file else f"file {digest}"
     size = source.get("num_rows") if source.get("max_rows") is None else source["max_rows"]
-    return (name or f"file {digest}") + (f" ({size} rows)" if size else "")
+    return name + (f" ({size} rows)" if size else "")
 
 
-def refuse_taken(columns: Collection[str]) -> None:
-    """Raise `ValueError` for a column of an evaluation that the report has already."""
-    if taken := sorted({*columns} & {*HEAD, *TAIL}):
-        raise ValueError(f"the report has its own column {taken[0]!r}; rename it in evaluate.tasks")
+def _measures(folder: Path, branch: str, identity: Identity) -> dict[str, Any]:
+    """What was measured of a trained adapter, as far as its folder is still there."""
+    sparsity = _read_if_there(folder / "sparsity.json")
+    means = sparsity.get("mean_over_layers", {})
+    found = {f"{branch}_{column}": finite(means.get(measure)) for column, measure in SPARSITY.items()}
+    found[f"{branch}_norm"] = finite(sparsity.get("over_elements", {}).get("l2"))
+    if branch == "sft":
+        metrics = _read_if_there(folder / "stage.json").get("metrics", {})
+        found["sft_nll"] = finite(metrics.get("validation/nll"))
+        found["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
+    return found
 
 
-def _scores(results: Mapping[str, Any]) -> Row:
-    tasks = results["tasks"]
-    refuse_taken(tasks)
-    lower = [column for column, task in tasks.items() if not task["higher_is_better"]]
-    averaged = [column for column, task in tasks.items() if task["in_average"]]
-    found: Row = {"average": number(results["average"])}
-    for column, task in tasks.items():
-        found |= {column: float(task["score"]), f"{column}_stderr": number(task["stderr"])}
+def _scores(results: Results) -> dict[str, Any]:
+    refuse_taken(results.tasks)
+    lower = [column for column, task in results.tasks.items() if not task.higher_is_better]
+    averaged = [column for column, task in results.tasks.items() if task.in_average]
+    found: dict[str, Any] = {"average": results.average}
+    for column, task in results.tasks.items():
+        found |= {column: task.score, f"{column}_stderr": task.stderr}
     if mixed := sorted({*lower} & {*averaged}):
         log.warning("no average of %s: lower is better in %s", ", ".join(averaged), ", ".join(mixed))
         found["average"] = None
     return found | {"in_average": " ".join(averaged), "lower_is_better": " ".join(lower)}
-
-
-def number(value: Any) -> float | None:
-    """`value` as a finite float, or None."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _flat(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _read_if_there(*paths: Path) -> dict[str, Any]:

@@ -1,160 +1,167 @@
-"""The report in the terminal: the table, the claims, a comparison."""
+"""The report in the terminal: the tables, a comparison, a list of answers."""
 
-import sys
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console, JustifyMethod
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console
 
+from paft.report.columns import Column
 from paft.report.compare import Comparison
-from paft.report.labels import Column, Row, Scope, blocks, labels, score_columns, section, short
+from paft.report.numbers import DASH, interval, p_value, signed
+from paft.report.render import console, in_terminal
+from paft.report.row import Row
+from paft.report.scope import Scope, blocks, title
 from paft.report.statistics import Estimate
+from paft.report.tables import (
+    Entry,
+    Head,
+    Line,
+    Section,
+    Table,
+    cells_table,
+    comparisons_table,
+    plain_table,
+    without,
+)
 
 UNKNOWN = "; ? where nothing shows it: a task or subtask has one item, or nobody knows its items"
-
-
-def console() -> Console:
-    """A pipe or a log file has no width of its own."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 # --- the table ---------------------------------------------------------------------------------------
 
 
-def print_table(table: Sequence[Row], keys: Sequence[str] = (), *, page: Path | None = None) -> None:
-    """Print the cells with these evaluate keys (all, if empty) beside their base, and where the page is."""
+def print_table(table: Sequence[Row], *, store: Path | None = None, page: Path | None = None) -> None:
+    """Print these cells by scope, where their models are in the store, and where the page is."""
+    print_blocks(blocks(table), store=store, page=page)
+
+
+def print_run(
+    own: Sequence[tuple[Scope, list[Row]]], *, others: int, store: Path, page: Path, everything: str
+) -> None:
+    """Print what `Report.of_run` gives: the cells of a run alone, and which command shows the store's `others`."""
+    print_blocks(own, store=store)
     out = console()
-    for scope, block in blocks(table):
-        wanted = [r for r in block if not keys or {*r["evaluate_keys"].split()} & {*keys}]
-        if wanted:
-            bases = [r for r in block if r["paradigm"] == "base" and r not in wanted]
-            out.print(_terminal_table(scope, [*wanted, *bases]))
+    if others:
+        _say(out, f"{store} holds {others} more evaluation{'s' * (others > 1)}: {everything} shows all")
+    _say(out, f"Report: {page}")
+
+
+def print_blocks(
+    scopes: Sequence[tuple[Scope, list[Row]]], *, store: Path | None = None, page: Path | None = None
+) -> None:
+    out = console()
+    for scope, block in scopes:
+        out.print(in_terminal(_cells(scope, block)))
+        if store is not None and (where := _models(block, store)):
+            _say(out, where)
     if page is not None:
-        out.print(f"Report: {page}", markup=False, soft_wrap=True)
+        _say(out, f"Report: {page}")
 
 
-def _terminal_table(scope: Scope, block: list[Row]) -> Table:
-    found = score_columns(block)
-    title = f"{scope.base} · {scope.evaluate}" + (f" · first {scope.limit} items only" if scope.limit else "")
-    seeds = sorted({r["num_seeds"] for r in block if r["seed"] is not None})
-    caption = "± 1 standard error over items" + (f" and {seeds[-1]} seeds" if seeds and seeds[-1] > 1 else "")
-    if any(c.error(r) == "?" for c in found for r in block):
+def _cells(scope: Scope, block: list[Row]) -> Table:
+    found = cells_table(block)
+    seeds = max((r.num_seeds for r in block), default=1)
+    caption = "± 1 standard error over items" + (f" and {seeds} seeds" if seeds > 1 else "")
+    if any(entry.error == "?" for line in found.lines for entry in line.entries):
         caption += UNKNOWN
-    table = Table(title=escape(title), title_justify="left", caption=caption, caption_justify="left")
-    for name in ("method", "lambda", *(c.title for c in found), "SFT < 1e-5"):
-        least = {"lambda": 6}.get(name)  # of a number that is cut nothing is left
-        side: JustifyMethod = "left" if name == "method" else "right"
-        table.add_column(escape(name), justify=side, no_wrap=True, min_width=least)
-    best = [c.best(block) for c in found]
-    named = zip(block, labels(block), strict=True)
-    for heading, lines in groupby(named, key=lambda pair: section(pair[0])):
-        table.add_section()
-        table.add_row(f"[dim]{escape(heading)}[/dim]")
-        for row, label in lines:
-            table.add_row(*_terminal_row(row, label, zip(found, best, strict=True)))
-    return table
+    hidden = ["preference < 1e-5", *(["seeds"] if seeds == 1 else [])]
+    return replace(without(found, *hidden), title=title(scope, block), caption=caption)
 
 
-def _terminal_row(row: Row, label: str, columns: Iterable[tuple[Column, float | None]]) -> list[str]:
-    share = row["sft_sparsity"]
-    scores = [_terminal_score(column, row, best) for column, best in columns]
-    return [escape(label), short(row["lambda"]), *scores, "–" if share is None else f"{100 * share:.1f} %"]
+def _models(block: Sequence[Row], store: Path) -> str:
+    """Where the merged models of a table's rows are."""
+    keys = [r.key("merge") for r in block if r.key("merge")]
+    if not keys:
+        return ""
+    if len(keys) == 1 and all(r.num_seeds == 1 for r in block):
+        return f"Model: {store / 'merge' / keys[0]}"
+    return f"Models: {store / 'merge'}/<merge_key>, by row in results.csv and on the page"
 
 
-def _terminal_score(column: Column, row: Row, best: float | None) -> str:
-    value = column.value(row)
-    error = f" [dim]± {found}[/dim]" if (found := column.error(row)) else ""
-    text = f"[bold]{column.text(value)}[/bold]" if value is not None and value == best else column.text(value)
-    return text + error
+def _say(out: Console, text: str) -> None:
+    out.print(text, markup=False, soft_wrap=True)
 
 
 # --- a comparison ------------------------------------------------------------------------------------
 
 
-def print_comparison(found: Comparison, left: str, right: str) -> None:
+def print_comparison(comparison: Comparison, left: str, right: str) -> None:
     """Differences A - B by column, then pair by pair, then what a reader must know of them."""
     out = console()
-    count = len(found.pairs)
-    title = f"A = {left} · B = {right}" + (f" · mean over {count} pairs of cells" if count > 1 else "")
-    table = Table(title=escape(title), title_justify="left", caption=_caption(found), caption_justify="left")
-    for name in ("column", "A", "B", "A - B", "95 % interval", "p, corrected", "items", "seeds"):
-        table.add_column(name, justify="left" if name == "column" else "right", no_wrap=True)
-    for d in found.differences:
-        p = "–" if d.corrected is None else f"{d.corrected:.2g}"
-        values = [_value(d.column, d.left), _value(d.column, d.right), _signed(d.column, d.difference.value)]
-        sizes = [str(d.difference.num_items or "–"), str(d.difference.num_seeds)]
-        table.add_row(escape(d.column.title), *values, _interval(d.column, d.difference), p, *sizes)
-    out.print(table)
-    if count > 1:
-        out.print(_pairs(found))
-    for name, (mine, theirs) in found.also_differ.items():
-        out.print(f"A and B also differ in {name}: {mine} against {theirs}", markup=False, soft_wrap=True)
-    for name in found.alone:
-        out.print(f"without a partner, left out: {name}", markup=False, soft_wrap=True)
+    out.print(in_terminal(_differences(comparison, left, right)))
+    if len(comparison.pairs) > 1:
+        out.print(in_terminal(_pairs(comparison)))
+    for name, (mine, theirs) in comparison.also_differ.items():
+        _say(out, f"A and B also differ in {name}: {mine} against {theirs}")
+    for name in comparison.alone:
+        _say(out, f"without a partner, left out: {name}")
 
 
-def print_answers(found: Sequence[Row]) -> None:
-    """The answers to a list of questions, and why some have none."""
-    out = console()
-    caption = "paired, over items and seeds; p by Holm over the table"
-    table = Table(caption=caption, caption_justify="left")
-    for name in ("question", "column", "A", "B", "A - B", "95 % interval", "p, corrected"):
-        table.add_column(name, justify="left" if name in ("question", "column") else "right")
-    for row in found:
-        numbers = [_number(row[name]) for name in ("left", "right", "difference")]
-        interval = "–" if row["low"] is None else f"{row['low']:+.3g} to {row['high']:+.3g}"
-        table.add_row(
-            escape(row["question"]), escape(row["column"]), *numbers, interval, _number(row["p_corrected"])
-        )
-    out.print(table)
-    for row in found:
-        if row["why"]:
-            out.print(f"{row['question']}, {row['column']}: {row['why']}", markup=False, soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _caption(found: Comparison) -> str:
-    seeds = min(d.difference.num_seeds for d in found.differences)
-    over = (
-        "items and seeds"
-        if seeds > 1
-        else "items only: with one seed in common nothing is said of other trainings"
+def _differences(comparison: Comparison, left: str, right: str) -> Table:
+    count = len(comparison.pairs)
+    heads = ("A", "B", "A - B", "95 % interval", "p, corrected", "items", "seeds")
+    lines = []
+    for d in comparison.differences:
+        sizes = [str(d.difference.num_items or DASH), str(d.difference.num_seeds)]
+        texts = [
+            _signed(d.column, d.difference),
+            _interval(d.column, d.difference),
+            p_value(d.corrected),
+            *sizes,
+        ]
+        sides = [_value(d.column, d.left), _value(d.column, d.right)]
+        lines.append(Line([Entry(d.column.title), *sides, *map(Entry, texts)]))
+    return Table(
+        [Head("column", numeric=False), *map(Head, heads)],
+        [Section("", lines)],
+        f"A = {left} · B = {right}" + (f" · mean over {count} pairs of cells" if count > 1 else ""),
+        _caption(comparison),
     )
-    unknown = UNKNOWN if any(d.difference.stderr is None for d in found.differences) else ""
+
+
+def _caption(comparison: Comparison) -> str:
+    several = min(d.difference.num_seeds for d in comparison.differences) > 1
+    alone = "items only: with one seed in common nothing is said of other trainings"
+    unknown = UNKNOWN if any(d.difference.stderr is None for d in comparison.differences) else ""
+    over = "items and seeds" if several else alone
     return f"paired, over {over}; p by Holm over the rows of this table{unknown}"
 
 
-def _pairs(found: Comparison) -> Table:
-    table = Table(title="A - B, pair by pair", title_justify="left")
-    table.add_column("pair", no_wrap=True)
-    for column in found.columns:
-        table.add_column(escape(column.title), justify="right", no_wrap=True)
-    for pair in found.pairs:
-        texts = []
-        for column in found.columns:
+def _pairs(comparison: Comparison) -> Table:
+    lines = []
+    for pair in comparison.pairs:
+        texts = [pair.label]
+        for column in comparison.columns:
             e = pair.differences.get(column.name)
-            texts.append(
-                "–" if e is None else f"{_signed(column, e.value)} [dim]{_interval(column, e)}[/dim]"
-            )
-        table.add_row(escape(pair.label), *texts)
-    return table
+            texts.append(DASH if e is None else f"{_signed(column, e)} ({_interval(column, e)})")
+        lines.append(texts)
+    head = [Head("pair", numeric=False), *(Head(c.title) for c in comparison.columns)]
+    return plain_table(head, lines, title="A - B, pair by pair")
 
 
-def _value(column: Column, e: Estimate) -> str:
+def _value(column: Column, e: Estimate) -> Entry:
     error = "?" if e.stderr is None else column.text(column.scaled(e.stderr))
-    return f"{column.text(column.scaled(e.value))} [dim]± {error}[/dim]"
+    return Entry(column.text(column.scaled(e.value)), error)
 
 
-def _signed(column: Column, value: float | None) -> str:
-    text = column.text(column.scaled(value))
-    return text if value is None or value < 0 else f"+{text}"
+def _signed(column: Column, e: Estimate) -> str:
+    return signed(column.scaled(e.value), column.digits)
 
 
 def _interval(column: Column, e: Estimate) -> str:
-    return "–" if e.low is None else f"({_signed(column, e.low)} … {_signed(column, e.high)})"
+    return interval(column.scaled(e.low), column.scaled(e.high), column.digits)
+
+
+# --- a list of answers -------------------------------------------------------------------------------
+
+
+def print_answers(answers: Sequence[Mapping[str, Any]]) -> None:
+    """The answers to a list of questions, and why some have none."""
+    out = console()
+    caption = "paired, over items and seeds; p by Holm over the table"
+    out.print(in_terminal(comparisons_table(answers, caption)))
+    for row in answers:
+        if row["why"]:
+            _say(out, f"{row['question']}, {row['column']}: {row['why']}")

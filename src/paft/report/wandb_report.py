@@ -1,25 +1,30 @@
 """The report as a W&B report, from the same cells and findings as index.html, its twin without W&B.
 
-Run sets, bars and scatter plots are drawn by W&B from the cells' runs (`paft.tracking.log_cell`); the table of the
+Run sets, bars and scatter plots are drawn by W&B from the cells' runs (`paft.tracking.run.log_cell`); the table of the
 paper's shape, the lambda x merge table and the claims are text, as means over seeds and intervals are not in any run.
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.config import Wandb
+from paft.files.jsonfile import read_object, write_json
 from paft.report.build import Study, studies
+from paft.report.columns import Column, score_columns
 from paft.report.findings import flat
-from paft.report.labels import SECTIONS, TITLES, Column, Row, labels, score_columns, section, short
-from paft.report.plain import plain
+from paft.report.names import merge_title, objective_title
+from paft.report.numbers import DASH, short
+from paft.report.render import markdown
+from paft.report.representatives import representatives
+from paft.report.row import Row
+from paft.report.scope import SECTIONS, title
 from paft.report.study_plots import PARETO
 from paft.report.table import require_rows
-from paft.store.jsonfile import read_object, write_json
-from paft.tracking import mode, survive
+from paft.report.tables import Head, cells_table, claims_table, plain_table
+from paft.tracking.run import mode, survive
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports import v2 as wr
@@ -73,16 +78,15 @@ def build(found: Sequence[Study], *, project: str, entity: str) -> "wr.Report":
     blocks: list[Any] = [wr.TableOfContents()]
     for study in found:
         scope, columns = study.scope, score_columns(study.cells)
-        trained = " + ".join(filter(None, (scope.sft_data, scope.preference_data)))
         blocks += [
-            wr.H1(f"{scope.base}: {scope.evaluate}"),
-            wr.P(f"Trained on {trained or 'nothing'}; scores are means over seeds, ± one standard error."),
+            wr.H1(title(scope, study.cells)),
+            wr.P(f"Trained on {scope.data or 'nothing'}; scores are means over seeds, ± one standard error."),
             wr.H2("Every cell, as in the paper's Table 1"),
-            wr.MarkdownBlock(paper_shaped(study.cells, columns)),
+            wr.MarkdownBlock(markdown(cells_table(study.cells))),
             wr.H2("Average by lambda and merge"),
             wr.MarkdownBlock(lambda_by_merge(study.cells, columns)),
             wr.H2("The paper's claims on these cells"),
-            wr.MarkdownBlock(claims_table(study)),
+            wr.MarkdownBlock(markdown(claims_table([*map(flat, study.findings)]))),
             wr.H2("Runs, by paradigm"),
             wr.PanelGrid(runsets=_run_sets(study), panels=_panels(study.cells, columns)),
         ]
@@ -100,12 +104,12 @@ def _run_sets(study: Study) -> list["wr.Runset"]:
     """
     from wandb_workspaces.reports import v2 as wr
 
-    found = []
+    sets = []
     for paradigm in SECTIONS:
-        keys = [k for r in study.cells if r["paradigm"] == paradigm for k in r["evaluate_keys"].split()]
+        keys = [k for r in study.cells if r.paradigm == paradigm for k in r.evaluate_keys]
         if keys:
-            found.append(wr.Runset(name=paradigm, filters=f"Config('evaluate_key') in {keys}"))
-    return found
+            sets.append(wr.Runset(name=paradigm, filters=f"Config('evaluate_key') in {keys}"))
+    return sets
 
 
 def _panels(cells: Sequence[Row], columns: Sequence[Column]) -> list[Any]:
@@ -133,80 +137,17 @@ def _panels(cells: Sequence[Row], columns: Sequence[Column]) -> list[Any]:
 # --- text --------------------------------------------------------------------------------------------
 
 
-def paper_shaped(cells: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The table of index.html in Markdown: sections and rows of the paper's Table 1."""
-    head = ["method", "λ", "seeds", *(c.title for c in columns), "SFT < 1e-5"]
-    lines = []
-    for heading, group in groupby(zip(cells, labels(cells), strict=True), key=lambda pair: section(pair[0])):
-        lines.append([f"**{_plain(heading)}**", *[""] * (len(head) - 1)])
-        for row, label in group:
-            share = "–" if row["sft_sparsity"] is None else f"{100 * row['sft_sparsity']:.1f} %"
-            seeds = "–" if row["seed"] is None else str(row["num_seeds"])
-            scores = [_score(c, row) for c in columns]
-            lines.append([_plain(label), short(row["lambda"]), seeds, *scores, share])
-    return _table(head, lines)
-
-
 def lambda_by_merge(cells: Sequence[Row], columns: Sequence[Column]) -> str:
     """The numbers of the heat map: a row for each objective and merge method, a column for each lambda."""
-    merged = [r for r in plain(cells) if r["paradigm"] == "parallel"]
+    merged = [r for r in representatives(cells) if r.merged]
     average = next((c for c in columns if c.name == "average"), None)
     if not merged or average is None:
         return "No merged cells."
-    weights = sorted({r["lambda"] for r in merged})
-    places = {(r["preference"], r["merge"], r["lambda"]): _score(average, r) for r in merged}
+    weights = sorted({r.weight or 0.0 for r in merged})
+    places = {(r.preference, r.merge, r.weight or 0.0): average.written(r) for r in merged}
     lines = [
-        [f"{TITLES.get(m, m)} {p.upper()}", *(places.get((p, m, w), "–") for w in weights)]
-        for p, m in dict.fromkeys((r["preference"], r["merge"]) for r in merged)
+        [f"{merge_title(m)} {objective_title(p)}", *(places.get((p, m, w), DASH) for w in weights)]
+        for p, m in dict.fromkeys((r.preference, r.merge) for r in merged)
     ]
-    return _table(["merge", *(f"λ={short(w)}" for w in weights)], lines)
-
-
-def claims_table(study: Study) -> str:
-    head = [
-        "claim",
-        "with",
-        "λ",
-        "verdict",
-        "effect, points",
-        "95 % interval",
-        "p, corrected",
-        "items",
-        "seeds",
-    ]
-    lines = []
-    for f in map(flat, study.findings):
-        interval = "–" if f["low"] is None else f"{f['low']:+.2f} … {f['high']:+.2f}"
-        effect = "–" if f["effect"] is None else f"{f['effect']:+.2f}"
-        p = "–" if f["p_corrected"] is None else f"{f['p_corrected']:.2g}"
-        sizes = [str(f[name] or "–") for name in ("num_items", "num_seeds")]
-        lines.append(
-            [
-                f["claim"],
-                f["preference"].upper(),
-                short(f["lambda"]),
-                f["verdict"],
-                effect,
-                interval,
-                p,
-                *sizes,
-            ]
-        )
-    return _table(head, lines)
-
-
-def _score(column: Column, row: Row) -> str:
-    error = column.error(row)
-    return column.text(column.value(row)) + (f" ± {error}" if error else "")
-
-
-def _plain(text: str) -> str:
-    """No character of a name is read as Markdown or as the border of a cell."""
-    for mark in "\\|*_`<>[]":
-        text = text.replace(mark, f"\\{mark}")
-    return text
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+    head = [Head("merge", numeric=False), *(Head(f"λ={short(w)}") for w in weights)]
+    return markdown(plain_table(head, lines))

@@ -4,11 +4,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from paft.store.jsonfile import read_object
-from paft.store.replacing import UNFINISHED
+from paft.files.jsonfile import read_object
+from paft.files.replacing import PARTIAL, UNFINISHED
 
-PARTIAL = ".partial"
-"""How the name of a folder ends while a stage fills it."""
 WORK = "work"
 """In such a folder: what only a run that was cut short needs, as checkpoints. Never part of the result."""
 

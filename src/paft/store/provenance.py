@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from paft.slurm import job_name
+from paft.process.slurm import job_name
 
 PACKAGES = ("paft", "torch", "lightning", "transformers", "peft", "datasets", "lm-eval", "wandb")
 

@@ -16,14 +16,14 @@ from typing import Any
 
 from filelock import Timeout
 
-from paft.stage import Stage
-from paft.store.beside import free_name, lock, move_aside, own_folder
-from paft.store.damage import PARTIAL, WORK, digests, find_damage
-from paft.store.diskfull import naming_full_disk
-from paft.store.jsonfile import read_object, write_json
+from paft.files.diskfull import naming_full_disk
+from paft.files.jsonfile import read_object, write_json
+from paft.files.replacing import PARTIAL, UNFINISHED
+from paft.files.unwritable import naming_unwritable
+from paft.graph.stage import Stage
+from paft.store.damage import WORK, digests, find_damage
+from paft.store.places import free_name, lock, move_aside, own_folder
 from paft.store.provenance import provenance
-from paft.store.replacing import UNFINISHED
-from paft.store.unwritable import naming_unwritable
 
 log = logging.getLogger("paft")
 

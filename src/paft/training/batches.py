@@ -3,17 +3,14 @@
 Everything is a function of (seed, step): a run that resumes at step k sees exactly the batches it would have.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
-from paft.data.chat import Encoded, EncodedPair
-from paft.losses import IGNORE
+from paft.chat.tokens import Encoded, EncodedPair
 
 Row = TypeVar("Row", bound=Encoded | EncodedPair)
 
@@ -103,34 +100,3 @@ class StepLoader(Generic[Row]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.start = state["start"]
-
-
-def micro_batches(
-    rows: Sequence[Row], size: int, max_tokens: float = math.inf, *, packed: bool = False
-) -> list[list[Row]]:
-    """Rows of like length together, so that little is padding; their order inside a step changes nothing.
-
-    At most `size` rows and `max_tokens` tokens, with their padding unless `packed`; a longer row goes alone.
-    """
-    cut: list[list[Row]] = []
-    room = 0.0
-    for row in sorted(rows, key=lambda row: row.row_tokens, reverse=True):
-        tokens = row.row_tokens if packed or not cut else cut[-1][0].row_tokens
-        if not cut or len(cut[-1]) == size or room < tokens:
-            cut.append([])
-            room, tokens = max_tokens, row.row_tokens
-        cut[-1].append(row)
-        room -= tokens
-    return cut
-
-
-def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Token lists as int64 [B, T], padded on the right."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
-
-
-def sft_tensors(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(input_ids [B, T], labels [B, T], tokens of each row [B])."""
-    ids = [r.input_ids for r in rows]
-    return pad(ids, pad_id), pad([r.labels for r in rows], IGNORE), torch.tensor([*map(len, ids)])

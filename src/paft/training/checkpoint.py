@@ -18,9 +18,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from paft.interrupt import Postponed, stop
+from paft.files.replacing import replacing
+from paft.process.interrupt import Postponed, stop
 from paft.store.damage import WORK
-from paft.store.replacing import replacing
 from paft.training.history import History
 from paft.training.strategy import largest_of_ranks
 

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from paft.files.replacing import replacing
 from paft.store.damage import WORK
-from paft.store.replacing import replacing
 
 HISTORY = "history.jsonl"
 

@@ -1,4 +1,4 @@
-"""What the three LightningModules share: the LoRA backbone, the optimizer step, what a checkpoint holds.
+"""What the LightningModules share: the LoRA backbone, the optimizer step, what a checkpoint holds.
 
 One Lightning batch is one global batch. It is cut into micro-batches whose losses are divided by the global
 batch's totals, so the update depends neither on the micro-batch size nor on the number of devices.
@@ -13,12 +13,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from paft.adapter import Policy, add_deltas, refuse_unstored
 from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
-from paft.model import load_base
-from paft.proof.paths import FastPaths, paths_of
-from paft.quantize import quantize
-from paft.training.batches import GlobalBatch, micro_batches
+from paft.forward.batches import micro_batches
+from paft.model.adapters import add_deltas, refuse_unstored
+from paft.model.paths import FastPaths, paths_of
+from paft.model.policy import Policy
+from paft.model.quantize import quantize
+from paft.proof.base import load_base
+from paft.training.batches import GlobalBatch
 from paft.training.nonfinite import LeftOut
 from paft.training.strategy import largest_of_ranks, shard
 
@@ -45,7 +47,7 @@ def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[in
 
 
 class BranchModule(L.LightningModule):
-    """Base of `SFTModule`, `DPOModule` and `ORPOModule`: subclasses say what a micro-batch's loss is.
+    """Base of `SFTModule` and `PreferenceModule`: subclasses say what a micro-batch's loss is.
 
     `base` is the base model's folder, `deltas` adapter folders added to it before the new adapter is attached
     (sequential training), `num_steps` the length of the whole run, `paths` what the base was proved to take (None:
@@ -127,7 +129,7 @@ class BranchModule(L.LightningModule):
         with cpu, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             policy = Policy(base, self.config.lora, seed=self.seed)
-        refuse_unstored(policy, self.base_folder)
+        refuse_unstored(policy.adapted_weights(), self.base_folder)
         return policy
 
     @property

@@ -1,16 +1,16 @@
-"""Preference alignment: DPO and ORPO on pairs of answers to one prompt."""
+"""Preference alignment: one module for every objective on pairs of answers to one prompt."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paft.config import DPO, ORPO, DPOLoss, NLLScope
-from paft.data.chat import EncodedPair
-from paft.losses import dpo_loss, orpo_loss
+from paft.chat.tokens import EncodedPair
+from paft.forward.pairs import REJECTED, PairTensors, pair_tensors
+from paft.losses import mean_nll
+from paft.objectives.objective import Objective, PairLogps
 from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
-from paft.training.pairs import REJECTED, PairTensors, answer_logps, pair_tensors
 from paft.training.reference import ScoredPair
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.02}
@@ -19,91 +19,73 @@ START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.02}
 Ten times what was seen."""
 
 
-class DPOModule(BranchModule):
-    """Direct preference optimisation; the reference policy is the base model.
+class PreferenceModule(BranchModule):
+    """Trains by the losses of its config, an `Objective`.
 
-    What it says of the pairs comes with rows that went through the `reference` stage; for others it is the backbone
-    with its adapter off.
-
-    Logs chosen and rejected rewards and log-probabilities apart, so that a falling chosen likelihood shows.
+    What the reference policy says of the pairs comes with rows that went through the `reference` stage; for others it
+    is the backbone with its adapter off. Logs chosen and rejected rewards and log-probabilities apart, so that a
+    falling chosen likelihood shows.
     """
 
-    config: DPO
+    config: Objective
 
     def micro_loss(
         self, rows: list[EncodedPair], batch: GlobalBatch[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        pairs = pair_tensors(self.backbone, rows, self.pad_id).to(self.device)
-        chosen, rejected = self._logps(pairs)
-        reference_chosen, reference_rejected = self._reference(rows, pairs)
-        if self.training and batch.step == 0:
-            allowed = START_TOLERANCE[self.backbone.base.dtype]
-            refuse_moved_start((chosen, reference_chosen), (rejected, reference_rejected), allowed=allowed)
         c = self.config
-        losses = dpo_loss(
-            chosen,
-            rejected,
-            reference_chosen,
-            reference_rejected,
-            beta=c.beta,
-            loss=c.loss.value,
-            label_smoothing=c.label_smoothing,
-        )
-        rewards = (
-            c.beta * (chosen - reference_chosen).detach(),
-            c.beta * (rejected - reference_rejected).detach(),
-        )
-        return losses.sum() / batch.num_rows, pair_values(chosen, rejected, rewards, batch.num_rows)
+        pairs = pair_tensors(self.backbone, rows, self.pad_id, prompt_labels=c.learns_prompt).to(self.device)
+        logps_RT = pairs.logps(self.backbone)
+        logps = self._pair_logps(rows, pairs, logps_RT)
+        if self.training and batch.step == 0 and c.needs_reference:
+            self._refuse_moved_start(logps)
+        loss = c.losses(logps).sum() / batch.num_rows
+        values = pair_values(logps, c.reward_scale, batch.num_rows)
+        if not c.weight_of_nll:
+            return loss, values
+        num_tokens = batch.num_sequence_targets if c.learns_prompt else batch.num_chosen_targets
+        nll = mean_nll(logps_RT * (pairs.answers != REJECTED), num_tokens)
+        weighted = nll if c.weight_of_nll == 1 else c.weight_of_nll * nll
+        return weighted + loss, values | {"nll": nll, c.term: loss}
 
-    def _logps(self, pairs: PairTensors) -> tuple[Tensor, Tensor]:
-        """[B] each: sums over the chosen and the rejected answers, or means for IPO."""
-        return answer_logps(self.backbone, pairs, mean=self.config.loss is DPOLoss.ipo)
+    def _pair_logps(self, rows: list[EncodedPair], pairs: PairTensors, logps_RT: Tensor) -> PairLogps:
+        tokens = pairs.answer_sums(torch.ones_like(logps_RT))
+        ones = torch.ones_like(tokens[0])
+        per = tokens if self.config.per_token else (ones, ones)
+        chosen, rejected = (sums / n for sums, n in zip(pairs.answer_sums(logps_RT), per, strict=True))
+        logps = PairLogps(chosen, rejected, *tokens)
+        if not self.config.needs_reference:
+            return logps
+        reference = (sums / n for sums, n in zip(self._reference(rows, pairs), per, strict=True))
+        return logps._replace(**dict(zip(("reference_chosen", "reference_rejected"), reference, strict=True)))
 
     def _reference(self, rows: list[EncodedPair], pairs: PairTensors) -> tuple[Tensor, Tensor]:
-        """The same under the reference policy: as its own stage found them, or by another forward pass."""
-        mean = self.config.loss is DPOLoss.ipo
-        known = [row.reference for row in rows if isinstance(row, ScoredPair)]
-        if len(known) < len(rows):
+        """Sums [B] under the reference policy: as its own stage found them, or by another forward pass."""
+        scored = [row.reference for row in rows if isinstance(row, ScoredPair)]
+        if len(scored) < len(rows):
             with self.backbone.reference():
-                return self._logps(pairs)
-        chosen, rejected = torch.tensor(known, device=self.device).unbind(1)
-        lengths = pairs.answer_sums(torch.ones_like(pairs.labels)) if mean else (1, 1)
-        return chosen / lengths[0], rejected / lengths[1]
+                return pairs.answer_sums(pairs.logps(self.backbone))
+        chosen, rejected = torch.tensor(scored, device=self.device).unbind(1)
+        return chosen, rejected
 
-
-class ORPOModule(BranchModule):
-    """Odds-ratio preference optimisation: likelihood of the chosen text and the log odds ratio, no reference."""
-
-    config: ORPO
-
-    def micro_loss(
-        self, rows: list[EncodedPair], batch: GlobalBatch[Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        whole = self.config.nll_scope is NLLScope.sequence
-        pairs = pair_tensors(self.backbone, rows, self.pad_id, prompt_labels=whole).to(self.device)
-        logps = pairs.logps(self.backbone)
-        chosen, rejected = pairs.answer_means(logps)
-        num_nll_tokens = batch.num_sequence_targets if whole else batch.num_chosen_targets
-        nll = -(logps * (pairs.answers != REJECTED)).sum() / num_nll_tokens
-        ratio = (
-            orpo_loss(chosen, rejected, torch.zeros_like(chosen), beta=self.config.beta).sum()
-            / batch.num_rows
+    def _refuse_moved_start(self, logps: PairLogps) -> None:
+        assert logps.reference_chosen is not None and logps.reference_rejected is not None
+        refuse_moved_start(
+            (logps.chosen, logps.reference_chosen),
+            (logps.rejected, logps.reference_rejected),
+            allowed=START_TOLERANCE[self.backbone.base.dtype],
         )
-        beta = self.config.beta
-        values = pair_values(
-            chosen, rejected, (beta * chosen.detach(), beta * rejected.detach()), batch.num_rows
-        )
-        return nll + ratio, values | {"nll": nll, "odds_ratio_loss": ratio}
 
 
-def pair_values(
-    chosen: Tensor, rejected: Tensor, rewards: tuple[Tensor, Tensor], num_rows: int
-) -> dict[str, Tensor]:
+def pair_values(logps: PairLogps, reward_scale: float, num_rows: int) -> dict[str, Tensor]:
     """This micro-batch's part of the averages that tell how a preference run is doing."""
-    chosen_rewards, rejected_rewards = rewards
+    chosen, rejected = logps.chosen.detach(), logps.rejected.detach()
+    above_chosen = 0 if logps.reference_chosen is None else logps.reference_chosen
+    above_rejected = 0 if logps.reference_rejected is None else logps.reference_rejected
+    chosen_rewards = reward_scale * (chosen - above_chosen)
+    rejected_rewards = reward_scale * (rejected - above_rejected)
     sums = {
-        "chosen_logps": chosen.detach(),
-        "rejected_logps": rejected.detach(),
+        "chosen_logps": chosen,
+        "rejected_logps": rejected,
         "chosen_rewards": chosen_rewards,
         "rejected_rewards": rejected_rewards,
         "margins": chosen_rewards - rejected_rewards,

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from paft.adapter import whole
 from paft.config import L1Of
 from paft.losses import soft_threshold
+from paft.model.policy import whole
 
 BLOCK_ROWS = 512
 """Rows of a delta that exist at once."""

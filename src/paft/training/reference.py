@@ -14,18 +14,21 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from paft.adapter import FrozenPolicy, Policy, add_deltas
+from paft.chat.tokens import EncodedPair
 from paft.config import Quantization, TrainerConfig
-from paft.data.chat import EncodedPair
 from paft.data.prepare import read_preference
-from paft.graph import FirstSteps, ReferenceStage
-from paft.model import base_folder, load_base, load_tokenizer
+from paft.forward.batches import micro_batches
+from paft.forward.pairs import answer_logps, pair_tensors
+from paft.graph.build import FirstSteps, ReferenceStage
+from paft.graph.stage import Stage
+from paft.model.adapters import add_deltas
+from paft.model.base import base_folder, pad_token_id
+from paft.model.policy import FrozenPolicy, Policy
+from paft.model.quantize import quantize
+from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
-from paft.quantize import quantize
-from paft.run import Context
-from paft.stage import Stage
-from paft.training.batches import micro_batches, row_order
-from paft.training.pairs import answer_logps, pair_tensors
+from paft.store.context import Context
+from paft.training.batches import row_order
 
 FILE, PARTS = "reference.parquet", "part-*.parquet"
 PART_ROWS = 256
@@ -38,10 +41,10 @@ class ScoredPair(EncodedPair):
     """Log-probability of the chosen and of the rejected answer: sums over their tokens."""
 
 
-def score(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Write this rank's parts of the scores to `out`; `join` makes one file of them."""
     config: ReferenceStage = stage.config
-    settings = context.config.trainer
+    settings = context.running.trainer
     rows = read_preference(inputs["data"], "train")
     wanted = rows_read(len(rows), config.only)
     rank = int(os.environ["RANK"]) if settings.world_size > 1 else 0
@@ -63,20 +66,15 @@ def load_reference(
     config: ReferenceStage, inputs: dict[str, Path], context: Context, rank: int
 ) -> tuple[FrozenPolicy, int]:
     """The base, plus the delta of an `sft` input, on this rank's device; and the token that pads."""
-    folder = base_folder(config.model, offline=context.config.offline)
-    base = load_base(
-        folder, config.model, proved_paths(folder, config.model, device_of(context.config.trainer))
-    )
+    settings = context.running.trainer
+    folder = base_folder(config.model, offline=context.running.offline)
+    base = load_base(folder, config.model, proved_paths(folder, config.model, device_of(settings)))
     add_deltas(base, [inputs["sft"] / "adapter"] if "sft" in inputs else [])
-    tokenizer = load_tokenizer(
-        folder, context.config.data.template, trust_remote_code=config.model.trust_remote_code
-    )
-    settings = context.config.trainer
     gpu = settings.accelerator == "gpu"
     device = torch.device("cuda", rank % settings.devices) if gpu else torch.device("cpu")
     if config.model.quantization is Quantization.nf4:
         quantize(base, device)
-    return FrozenPolicy(base).to(device), tokenizer.pad_token_id
+    return FrozenPolicy(base).to(device), pad_token_id(folder, config.model)
 
 
 @torch.no_grad()
@@ -95,15 +93,19 @@ def score_pairs(
     return pd.DataFrame(found, columns=["row", "chosen_logps", "rejected_logps"])
 
 
-def join(out: Path) -> dict[str, Any]:
-    """Make one file of the ranks' parts; returns the metrics for stage.json."""
+def join(out: Path, context: Context) -> dict[str, Any]:
+    """Make one file of all devices' parts; returns the metrics for stage.json."""
     parts = sorted(out.glob(PARTS))
     scores = pd.concat([pd.read_parquet(part) for part in parts]).sort_values("row")
     scores.to_parquet(out / FILE, index=False)
     for part in parts:
         part.unlink()
     means = scores[["chosen_logps", "rejected_logps"]].mean()
-    return {"rows": len(scores), **{str(name): float(value) for name, value in means.items()}}
+    return {
+        "rows": len(scores),
+        **{str(name): float(value) for name, value in means.items()},
+        "devices": context.running.trainer.world_size,
+    }
 
 
 def rows_read(num_rows: int, only: FirstSteps | None) -> list[int]:

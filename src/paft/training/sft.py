@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paft.chat.tokens import Encoded
 from paft.config import L1Method, L1Of, SFTConfig
-from paft.data.chat import Encoded
-from paft.losses import l1_penalty
-from paft.training.batches import GlobalBatch, sft_tensors
+from paft.forward.batches import sft_tensors
+from paft.losses import l1_penalty, mean_nll
+from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
 from paft.training.proximal import proximal_step
 from paft.training.sparsity_control import SparsityControl, measured_share
@@ -36,7 +37,7 @@ class SFTModule(BranchModule):
 
     def micro_loss(self, rows: list[Encoded], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         tensors = (t.to(self.device) for t in sft_tensors(rows, self.pad_id))
-        nll = -self.backbone(*tensors).sum() / batch.num_targets
+        nll = mean_nll(self.backbone(*tensors), batch.num_targets)
         return nll, {"nll": nll}
 
     def penalty(self) -> Tensor | None:

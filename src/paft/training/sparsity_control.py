@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from paft.config import L1Config, L1Method, Sparsity
-from paft.delta import SMALL, LowRank
+from paft.delta.statistics import SMALL, LowRank
 
 SAMPLE_ROWS = 64
 """Rows of each layer's delta that a measurement looks at, evenly spaced."""

@@ -16,8 +16,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from paft.adapter import Policy
-from paft.config import RunConfig, StrategyName
+from paft.config import Running, StrategyName
+from paft.model.policy import Policy
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -56,7 +56,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return get_optimizer_state_dict(self.model, optimizer, options=options)
 
 
-def make_strategy(config: RunConfig) -> Strategy | str:
+def make_strategy(config: Running) -> Strategy | str:
     """`fsdp` shards over all devices; `fsdp_hybrid` inside a node (or `shard_size` devices), and replicates across.
 
     One device has nothing to share, whatever the strategy.

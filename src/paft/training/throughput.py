@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from paft.config import HardwareConfig, ModelConfig
-from paft.cost import branch_flops, forward_flops, read_shape
-from paft.run import Context
-from paft.stage import Stage
+from paft.cost.flops_and_bytes import branch_flops, forward_flops, read_shape
+from paft.cost.work import forwards_reference, rows_work
+from paft.graph.stage import Stage
+from paft.store.context import Context
 from paft.training.batches import GlobalBatch
-from paft.work import forwards_reference, rows_work
 
 PEAK_SIZE, PEAK_SECONDS = 1024, 0.1
 SHOWN = {
@@ -37,9 +37,9 @@ class Throughput(Callback):
     """
 
     def __init__(self, stage: Stage, base: Path, context: Context) -> None:
-        self.stage, self.config = stage, context.config
+        self.stage, self.running = stage, context.running
         self.shape = read_shape(base / "config.json")
-        self.peak = peak_flops(self.config.hardware, stage.config.model)
+        self.peak = peak_flops(self.running.hardware, stage.config.model)
         self.started = 0.0
         self.total = dict.fromkeys(
             ("tokens", "seconds", "flops", "validation_seconds", "validation_flops"), 0.0
@@ -99,7 +99,7 @@ class Throughput(Callback):
             rows_work(batch.rows, branch),
             steps=1,
             reference=forwards_reference(branch, self.stage.inputs),
-            recompute=self.config.trainer.gradient_checkpointing,
+            recompute=self.running.trainer.gradient_checkpointing,
         )
 
     def validation_flops(self, batch: GlobalBatch[Any]) -> float:
@@ -114,7 +114,7 @@ class Throughput(Callback):
         rates = {"tokens_per_second": spent["tokens"] / spent["seconds"]}
         if self.shape is not None:
             rates["share_of_peak"] = spent["flops"] / spent["seconds"] / self.peak
-        return rates | {"peak_memory_gb": peak_memory(self.config.hardware) / 1e9}
+        return rates | {"peak_memory_gb": peak_memory(self.running.hardware) / 1e9}
 
     def shown(self) -> dict[str, str]:
         """The last step in words, for a progress bar."""
@@ -122,8 +122,8 @@ class Throughput(Callback):
 
     def summary(self) -> dict[str, Any]:
         """For stage.json: averages over all steps, what they were made of, and where; FLOPs are of one device."""
-        trainer = self.config.trainer
-        where = {"hardware": self.config.hardware.name, "devices": trainer.world_size}
+        trainer = self.running.trainer
+        where = {"hardware": self.running.hardware.name, "devices": trainer.world_size}
         spent = {f"train_{name}" if name == "seconds" else name: value for name, value in self.total.items()}
         return self._rates(self.total) | spent | {"peak_tflops": self.peak / 1e12} | where
 

@@ -14,9 +14,9 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from paft.config import TrainerConfig
-from paft.run import Context
-from paft.stage import Stage
-from paft.tracking import branch_logger
+from paft.graph.stage import Stage
+from paft.store.context import Context
+from paft.tracking.branch import branch_logger
 from paft.training.checkpoint import Checkpoints, WholeFiles
 from paft.training.history import History
 from paft.training.strategy import make_strategy
@@ -66,7 +66,7 @@ def make_callbacks(context: Context) -> list[Callback]:
 
     Raises `ValueError` for what is no callback of Lightning's.
     """
-    built = {name: instantiate(spec) for name, spec in context.config.callbacks.items() if spec is not None}
+    built = {name: instantiate(spec) for name, spec in context.running.callbacks.items() if spec is not None}
     for name, callback in built.items():
         if not isinstance(callback, Callback):
             raise ValueError(
@@ -91,7 +91,7 @@ def make_trainer(
     `throughput` comes before `callbacks`, whose time is not its own, and checkpoints after them. Raises `ValueError`
     for callbacks that Lightning refuses, such as a second progress bar or keeper of checkpoints.
     """
-    config = context.config.trainer
+    config = context.running.trainer
     silence_expected_warnings()
     checkpoint = Checkpoints(out, history, every=config.checkpoint_every, log_every=config.log_every)
     bar: list[Callback] = [ProgressBar(stage.name, throughput)] if config.progress_bar else []
@@ -103,7 +103,7 @@ def make_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=make_strategy(context.config),
+        strategy=make_strategy(context.running),
         max_steps=steps,
         max_epochs=-1,
         logger=loggers,
@@ -122,7 +122,7 @@ def make_trainer(
     try:
         return L.Trainer(**arguments)
     except MisconfigurationException as error:
-        names = ", ".join(context.config.callbacks)
+        names = ", ".join(context.running.callbacks)
         raise ValueError(f"Lightning refuses one of the callbacks ({names}): {error} Leave it out") from error
 
 

@@ -1,4 +1,4 @@
-"""Tasks made of the rows that `data.<branch>.held_out` keeps from training; `paft.evaluate.run` says where they are."""
+"""Tasks made of the rows that `data.<branch>.held_out` keeps from training; `paft.evaluate.stage` gives the folder."""
 
 import re
 from collections.abc import Callable, Iterable

@@ -1,0 +1,1 @@
+"""The command line: composing, checking, running and searching cells."""

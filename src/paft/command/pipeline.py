@@ -1,0 +1,148 @@
+"""Run a cell: the missing stages of its graph, then its row in the report and in W&B."""
+
+import importlib
+import logging
+import shlex
+from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from paft.command.devices import on_devices
+from paft.command.failures import Failures
+from paft.command.libraries import in_four_bits, quiet_libraries
+from paft.command.preflight import before_stages
+from paft.config import RunConfig
+from paft.files.unwritable import DENIED
+from paft.graph.build import build
+from paft.graph.stage import Stage
+from paft.graph.stages import STAGES
+from paft.proof.record import device_of, known, proved_paths
+from paft.store.context import Context
+from paft.store.store import Store
+
+log = logging.getLogger("paft")
+
+
+def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -> Path:
+    """The finished evaluate folder of `cell`; stages already in the store are not run again.
+
+    Raises `ValueError` for a stage that is among the `failures` of the cell's grid.
+    """
+    store = Store(config.store)
+    context = context_of(config, store, cell, failures)
+    missing = {s.key: s for s in store.missing(cell)}
+    for stage in cell.walk():
+        if stage.key not in missing and store.complete(stage):
+            log.info("%-10s %s  hit               %s", stage.name, stage.key, store.path(stage))
+    prepare(config, missing.values())
+    # their errors come before any model
+    store.ensure_all([stage for stage in missing.values() if stage.name == "data"], context.run)
+    prove_bases(missing.values(), context)
+    folder = store.ensure(cell, context.run)
+    from paft.report.wandb_cell import log_cell
+
+    log_cell(cell, context)
+    if not config.merge.keep:
+        drop_merged(store, cell)
+    return folder
+
+
+def context_of(config: RunConfig, store: Store, cell: Stage, failures: Failures | None = None) -> Context:
+    """What the stages of a cell run in."""
+    return Context(config.running, store, cell, partial(run_stage, config=config, failures=failures))
+
+
+def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
+    """Load what the missing stages need, and refuse what can be refused before they run.
+
+    Libraries load before a stage's clock runs, so that its seconds are its own work; children on several devices load
+    their own.
+    """
+    missing = list(missing)
+    quiet_libraries(missing)
+    if in_four_bits(missing):
+        from paft.model.quantize import refuse_without_package
+
+        refuse_without_package()
+    here = {s.name for s in missing if config.trainer.world_size == 1 or not STAGES[s.name].on_devices}
+    for name in sorted(here):
+        importlib.import_module(STAGES[name].module)
+    if missing:
+        before_stages(config, missing)
+    if "evaluate" in here:
+        from paft.evaluate.stage import refuse_tasks, require_items, task_manager
+
+        tasks = {t.task for t in config.evaluate.tasks.values()}
+        refuse_tasks(config.evaluate, manager := task_manager(tasks))
+        require_items(tasks, manager)
+
+
+def prove_bases(missing: Iterable[Stage], context: Context) -> None:
+    """Before a stage's clock runs: which fast paths the bases take. Of several GPUs the first rank finds out."""
+    trainer = context.running.trainer
+    if trainer.accelerator == "gpu" and trainer.world_size > 1:
+        return
+    from paft.model.base import base_folder
+
+    bases = {s.config.model.name: s.config.model for s in missing if STAGES[s.name].runs_base}
+    for model in bases.values():
+        proved_paths(base_folder(model, offline=context.running.offline), model, device_of(trainer))
+
+
+def run_stage(
+    stage: Stage,
+    inputs: dict[str, Path],
+    out: Path,
+    context: Context,
+    *,
+    config: RunConfig,
+    failures: Failures | None = None,
+) -> dict[str, Any]:
+    """Fill `out` with the result of one stage; returns the metrics for stage.json."""
+    with failures.of(stage) if failures else nullcontext():
+        metrics = on_devices(stage, inputs, out, context, config)
+    device = device_of(context.running.trainer)
+    if STAGES[stage.name].runs_base and (proof := known(stage.config.model, device)):
+        metrics |= {"base_difference": proof["largest_difference"]}
+    return metrics
+
+
+def drop_merged(store: Store, cell: Stage) -> None:
+    """merge.keep=false: the model goes, its evaluation stays valid."""
+    stage = cell.inputs.get("model")
+    if stage is None:
+        return
+    there = store.complete(stage)
+    try:
+        store.drop(stage)  # also what a run killed here has left
+    except OSError as error:
+        if error.errno not in DENIED:
+            raise
+        log.warning("%s stays: the store may not be written", stage)
+        return
+    if there:
+        log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
+
+
+def write_report(configs: list[RunConfig]) -> None:
+    """results.csv, index.html and PNGs over everything in the store, and this run's rows in the terminal."""
+    from paft.report.build import Report
+    from paft.report.build import write_report as write
+    from paft.report.terminal import print_run
+
+    config = configs[0]
+    store, folder = Path(config.store), Path(config.logs) / "report"
+    report = Report(store)
+    write(report, folder)
+    keys = {build(c).key for c in configs}
+    others = sum(r.evaluate_key not in keys for r in report.table)
+    command = ["python", "-m", "paft.report", "--store", str(store), "--out", str(folder)]
+    print_run(
+        report.of_run(keys),
+        others=others,
+        store=store,
+        page=folder / "index.html",
+        everything=shlex.join(command),
+    )

@@ -1,0 +1,1 @@
+"""What a training asks of a machine: FLOP, bytes, tokens. Loads no torch."""

@@ -1,0 +1,246 @@
+"""What a model's work costs, from its shape alone: FLOPs and bytes. Pure arithmetic, loads no torch.
+
+A plan and the throughput shown while training use the same functions. A multiply-add is two FLOPs; norms,
+activations and the optimizer, below one percent together, are left out. Tokens are real ones, never padding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from paft.config import (
+    BranchConfig,
+    DType,
+    HubModel,
+    L1Of,
+    LocalModel,
+    LoraConfig,
+    ModelConfig,
+    ModelShape,
+    Quantization,
+    SFTConfig,
+)
+from paft.cost.work import Work
+from paft.files.jsonfile import read_object
+
+HEAD_BLOCK = 512
+"""Positions whose vocabulary-sized logits exist at once: `losses.BLOCK_N`."""
+MERGE_COPIES = 8
+"""Float32 tensors of the largest size that exist at once in a merge."""
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight: four bits, its block's maximum in a byte, and the scale of 256 such maxima in float32."""
+MIXTURE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""In the config.json of models whose layers hold several experts: not the layers counted here."""
+
+
+def shape_of(model: ModelConfig) -> ModelShape | None:
+    """From the base's config.json where it is on this disk, else `model.shape`; None if neither is known."""
+    match model:
+        case LocalModel():
+            return read_shape(Path(model.path) / "config.json") or model.shape
+        case HubModel():
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            folder = Path(HF_HUB_CACHE) / f"models--{model.repo.replace('/', '--')}"
+            return read_shape(folder / "snapshots" / model.revision / "config.json") or model.shape
+    return model.shape
+
+
+def read_shape(config_json: Path) -> ModelShape | None:
+    """The shape of a Llama-like model from its config.json; None if there is none or it is of another kind."""
+    try:
+        data = read_object(config_json)
+        if any(key in data for key in MIXTURE_KEYS):
+            return None
+        heads = data["num_attention_heads"]
+        defaults = {
+            "num_key_value_heads": heads,
+            "head_dim": data["hidden_size"] // heads,
+            "tie_word_embeddings": False,
+        }
+        known = defaults | {k: v for k, v in data.items() if v is not None}
+        return ModelShape(**{f.name: known[f.name] for f in fields(ModelShape)})
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
+        return None
+
+
+# --- parameters --------------------------------------------------------------------------------------
+
+
+def linear_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the linear layers of one decoder layer."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
+    return {
+        "q_proj": (hidden, queries),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (queries, hidden),
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }
+
+
+def linear_parameters(shape: ModelShape) -> int:
+    """Of all decoder layers together: what every token is multiplied with."""
+    return shape.num_hidden_layers * sum(n * m for n, m in linear_sizes(shape).values())
+
+
+def head_parameters(shape: ModelShape) -> int:
+    return shape.vocab_size * shape.hidden_size
+
+
+def parameters(shape: ModelShape) -> int:
+    """All of them: linear layers, norms, embeddings, and the output head where it is not the embeddings."""
+    norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
+    return linear_parameters(shape) + norms + head_parameters(shape) * (1 if shape.tie_word_embeddings else 2)
+
+
+def adapted(shape: ModelShape, lora: LoraConfig) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the linear layers of one decoder layer that have LoRA factors."""
+    return [size for name, size in linear_sizes(shape).items() if name in lora.target_modules]
+
+
+def lora_parameters(shape: ModelShape, lora: LoraConfig) -> int:
+    return shape.num_hidden_layers * lora.rank * sum(n + m for n, m in adapted(shape, lora))
+
+
+# --- FLOPs -------------------------------------------------------------------------------------------
+
+
+def forward_flops(shape: ModelShape, work: Work) -> float:
+    """One forward pass of the base."""
+    return _layer_flops(shape, work) + 2 * head_parameters(shape) * work.labels
+
+
+def training_flops(shape: ModelShape, work: Work, lora: LoraConfig, *, recompute: bool = False) -> float:
+    """Forward and backward pass of a LoRA on a frozen base.
+
+    The base's weights need no gradient, so its backward pass is one product, as the forward pass, and a LoRA
+    parameter costs six FLOPs a token; attention's backward pass is twice its forward pass. `recompute`
+    (gradient checkpointing) adds a forward pass of the layers.
+    """
+    factors = 2 * lora_parameters(shape, lora) * work.tokens
+    forward = _layer_flops(shape, work) + factors
+    backward = _layer_flops(shape, Work(work.tokens, 2 * work.attended)) + 2 * factors
+    return forward * (2 if recompute else 1) + backward + 4 * head_parameters(shape) * work.labels
+
+
+def penalty_flops(shape: ModelShape, lora: LoraConfig) -> float:
+    """The L1 penalty of one optimizer step: every delta B A, and its sign times either factor."""
+    return 6 * shape.num_hidden_layers * lora.rank * sum(n * m for n, m in adapted(shape, lora))
+
+
+def branch_flops(
+    shape: ModelShape, branch: BranchConfig, work: Work, *, steps: float, reference: bool, recompute: bool
+) -> float:
+    """Training on rows of this work in `steps` optimizer steps; `reference` forwards them through the base too."""
+    flops = training_flops(shape, work, branch.lora, recompute=recompute)
+    if reference:
+        flops += forward_flops(shape, work)
+    if isinstance(branch, SFTConfig) and branch.l1.weight and branch.l1.of is L1Of.delta:
+        flops += steps * penalty_flops(shape, branch.lora)
+    return flops
+
+
+def _layer_flops(shape: ModelShape, work: Work) -> float:
+    scores_and_values = 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
+    return 2 * linear_parameters(shape) * work.tokens + scores_and_values * work.attended
+
+
+# --- bytes on one device -----------------------------------------------------------------------------
+
+
+def item_bytes(model: ModelConfig) -> int:
+    """Of one stored weight, and of one activation."""
+    return 4 if model.dtype is DType.float32 else 2
+
+
+def weight_bytes(model: ModelConfig) -> float:
+    """Of one weight of a linear layer while an adapter trains on it."""
+    return NF4_BYTES if model.quantization is Quantization.nf4 else item_bytes(model)
+
+
+def base_memory(shape: ModelShape, *, item_bytes: int, weight_bytes: float | None = None) -> float:
+    """Of all weights, those of the linear layers in `weight_bytes` each; embeddings, norms and head keep their type."""
+    linear = linear_parameters(shape)
+    return linear * (weight_bytes or item_bytes) + (parameters(shape) - linear) * item_bytes
+
+
+def unpacked_memory(shape: ModelShape, *, item_bytes: int, weight_bytes: float | None = None) -> float:
+    """Of the one layer whose packed weights are multiplied, in the type they are multiplied in."""
+    packed = weight_bytes is not None and weight_bytes < item_bytes
+    return max(n * m for n, m in linear_sizes(shape).values()) * item_bytes if packed else 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest micro-batch: its padded tokens, and the tokens of its longest sequence."""
+
+    tokens: float
+    longest: float
+
+
+def training_memory(
+    shape: ModelShape,
+    lora: LoraConfig,
+    batch: Batch,
+    *,
+    item_bytes: int,
+    weight_bytes: float | None = None,
+    shards: int = 1,
+    recompute: bool = False,
+    stored_scores: bool = False,
+) -> Mapping[str, float]:
+    """Bytes by what holds them, at the end of a forward pass.
+
+    `weight_bytes` is of a linear layer's weight if that is not `item_bytes`. `shards` devices share the base and the
+    factors. `stored_scores` is for an attention that keeps its weights.
+    """
+    layers = shape.num_hidden_layers
+    base = base_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes) / shards
+    if shards > 1:  # whole while they are used: this decoder layer and the next, embeddings and head
+        base += 2 * linear_parameters(shape) / layers * (weight_bytes or item_bytes)
+        base += 2 * head_parameters(shape) * item_bytes
+    one = layer_activations(shape, batch, item_bytes=item_bytes, stored_scores=stored_scores)
+    stream = shape.hidden_size * batch.tokens * item_bytes
+    return {
+        "base": base + unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes),
+        "adapter": 16.0 * lora_parameters(shape, lora) / shards,  # float32 value, gradient, two Adam moments
+        "activations": layers * stream + one if recompute else layers * one,
+        "head": head_memory(shape, batch, item_bytes=item_bytes),
+    }
+
+
+def layer_activations(shape: ModelShape, batch: Batch, *, item_bytes: int, stored_scores: bool) -> float:
+    """What a decoder layer keeps for its backward pass.
+
+    Both norms' inputs and outputs, queries, keys, values and what attention makes of them, and inside the MLP the
+    gate, the up projection and the product that goes down.
+    """
+    heads, keys = shape.num_attention_heads, shape.num_key_value_heads
+    width = 4 * shape.hidden_size + (2 * heads + 2 * keys) * shape.head_dim + 3 * shape.intermediate_size
+    return (width + (heads * batch.longest if stored_scores else 0)) * batch.tokens * item_bytes
+
+
+def head_memory(shape: ModelShape, batch: Batch, *, item_bytes: int) -> float:
+    """A block of logits, and the gradient that each position will pull on its hidden state."""
+    return min(HEAD_BLOCK, batch.tokens) * shape.vocab_size * item_bytes + (
+        batch.tokens * shape.hidden_size * item_bytes
+    )
+
+
+def forward_memory(
+    shape: ModelShape, batch: Batch, *, item_bytes: int, weight_bytes: float | None = None
+) -> float:
+    """Bytes of a forward pass without gradients: the base, the widest point of one layer, a block of logits."""
+    base = base_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes)
+    base += unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes)
+    widest = (2 * shape.hidden_size + 3 * shape.intermediate_size) * batch.tokens * item_bytes
+    return base + widest + head_memory(shape, batch, item_bytes=item_bytes)
+
+
+def merge_memory(shape: ModelShape) -> float:
+    """Bytes of a merge: float32 copies of the largest tensor, of the base and of both deltas, while it works."""
+    return 4.0 * MERGE_COPIES * max(n * m for n, m in linear_sizes(shape).values())

@@ -1,0 +1,170 @@
+"""The `evaluate` stage: a model folder in, results.json and samples.jsonl out, scored by lm-eval."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedTokenizerBase
+
+from paft.chat.template import adds_bos
+from paft.config import EvaluateConfig, ModelConfig, Template
+from paft.evaluate.items import from_samples
+from paft.evaluate.lm import SparingLM
+from paft.evaluate.results import Score, as_json, items, score
+from paft.evaluate.splits import choose, refuse_tasks
+from paft.files.hub import unavailable
+from paft.files.jsonfile import write_json
+from paft.graph.build import EvaluateStage
+from paft.graph.stage import Stage
+from paft.model.base import base_folder, load_tokenizer
+from paft.model.paths import FastPaths
+from paft.proof.base import load_base
+from paft.proof.record import device_of, proved_paths
+from paft.store.context import Context
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Score the `model` among the inputs, or the base where there is none; returns every column's score."""
+    config: EvaluateStage = stage.config
+    base = base_folder(config.model, offline=context.running.offline)
+    if "model" in inputs and (inputs["model"] / "merge.json").is_file():
+        # the report of the merge outlives the merged model (merge.keep=false)
+        shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
+    device = device_of(context.running.trainer)
+    results = evaluate_model(
+        inputs.get("model", base),
+        base,
+        config.model,
+        config.template,
+        config.evaluate,
+        out,
+        {name: str(folder) for name, folder in inputs.items() if name != "model"},
+        device=device,
+        paths=proved_paths(base, config.model, device),
+    )
+    return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
+
+
+def evaluate_model(
+    folder: Path,
+    base: Path,
+    model: ModelConfig,
+    template: Template,
+    config: EvaluateConfig,
+    out: Path,
+    rows: Mapping[str, str] | None = None,
+    *,
+    device: str | None = None,
+    paths: FastPaths | None = None,
+) -> dict[str, Any]:
+    """Score the model in `folder` (tokenizer from `base`) and write results.json and samples.jsonl to `out`.
+
+    `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data. `paths` are what
+    the base was proved to take on `device`. Returns the content of results.json.
+    """
+    tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
+    model = replace(model, dtype=config.dtype or model.dtype)
+    scores, samples = score_tasks(load_base(folder, model, paths), tokenizer, config, rows, device=device)
+    results = as_json(scores, config) | {
+        "template": template.value,
+        "backend": "hf",
+        "lm_eval": version("lm-eval"),
+        "dtype": model.dtype.value,
+    }
+    write_json(out / "results.json", results)
+    with (out / "samples.jsonl").open("w") as file:
+        file.writelines(json.dumps(sample) + "\n" for sample in samples)
+    return results
+
+
+def score_tasks(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluateConfig,
+    rows: Mapping[str, str] | None = None,
+    *,
+    device: str | None = None,
+) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """Every column's score, and per item its metric values: what a paired test needs.
+
+    lm-eval takes one number of shots per call, so tasks are grouped by it. Its response cache is never used:
+    its key does not name the model. `device` is a GPU where there is one, unless it is named.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    lm = SparingLM(
+        pretrained=model.to(device),
+        tokenizer=tokenizer,
+        batch_size=config.batch_size,
+        device=device,
+        # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
+        add_bos_token=adds_bos(tokenizer) if config.apply_chat_template else None,
+    )
+    manager = task_manager({t.task for t in config.tasks.values()}, rows)
+    refuse_tasks(config, manager)
+    scores: dict[str, Score] = {}
+    samples: list[dict[str, Any]] = []
+    for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):
+        columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
+        tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager)
+        raw = simple_evaluate(
+            lm,
+            tasks=tasks,
+            num_fewshot=shots,
+            limit=config.limit if chosen is None else None,
+            samples=chosen,
+            apply_chat_template=config.apply_chat_template,
+            task_manager=manager,
+            bootstrap_iters=1000,
+            random_seed=config.seed,
+            numpy_random_seed=config.seed,
+            torch_random_seed=config.seed,
+            fewshot_random_seed=config.seed,
+        )
+        assert raw is not None, "simple_evaluate returns results on rank 0"
+        for column, task in columns.items():
+            scored = items(column, task, raw)
+            samples += scored
+            scores[column] = with_stderr(score(column, task, raw), scored)
+    return {column: scores[column] for column in config.tasks}, samples
+
+
+def task_manager(tasks: set[str], rows: Mapping[str, str] | None = None) -> TaskManager:
+    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
+
+    `rows` reach the functions that make a task's documents, by name.
+    """
+    metadata = dict[str, Any](rows) if rows else None
+    own = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    if tasks <= set(own.all_tasks):
+        return own
+    return TaskManager(include_path=str(TASKS), metadata=metadata)
+
+
+def require_items(tasks: set[str], manager: TaskManager) -> None:
+    """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
+    foreign = sorted(tasks - {path.stem for path in TASKS.glob("*.yaml")})
+    try:
+        if foreign:
+            manager.load(foreign)
+    except (OSError, ValueError, ImportError) as error:
+        what = f"the items of one of {', '.join(foreign)}"
+        instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
+        raise unavailable(what, "datasets", error, instead) from None
+
+
+def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:
+    """Bits per byte has no error in lm-eval: it is a ratio of sums, (log-likelihood, bytes) per item."""
+    if found.stderr is not None or not scored or not isinstance(scored[0]["value"], tuple | list):
+        return found
+    return replace(found, stderr=from_samples(found.task, scored).stderr)

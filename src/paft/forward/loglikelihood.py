@@ -1,0 +1,138 @@
+"""Log-likelihoods of continuations with each token forwarded once, computed where they are asked for.
+
+What requests begin with together is forwarded once for all of them (`paft.forward.tree`), and the output head is
+applied only to the positions before a target. A model takes each of these savings where it was proved to give the
+same (`paft.model.paths`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from paft.forward.tree import Request, Row, Trunk, batches, branches_of, grow
+from paft.logps import BLOCK_N, Head
+from paft.model.architecture import refuse_not_causal
+from paft.model.paths import can_share, outputs_of, pads, paths_of
+
+
+class TrunkCache(DynamicCache):
+    """Keys and values of a trunk: `growing`, they become longer; otherwise every row of a batch sees the same."""
+
+    growing = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.growing:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer, size = self.layers[layer_idx], len(key_states)
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        keys, values = (kept.expand(size, -1, -1, -1) for kept in (layer.keys, layer.values))
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+
+class LogLikelihoods:
+    """Scores requests by a model, on its own device, up to `batch_size` rows at a time."""
+
+    def __init__(self, model: PreTrainedModel, *, batch_size: int = 1, quiet: bool = True) -> None:
+        self.model, self.device, self.quiet = model, model.device, quiet
+        self.batch_size = batch_size
+
+    def __call__(self, requests: Sequence[Request], max_length: int) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation, whether greedy decoding gives it) of every request.
+
+        The oldest tokens of a request longer than `max_length` + 1 go, as in lm-eval.
+        """
+        longest = min(max((len(a) + len(b) for _, a, b in requests), default=0), max_length + 1)
+        refuse_not_causal(self.model.config, longest)
+        branches = branches_of(requests, max_length, apart=not pads(self.model, longest))
+        root = grow(branches, share=paths_of(self.model).trunks and can_share(self.model, longest))
+        return self.answers(root, len(requests))
+
+    def answers(self, root: Trunk, num_requests: int) -> list[tuple[float, bool]]:
+        """The same of requests that lie in trunks and rows already."""
+        sums = torch.zeros(num_requests, dtype=torch.float64)
+        greedy = torch.ones(num_requests, dtype=torch.bool)
+        with tqdm(total=root.num_tokens, disable=self.quiet, desc="log-likelihoods", unit="tokens") as bar:
+            self._climb(root, None, sums, greedy, bar)
+        return list(zip(sums.tolist(), greedy.tolist(), strict=True))
+
+    def _climb(self, trunk: Trunk, cache: TrunkCache | None, sums: Tensor, greedy: Tensor, bar: tqdm) -> None:
+        """Add what is asked of a trunk and of all that grows from it to the requests' answers."""
+        if trunk.row.tokens:
+            cache = cache or TrunkCache(config=self.model.config)
+            cache.growing = True
+            self._score([trunk.row], cache, sums, greedy, bar)
+            cache.growing = False
+        longest = max((max(r.positions) + 1 for r in trunk.rows), default=0)
+        for batch in batches(trunk.rows, self.batch_size if pads(self.model, longest) else 1):
+            self._score(batch, cache, sums, greedy, bar)
+        for child in trunk.trunks:
+            self._climb(child, cache, sums, greedy, bar)
+        if cache is not None and trunk.row.tokens:
+            cache.crop(-len(trunk.row.tokens))
+
+    @torch.inference_mode()
+    def _score(
+        self, rows: Sequence[Row], cache: TrunkCache | None, sums: Tensor, greedy: Tensor, bar: tqdm
+    ) -> None:
+        """Forward the rows of one batch and add each target's log-probability to its request's."""
+        width = max(len(row.tokens) for row in rows)
+        tokens_BT, positions_BT, ends_BT = (
+            torch.tensor([values + [0] * (width - len(values)) for values in field])
+            for field in zip(*((r.tokens, r.positions, r.ends) for r in rows), strict=True)
+        )
+        start = cache.get_seq_length() if cache is not None else 0
+        inputs: dict[str, Any] = {"input_ids": tokens_BT.to(self.device), "use_cache": cache is not None}
+        if start > 0 or any(row.branched for row in rows):
+            inputs["attention_mask"] = look_back(ends_BT, start, self.model.dtype).to(self.device)
+            inputs["position_ids"] = positions_BT.to(self.device)
+        if cache is not None:
+            inputs |= {"past_key_values": cache, "position_ids": positions_BT.to(self.device)}
+        outputs_BT, head = outputs_of(self.model, **inputs)
+        bar.update(sum(len(row.tokens) for row in rows))
+        asks = [
+            (i * width + column, target, index)
+            for i, r in enumerate(rows)
+            for column, target, index in r.asks
+        ]
+        if asks:
+            places, targets, indices = torch.tensor(asks).unbind(1)
+            logps, likeliest = self._targets(
+                outputs_BT.flatten(0, 1), head, places.to(self.device), targets.to(self.device)
+            )
+            sums.index_add_(0, indices, logps.cpu().double())
+            greedy[indices[~likeliest.cpu()]] = False
+
+    def _targets(
+        self, outputs_N: Tensor, head: Head | None, places: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Float32 log-probability of each target after its place, and whether it is the likeliest token."""
+        logps = torch.empty(len(places), device=places.device)
+        likeliest = torch.empty(len(places), dtype=torch.bool, device=places.device)
+        distinct, which = places.unique(return_inverse=True)
+        for first in range(0, len(distinct), BLOCK_N):
+            block = (which >= first) & (which < first + BLOCK_N)
+            outputs = outputs_N[distinct[first : first + BLOCK_N]]
+            logits_NV = (outputs if head is None else head.logits(outputs)).float()
+            row, target = which[block] - first, targets[block]
+            logps[block] = logits_NV[row, target] - logits_NV.logsumexp(-1)[row]
+            likeliest[block] = logits_NV.argmax(-1)[row] == target
+        return logps, likeliest
+
+
+def look_back(ends_BT: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, T, start + T], to be added to the scores: 0 where a token may look, minus infinity elsewhere.
+
+    It may look at the `start` cached tokens, at itself, and at every earlier token whose end comes after it.
+    """
+    columns = torch.arange(ends_BT.shape[1])
+    seen_BTT = (columns[:, None] < ends_BT[:, None, :]) & (columns[:, None] >= columns)
+    seen_BTT |= torch.eye(len(columns), dtype=torch.bool)  # padding must see something
+    own_BTT = torch.zeros(seen_BTT.shape, dtype=dtype).masked_fill_(~seen_BTT, -torch.inf)
+    return torch.cat([own_BTT.new_zeros(*own_BTT.shape[:2], start), own_BTT], -1)[:, None]

@@ -1,0 +1,82 @@
+"""A stage and its key; importing this module loads no torch.
+
+A stage is a pure function of (its own config, its input folders) into one folder. The key is the sha256 of
+the canonical JSON of {stage, version, config with type names, keys of the inputs}, so two runs that would do
+the same work name the same folder. `paft.store.store` keeps the finished ones.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+from paft.config.checks import identifies
+
+
+def canonical(value: Any, *, whole: bool = False) -> Any:
+    """`value` as plain JSON data with type names.
+
+    Fields that cannot change a result (`identity=False`), and those with a default that older keys do not know of
+    (`identity="unless default"`), are left out, unless `whole`.
+    """
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = [f.name for f in fields(value) if whole or identifies(f, getattr(value, f.name))]
+        return {"type": type(value).__name__} | {k: canonical(getattr(value, k), whole=whole) for k in kept}
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v, whole=whole) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(v, whole=whole) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a stage config holds only dataclasses, lists, dicts and primitives, got {value!r}")
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of the sha256 of JSON data, whatever the order of its names.
+
+    Raises `ValueError` for NaN and infinity, which JSON does not have.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One box of the graph: what to do (`config`), on what (`inputs`)."""
+
+    name: str
+    version: int
+    config: Any
+    inputs: Mapping[str, "Stage"] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the result, inputs included in full: the lineage in stage.json."""
+        return self._describe({name: stage.identity for name, stage in self.inputs.items()})
+
+    @cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits of the sha256 of {stage, version, config, input keys}."""
+        return digest(self._describe({name: stage.key for name, stage in self.inputs.items()}))
+
+    def _describe(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"stage": self.name, "version": self.version, "config": self._config, "inputs": inputs}
+
+    @cached_property
+    def _config(self) -> Any:
+        return canonical(self.config)
+
+    def walk(self) -> Iterator["Stage"]:
+        """Every stage this one needs, inputs first, itself last; each once."""
+        seen: dict[str, Stage] = {}
+        for stage in self.inputs.values():
+            seen |= {s.key: s for s in stage.walk()}
+        yield from (seen | {self.key: self}).values()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.key}"

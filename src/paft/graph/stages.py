@@ -1,0 +1,32 @@
+"""Every stage there is, each one entry."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all stages of one name have in common."""
+
+    version: int
+    """Part of every key. Raise it when results change; golden files tell when they do."""
+    module: str
+    """Has `run(stage, inputs, out, context)`, which fills the folder `out` and returns the metrics for stage.json.
+
+    Loading it takes seconds. A stage on several devices runs it in every rank; where ranks leave parts behind, the
+    module also has `join(out, context)`, which makes one result of them.
+    """
+    runs_base: bool = False
+    trains: bool = False
+    on_devices: bool = False
+    """On all devices of the trainer, not on one."""
+
+
+STAGES = {
+    "data": Kind(1, "paft.data.stage"),
+    "reference": Kind(1, "paft.training.reference", runs_base=True, on_devices=True),
+    "sft": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
+    "preference": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
+    "merge": Kind(1, "paft.merge.stage"),
+    "evaluate": Kind(1, "paft.evaluate.stage", runs_base=True),
+}
+TRAINED = tuple(name for name, kind in STAGES.items() if kind.trains)

@@ -1,0 +1,42 @@
+"""Spherical interpolation from the SFT delta to the preference delta."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paft.config import SlerpSpace, require
+from paft.delta.adapter import Factors
+from paft.delta.rows import Rows, blocks_of
+from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_factors
+from paft.merge.slerp import Gram, along, delta_arc, full_arc, gram_of
+from paft.merge.sparsify import everything
+
+
+@dataclass
+class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1145/325165.325242"):
+    """Spherical interpolation from SFT (t = 0) to preference (t = 1)."""
+
+    t: float = 0.5
+    """Where between the two: 0 is SFT, 1 is preference."""
+    space: SlerpSpace = SlerpSpace.delta
+    """Interpolate the deltas, or the whole weights."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.t <= 1, "merge.t", self.t, "in [0, 1]")
+
+    @property
+    def shares(self) -> list[float]:
+        return [1 - self.t, self.t]
+
+    def plan(self, adapters: Adapters) -> Plan:
+        return self._of_deltas if self.space is SlerpSpace.delta else self._of_weights
+
+    def _of_deltas(self, name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
+        arc = delta_arc(gram_of_factors(*deltas), self.t)
+        return TensorMerge(deltas, lambda d, _: along(arc, d), [everything] * 2, arc.linear)
+
+    def _of_weights(self, name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
+        gram = Gram()
+        for _, (weight, one, other) in blocks_of(base, *deltas):
+            gram = gram.add(gram_of(weight + one, weight + other))
+        arc = full_arc(gram, self.t)
+        return TensorMerge(deltas, lambda d, weight: along(arc, d, weight), [everything] * 2, arc.linear)

@@ -1,0 +1,36 @@
+"""The weighted sum of the deltas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paft.config import Normalize
+from paft.delta.rows import Array
+from paft.merge.combine import added, checked
+from paft.merge.method import Plan, TensorMerge, WeightedMerge
+from paft.merge.sparsify import everything
+
+
+@dataclass
+class TaskArithmetic(
+    WeightedMerge,
+    name="task_arithmetic",
+    title="Task Arithmetic",
+    source="Ilharco et al. 2023, arXiv:2212.04089",
+):
+    """Weighted sum of the deltas times `scale`."""
+
+    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+        return task_arithmetic(deltas, self.weights, scale=self.scale)
+
+
+def task_arithmetic(deltas: Sequence[Array], weights: Sequence[float], *, scale: float = 1.0) -> Array:
+    """Weighted sum of the deltas times `scale` (Ilharco et al. 2023, lambda)."""
+    return added(checked(deltas, weights), weights, Normalize.none, scale)
+
+
+def plain_sum(count: int) -> Plan:
+    """Of so many deltas, none weighted: what the baselines apply."""
+    weights = [1.0] * count
+    return lambda _, deltas, __: TensorMerge(
+        deltas, lambda d, _: task_arithmetic(d, weights), [everything] * count
+    )

@@ -1,0 +1,37 @@
+"""The `merge` stage: the base and the adapters of its inputs as one model folder."""
+
+from pathlib import Path
+from typing import Any
+
+from paft.chat.standalone import copy_tokenizer, tokenizer_folder, write_tokenizer
+from paft.files.jsonfile import write_json
+from paft.graph.build import Apply, MergeStage
+from paft.graph.stage import Stage
+from paft.merge.apply import apply_adapters, merge_adapters
+from paft.model.base import base_folder, load_tokenizer
+from paft.store.context import Context
+
+
+def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Write the merged model with its tokenizer, and merge.json; returns what that holds, but for the layers."""
+    config: MergeStage = stage.config
+    base = base_folder(config.model, offline=context.running.offline)
+    adapters = {name: folder / "adapter" for name, folder in inputs.items()}
+    if isinstance(config.method, Apply):
+        report = apply_adapters(base, adapters, out, config.method.dtype)
+    else:
+        report = merge_adapters(base, adapters, config.method, out)
+    write_tokenizer_of(config, base, adapters, out)
+    write_json(out / "merge.json", report)
+    return {name: value for name, value in report.items() if name != "layers"}
+
+
+def write_tokenizer_of(config: MergeStage, base: Path, adapters: dict[str, Path], out: Path) -> None:
+    """The tokenizer and template that the branches were trained with."""
+    if (brought := tokenizer_folder(adapters.values())) is not None:
+        copy_tokenizer(brought, out)
+        return
+    # adapters of an earlier release, or of a tokenizer that is not read alike without its config.json
+    trusted = config.model.trust_remote_code
+    tokenizer = load_tokenizer(base, config.template, trust_remote_code=trusted)
+    write_tokenizer(tokenizer, base, out, trust_remote_code=trusted)

@@ -1,0 +1,68 @@
+"""Adapters and the base they belong to: what is refused, what is added to weights, what identifies a base."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from paft.config import ModelConfig
+from paft.delta.statistics import LowRank, read_adapter
+from paft.files.safetensors import read_checkpoint
+from paft.graph.stage import canonical
+
+
+def refuse_unknown_targets(
+    base: PreTrainedModel, target_modules: list[str], *, at: str = "lora.target_modules"
+) -> None:
+    """Every name must match a linear layer: a misspelt one would silently train less."""
+    linear = {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
+    unknown = [name for name in target_modules if name not in linear]
+    if unknown:
+        raise ValueError(
+            f"{at} {unknown} match no linear layer of {base.config.model_type}; "
+            f"it has {', '.join(sorted(linear)) or 'none'}"
+        )
+
+
+def refuse_unstored(weights: list[str], folder: Path) -> None:
+    """Every adapted weight must be a tensor of the base's files: into another the adapter could never be merged."""
+    stored = {name for tensors in read_checkpoint(folder).values() for name in tensors}
+    unstored = [name for name in weights if name not in stored]
+    if unstored:
+        raise ValueError(
+            f"{unstored[0]} is not among the tensors of {folder}, so no adapter of it can be merged: it is tied to "
+            "another one, or the base was saved without its head. Leave it out of lora.target_modules, or save the "
+            "whole model again with save_pretrained"
+        )
+
+
+@torch.no_grad()
+def add_deltas(base: PreTrainedModel, folders: list[Path]) -> None:
+    """Add adapters' deltas to the base's weights: in float32, cast once."""
+    weights = dict(base.named_parameters())
+    deltas: dict[str, list[LowRank]] = {}
+    for folder in folders:
+        for name, low_rank in read_adapter(folder).items():
+            deltas.setdefault(name, []).append(low_rank)
+    for name, parts in deltas.items():
+        weight = weights[name]
+        total = torch.stack([part.dense() for part in parts]).sum(0)
+        weight.copy_((weight.float() + total).to(weight.dtype))
+
+
+def text_fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """`base` with a saved adapter on top, for inference."""
+    return PeftModel.from_pretrained(base, str(folder))
+
+
+def base_fingerprint(model: ModelConfig) -> str:
+    """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
+    return f"{model.name}-{text_fingerprint(json.dumps(canonical(model.as_released()), sort_keys=True))}"

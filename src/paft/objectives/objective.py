@@ -1,0 +1,68 @@
+"""What a preference objective is: options as a dataclass, and the loss of pairs of answers.
+
+A new one is a class in a file of `paft.objectives`:
+
+    @dataclass
+    class CPO(Objective, name="cpo", title="CPO", source="Xu et al. 2024, arXiv:2401.08417"):
+        \"""Contrastive preference optimisation: DPO with a uniform reference, and the chosen answer's likelihood.\"""
+
+        beta: float = 0.1
+
+        @property
+        def weight_of_nll(self) -> float:
+            return 1.0
+
+        def losses(self, logps: PairLogps) -> Tensor:
+            import torch.nn.functional as F  # torch loads only when something is trained
+
+            return -F.logsigmoid(self.beta * (logps.chosen - logps.rejected))
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from paft.config import PreferenceConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PairLogps(NamedTuple):
+    """Log-probabilities of B pairs of answers, float32 [B]: sums over tokens, or means with `per_token`."""
+
+    chosen: "Tensor"
+    rejected: "Tensor"
+    chosen_tokens: "Tensor"
+    """[B]: tokens of the answers."""
+    rejected_tokens: "Tensor"
+    reference_chosen: "Tensor | None" = None
+    """The same under the base model, for an objective that needs it."""
+    reference_rejected: "Tensor | None" = None
+
+
+@dataclass
+class Objective(PreferenceConfig):
+    """A preference objective: the mean of `losses` over pairs, and of the chosen text's likelihood with a weight."""
+
+    term: ClassVar[str] = "preference_loss"
+    """The name that the mean of `losses` is logged under where it is not the whole loss."""
+
+    @property
+    def per_token(self) -> bool:
+        """Whether log-probabilities are means per token."""
+        return False
+
+    @property
+    def weight_of_nll(self) -> float:
+        """Weight of the mean negative log-likelihood per token of the chosen answers (of their prompts too, if
+        `learns_prompt`)."""
+        return 0.0
+
+    @property
+    def reward_scale(self) -> float:
+        """What a log-probability, above the reference's where there is one, is multiplied with to be a reward."""
+        return 1.0
+
+    def losses(self, logps: PairLogps) -> "Tensor":
+        """The loss of each pair, float32 [B]."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its loss is")

@@ -1,0 +1,57 @@
+"""What the lineage in a stage.json says: keys, families of seeds, recipes. It needs no other folder of the store."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from paft.graph.stage import digest
+
+Identity = Mapping[str, Any]
+"""`Stage.identity`: stage, version, config, and the identities of the inputs."""
+
+
+def key_of(identity: Identity) -> str:
+    """`Stage.key` of the stage with this identity."""
+    return digest({**identity, "inputs": {name: key_of(stage) for name, stage in identity["inputs"].items()}})
+
+
+def branches(identity: Identity) -> dict[str, Identity]:
+    """The trainings behind an evaluation, `sft` and `preference`, as far as there are any."""
+    merge = identity["inputs"].get("model")
+    return dict(merge["inputs"]) if merge else {}
+
+
+def family(identity: Identity) -> str:
+    """What the cells that differ by their seed alone have in common: a key of the lineage without seeds.
+
+    Seeds of data and of the evaluation stay: other rows and other items are another cell. A seed of the drop masks
+    stays unless it follows the training's, as it does by default.
+    """
+    return digest(_seedless(identity, seed_of(identity)))
+
+
+def _seedless(identity: Identity, seed: int | None) -> dict[str, Any]:
+    config = dict(identity["config"])
+    if identity["stage"] in ("sft", "preference"):
+        config.pop("seed", None)
+    for part in ("only", "method"):  # of a reference, of a merge
+        if isinstance(config.get(part), dict) and config[part].get("seed") == seed:
+            config[part] = {name: value for name, value in config[part].items() if name != "seed"}
+    inputs = {name: _seedless(stage, seed) for name, stage in identity["inputs"].items()}
+    return {**identity, "config": config, "inputs": inputs}
+
+
+def seed_of(identity: Identity) -> int | None:
+    """The seed the lineage was trained with."""
+    if "branch" in identity["config"] and "seed" in identity["config"]:
+        return int(identity["config"]["seed"])
+    seeds = (seed_of(stage) for stage in identity["inputs"].values())
+    return next((seed for seed in seeds if seed is not None), None)
+
+
+def recipe(stage: Identity) -> str:
+    """What the trainings that differ by lambda and seed alone have in common: settings and data."""
+    branch = dict(stage["config"]["branch"])
+    branch["l1"] = {name: value for name, value in branch.get("l1", {}).items() if name != "weight"}
+    return digest(
+        {**stage["config"], "branch": branch, "seed": None, "data": key_of(stage["inputs"]["data"])}
+    )

@@ -1,0 +1,110 @@
+"""Every option of an evaluation under its name on the command line, out of the lineage in stage.json."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from paft.config.checks import TYPES, UNLESS_DEFAULT
+from paft.graph.stage import canonical
+from paft.report.lineage import Identity, branches
+from paft.report.row import Row, is_option
+
+ALIASES = {
+    "sft_lr": "sft.lr",
+    "preference_lr": "preference.lr",
+    "preference_beta": "preference.beta",
+    "l1_of": "sft.l1.of",
+    "l1_method": "sft.l1.method",
+    "l1_target": "sft.l1.target_sparsity",
+    "sft.l1.weight": "lambda",
+    "evaluate.limit": "limit",
+    "data.template": "template",
+}
+"""Another name of an option -> its column; results.csv keeps the names that older reports have, too."""
+OWN_COLUMNS = ("sft.l1.weight", "evaluate.name", "evaluate.limit")
+"""Options that results.csv has under a shorter name: lambda, evaluate, limit."""
+
+
+def options(evaluate: Identity) -> dict[str, Any]:
+    """`model.*`, `data.*`, `sft.*`, `preference.*`, `evaluate.*` and `callbacks`; `merge.*` is `merge_options`.
+
+    A value is a number, a truth value, text or None; lists are text with commas. An option that a row cannot have is
+    left out: those of a branch that was not trained, and those of a penalty with lambda = 0.
+    """
+    trained = branches(evaluate)
+    model = next((stage["config"]["model"] for stage in trained.values()), evaluate["config"]["model"])
+    found = dict(_flat("model", model))
+    for name, stage in trained.items():
+        data = stage["inputs"]["data"]["config"]
+        found |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
+        found |= _flat(name, _in_effect(stage["config"]["branch"]))
+        if callbacks := stage["config"].get("callbacks"):
+            found["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
+    found |= _flat("evaluate", evaluate["config"]["evaluate"])
+    return {name: value for name, value in found.items() if name not in OWN_COLUMNS}
+
+
+def merge_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a merge's options; those that were left at a default that keys do not hold are left out."""
+    return {f"merge.{name}": _plain(value) for name, value in method.items() if name != "type"}
+
+
+def column_of(name: str) -> str:
+    """The column of an option that may have another name, too."""
+    return ALIASES.get(name, name)
+
+
+def applies(row: Row, option: str) -> bool:
+    """Whether the row could have the option at all: its branch was trained, its penalty had a weight."""
+    if option.startswith("sft.l1."):
+        return bool(row.weight)
+    if not is_option(option):
+        return True
+    match option.removeprefix("data.").partition(".")[0]:
+        case "sft":
+            return row.weight is not None
+        case "preference":
+            return bool(row.preference)
+        case "merge":
+            return row.merged
+    return True
+
+
+def _in_effect(branch: Mapping[str, Any]) -> Mapping[str, Any]:
+    if (branch.get("l1") or {}).get("weight"):
+        return branch
+    return {name: value for name, value in branch.items() if name != "l1"}
+
+
+def _flat(at: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Path -> value, with the defaults that a key leaves out."""
+    schema = TYPES.get(str(config.get("type")))
+    known = _left_out(schema) if schema else {}
+    for name, value in {**known, **config}.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{at}.{name}", value)
+        elif name != "type":
+            yield f"{at}.{name}", _plain(value)
+
+
+@cache
+def _left_out(schema: type) -> dict[str, Any]:
+    """Fields that keys hold only where they are not at their default -> that default."""
+    rule = UNLESS_DEFAULT["identity"]
+    return {f.name: canonical(f.default) for f in fields(schema) if f.metadata.get("identity") == rule}
+
+
+def _plain(value: Any) -> Any:
+    return ",".join(map(_text, value)) if isinstance(value, list) else value
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping | list) else str(value)
+
+
+def _callback(spec: Mapping[str, Any]) -> str:
+    """`EarlyStopping(patience=2)`"""
+    given = " ".join(f"{name}={_text(value)}" for name, value in spec.items() if name != "_target_")
+    return f"{str(spec.get('_target_', '')).rpartition('.')[2]}({given})"

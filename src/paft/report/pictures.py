@@ -1,0 +1,168 @@
+"""The pictures of a table, drawn from its cells; one is drawn again only where something it shows has changed."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from paft.files.jsonfile import read_object, write_json
+from paft.files.replacing import replacing
+from paft.report.row import Row
+from paft.report.trainings import adapters, histories, merge_reports
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWN = "pictures.json"
+"""In the folder of a report: of every picture, a digest of what it was drawn from."""
+NOTHING = "nothing of "
+"""Before the digest where there were no numbers for the picture."""
+
+
+class Draw(Protocol):
+    def __call__(self) -> "Figure | None": ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`draw` gives None where there are no numbers for it."""
+
+    name: str
+    caption: str
+    draw: Draw
+
+
+def pictures(store: Path, block: Sequence[Row], skills: Sequence[str] | None = None) -> Iterator[Picture]:
+    """What can be drawn of a table's rows, in the order of the page."""
+    from paft.report import plots, study_plots
+    from paft.report.score_plots import has_pale, scores_by_lambda, scores_by_method
+
+    merged = [r for r in block if r.merged]
+    if merged:
+        lines = "A line per merge method; level lines are what there is without merging."
+        yield Picture("scores_by_lambda", lines, partial(scores_by_lambda, block))
+    heat = "The plain variant of each method; λ=0 is merging without the penalty."
+    yield Picture("lambda_by_merge", heat, partial(study_plots.heat_map, block))
+    bars = "The best of each column in bold." + (" Pale bars: SFT without the L1 penalty." * has_pale(block))
+    yield Picture("scores_by_method", bars, partial(scores_by_method, block))
+    sparse = (
+        "Left, the paper’s measure, which also counts an adapter that hardly moved. "
+        "Right, one that does not change when the delta is scaled."
+    )
+    yield Picture("sparsity", sparse, lambda: plots.sparsity_bars(adapters(store, block)))
+    front = (
+        "Two skills and what the base could do, each pair of the three in a panel. A cell is on the front (dashed in a "
+        "panel, ringed in all three) if no other is at least as good everywhere and better somewhere; hollow, λ=0."
+    )
+    yield Picture("pareto", front, partial(study_plots.pareto, block, skills))
+    layers = "Where the two deltas push in opposite directions, and the cosine between them."
+    yield Picture("conflict_by_layer", layers, lambda: plots.conflict_by_layer(merge_reports(store, block)))
+    for branch, title, caption in (
+        ("sft", "SFT, step by step", "Without the penalty the L1 part is zero."),
+        (
+            "preference",
+            "Preference training, step by step",
+            "Chosen and rejected stand apart: their margin also grows while both fall.",
+        ),
+    ):
+        draw = partial(_curves, store, block, branch, title)
+        yield Picture(f"training_{branch}", caption, draw)
+
+
+def _curves(store: Path, block: Sequence[Row], branch: str, title: str) -> "Figure | None":
+    from paft.report.plots import training_curves
+
+    return training_curves(histories(store, block, branch), title)
+
+
+def figures(
+    store: Path, block: Sequence[Row], skills: Sequence[str] | None = None
+) -> Iterator[tuple[str, "Figure"]]:
+    """The figures of a table that there are numbers for, with their names."""
+    for picture in pictures(store, block, skills):
+        figure = picture.draw()
+        if figure is not None:
+            yield picture.name, figure
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+class PictureFiles:
+    """The PNG files of a report's folder. Ends with `finish`, which removes those of an earlier report."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        path = out / DRAWN
+        self.before: dict[str, str] = read_object(path) if path.is_file() else {}
+        self.now: dict[str, str] = {}
+
+    def write(
+        self, number: int, store: Path, block: Sequence[Row], skills: Sequence[str] | None
+    ) -> list[tuple[str, str]]:
+        """(file name `<number>-<picture>.png`, caption) of every picture of the table there are numbers for."""
+        source, shown = _source(store, block, skills), []
+        for picture in pictures(store, block, skills):
+            name = f"{number}-{picture.name}.png"
+            self.now[name] = self._kept(name, source) or self._drawn(name, source, picture)
+            if self.now[name] == source:
+                shown.append((name, picture.caption))
+        return shown
+
+    def finish(self) -> None:
+        for name in self.before.keys() - self.now.keys():
+            (self.out / name).unlink(missing_ok=True)
+        write_json(self.out / DRAWN, self.now)
+
+    def _kept(self, name: str, source: str) -> str:
+        """What an earlier report recorded of the picture, if that still holds; else empty."""
+        before = self.before.get(name, "")
+        there = before == source and (self.out / name).is_file()
+        return before if there or before == NOTHING + source else ""
+
+    def _drawn(self, name: str, source: str, picture: Picture) -> str:
+        figure = picture.draw()
+        if figure is None:
+            (self.out / name).unlink(missing_ok=True)
+            return NOTHING + source
+        with replacing(self.out / name) as file:
+            file.write(png(figure))
+        return source
+
+
+def png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _source(store: Path, block: Sequence[Row], skills: Sequence[str] | None) -> str:
+    """A digest of all that the pictures of a table are drawn from: rows, files of their trainings, and the code."""
+    files = [store / b / r.key(b) / "history.csv" for r in block for b in ("sft", "preference") if r.key(b)]
+    files += [store / "evaluate" / r.evaluate_key / "merge.json" for r in block]
+    stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in dict.fromkeys(files) if (s := _stat(p))]
+    text = json.dumps([[dict(r) for r in block], stamps, skills, _code()], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+@cache
+def _code() -> str:
+    """A digest of this package and the version of what draws for it."""
+    import matplotlib
+
+    found = hashlib.sha256(matplotlib.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()

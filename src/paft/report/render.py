@@ -1,0 +1,67 @@
+"""A table as Markdown and in the terminal; no character of a name is read as markup."""
+
+import re
+import sys
+
+from rich.console import Console, JustifyMethod
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from paft.report.tables import Entry, Table
+
+WIDTH = 160
+"""Characters of a line where the output is no terminal and has no width of its own."""
+MARKS = re.compile(r"[\\|*`\[\]]|<(?=[A-Za-z/!])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+"""What Markdown would not print as it is."""
+
+
+def markdown(table: Table, *, align: bool = True) -> str:
+    """A Markdown table; headings of sections are strong lines."""
+    rule = ["---:" if head.numeric and align else "---" for head in table.head]
+    lines = [[escaped(head.text) for head in table.head], rule]
+    for part in table.sections:
+        if part.heading:
+            lines.append([f"**{escaped(part.heading)}**", *[""] * (len(table.head) - 1)])
+        lines += [[_markdown(entry) for entry in line.entries] for line in part.lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def escaped(text: str) -> str:
+    """`text` for a Markdown table, line breaks and all."""
+    return MARKS.sub(lambda found: f"\\{found[0]}", text).replace("\n", "<br>")
+
+
+def _markdown(entry: Entry) -> str:
+    text = escaped(entry.text) + (f" ± {entry.error}" if entry.error else "")
+    return f"**{text}**" if entry.strong and entry.text else text
+
+
+def console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+
+def in_terminal(table: Table) -> RichTable:
+    """For a rich console. Where a line is too narrow names break into several, and no number is cut."""
+    title, caption = escape(table.title), escape(table.caption)
+    found = RichTable(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for place, head in enumerate(table.head):
+        side: JustifyMethod = "right" if head.numeric else "left"
+        widest = max([len(_bare(line.entries[place])) for line in table.lines], default=0)
+        least = widest if head.numeric else min(widest, 12)
+        found.add_column(escape(head.text), justify=side, min_width=least, overflow="fold", no_wrap=False)
+    for part in table.sections:
+        found.add_section()
+        if part.heading:
+            found.add_row(f"[dim]{escape(part.heading)}[/dim]")
+        for line in part.lines:
+            found.add_row(*map(_rich, line.entries))
+    return found
+
+
+def _bare(entry: Entry) -> str:
+    return entry.text + (f" ± {entry.error}" if entry.error else "")
+
+
+def _rich(entry: Entry) -> str:
+    text = f"[bold]{escape(entry.text)}[/bold]" if entry.strong else escape(entry.text)
+    return text + (f" [dim]± {entry.error}[/dim]" if entry.error else "")

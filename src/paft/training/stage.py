@@ -1,0 +1,187 @@
+"""The `sft` and `preference` stages: data folder in, adapter folder out."""
+
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from paft.chat.standalone import write_tokenizer
+from paft.config import BranchConfig, SFTConfig, TrainerConfig
+from paft.data.prepare import read_preference, read_sft
+from paft.delta.statistics import adapter_statistics, read_adapter
+from paft.files.jsonfile import read_object, write_json
+from paft.graph.build import BranchStage
+from paft.graph.callbacks import targets, watches
+from paft.graph.stage import Stage, canonical
+from paft.model.adapters import base_fingerprint, text_fingerprint
+from paft.model.base import base_folder, load_tokenizer, tokenizer_fingerprint
+from paft.process.interrupt import stop
+from paft.proof.record import device_of, proved_paths
+from paft.store.context import Context
+from paft.tracking.branch import finish_branch
+from paft.training.batches import StepLoader, num_steps
+from paft.training.checkpoint import last_checkpoint
+from paft.training.history import History
+from paft.training.module import BranchModule
+from paft.training.nonfinite import NotFinite, explained
+from paft.training.preference import PreferenceModule
+from paft.training.reference import scored
+from paft.training.sft import SFTModule
+from paft.training.target import missed, reached
+from paft.training.throughput import SHOWN, Throughput
+from paft.training.trainer import bind, make_callbacks, make_trainer
+
+log = logging.getLogger("paft")
+
+MODULES: dict[str, type[BranchModule]] = {"sft": SFTModule, "preference": PreferenceModule}
+READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "preference": read_preference}
+
+
+def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Train the stage's branch into `out`: `adapter/` with its tokenizer, `sparsity.json`, `history.csv`.
+
+    Continues from a checkpoint in `out/work` where a killed run left one. Returns the metrics for stage.json. Raises
+    `ValueError` for a training that ended before its last step, which is no result.
+    """
+    config: BranchStage = stage.config
+    settings = context.running.trainer
+    base = base_folder(config.model, offline=context.running.offline)
+    tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
+    rows = READERS[stage.name](inputs["data"], "train")
+    if "reference" in inputs:
+        rows = scored(rows, inputs["reference"])
+    branch = config.branch
+    steps = num_steps(
+        len(rows),
+        global_batch_size=branch.global_batch_size,
+        epochs=branch.epochs,
+        max_steps=branch.max_steps,
+    )
+    module = MODULES[stage.name](
+        base,
+        config.model,
+        branch,
+        num_steps=steps,
+        micro_batch_size=settings.micro_batch_size,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        seed=config.seed,
+        pad_id=tokenizer.pad_token_id,
+        deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        cpu_offload=context.running.strategy.cpu_offload,
+        skip_nonfinite_steps=settings.skip_nonfinite_steps,
+        paths=proved_paths(base, config.model, device_of(settings)),
+    )
+    fingerprints = {
+        "base": base_fingerprint(config.model),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": text_fingerprint(str(tokenizer.chat_template)),
+    }
+    callbacks = make_callbacks(context)
+    for callback in callbacks:
+        bind(callback, context, stage, out, fingerprints)
+    throughput = Throughput(stage, base, context)
+    step, checkpoint = last_checkpoint(out)
+    history = History(out, step)
+    trainer = make_trainer(
+        stage, out, context, callbacks, steps=steps, throughput=throughput, history=history
+    )
+    loader = StepLoader(
+        rows,
+        global_batch_size=branch.global_batch_size,
+        steps=steps,
+        seed=config.seed,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+    )
+    try:
+        run_fit(trainer, module, loader, checkpoint)
+    except NotFinite as error:
+        raise explained(error, loader, inputs["data"], out, settings.skip_nonfinite_steps) from error
+    refuse_unfinished(stage.name, trainer.global_step, steps, out, context)
+    metrics: dict[str, Any] = validate(trainer, module, stage.name, inputs["data"], settings)
+    module.backbone.save(out / "adapter", fingerprints)
+    metrics |= {
+        "steps": steps,
+        "skipped_steps": module.left_out.steps,
+        "tokens": int(throughput.total["tokens"]),
+        "rows": len(rows),
+        "throughput": throughput.summary(),
+    }
+    metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
+    metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
+    if trainer.is_global_zero:
+        trusted = config.model.trust_remote_code
+        write_tokenizer(tokenizer, base, out / "adapter", trust_remote_code=trusted)
+        metrics = last_averages(history) | metrics | finish(out, history)
+        warn_of_missed_target(branch, out)
+        finish_branch(stage, out, metrics, context)
+    return metrics
+
+
+def run_fit(trainer: L.Trainer, module: BranchModule, loader: StepLoader, checkpoint: Path | None) -> None:
+    """`trainer.fit`, to the last step or not; a `KeyboardInterrupt` in it stops the run as Ctrl-C does."""
+    try:
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # of a callback: no command may end well without its result
+        if isinstance(error.__context__, KeyboardInterrupt):
+            stop(signal.SIGINT)
+
+
+def refuse_unfinished(branch: str, step: int, steps: int, out: Path, context: Context) -> None:
+    """Raise `ValueError` if a training ended before its last step, which a callback can bring about."""
+    if step >= steps:
+        return
+    names = [name for name, spec in context.running.callbacks.items() if not all(map(watches, targets(spec)))]
+    saved, checkpoint = last_checkpoint(out)
+    start = f"from step {saved}, kept in {checkpoint}" if checkpoint else "from the start"
+    raise ValueError(
+        f"the {branch} training was stopped at step {step} of {steps} by a callback "
+        f"({', '.join(f'callbacks.{name}' for name in names) or 'none of the configuration'}), so there is no result; "
+        f"the same command goes on {start}. For fewer steps take the callback away and set {branch}.max_steps"
+    )
+
+
+def validate(
+    trainer: L.Trainer, module: BranchModule, branch: str, data: Path, settings: TrainerConfig
+) -> dict[str, float]:
+    """Loss and the other logged averages over the first `validation_rows` held-out rows, if the source has some."""
+    if not (data / "validation.parquet").is_file() or settings.validation_rows == 0:
+        return {}
+    held_out = READERS[branch](data, "validation")
+    rows = [held_out[i] for i in range(min(len(held_out), settings.validation_rows))]
+    loader = StepLoader(
+        rows, global_batch_size=len(rows), steps=1, seed=0, rank=trainer.global_rank, world=trainer.world_size
+    )
+    (values,) = trainer.validate(module, loader, verbose=False)
+    return dict(values)
+
+
+def warn_of_missed_target(branch: BranchConfig, out: Path) -> None:
+    """Say so where the finished delta is not as sparse as the branch's target."""
+    if not isinstance(branch, SFTConfig) or branch.l1.target_sparsity is None:
+        return
+    share = reached(canonical(branch.l1), read_object(out / "sparsity.json"))
+    if share is not None and (said := missed(branch.l1.target_sparsity, share)):
+        log.warning(said)
+
+
+def last_averages(history: History) -> dict[str, float]:
+    """What was logged of the last step, of a training that a killed run had finished too; its speed aside."""
+    return {k: v for k, v in history.last_step().items() if k.startswith("train/") and k[6:] not in SHOWN}
+
+
+def finish(out: Path, history: History) -> dict[str, Any]:
+    """Measure the finished adapter and turn the step log into a CSV."""
+    sparsity = adapter_statistics(read_adapter(out / "adapter"))
+    write_json(out / "sparsity.json", sparsity)
+    history.table().to_csv(out / "history.csv", index=False)
+    return {
+        "sparsity": {
+            "mean_over_layers": sparsity["mean_over_layers"],
+            "over_elements": sparsity["over_elements"],
+        }
+    }
