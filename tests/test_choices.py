@@ -1,5 +1,6 @@
 """Choices of the groups go together, ask only for what the cell reads, and else say what does not go with what."""
 
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ CONF = ROOT / "conf"
 EXPERIMENTS = sorted(
     str(path.relative_to(CONF / "experiment").with_suffix("")) for path in CONF.glob("experiment/**/*.yaml")
 )
+GOLDEN = json.loads((Path(__file__).parent / "golden/experiments.json").read_text())
+"""Overrides of each experiment, and of a cell of its grids -> the key of its evaluation."""
 OTHERS = {
     "data=jsonl": ("data.sft.path=a.jsonl", "data.preference.path=b.jsonl"),
     "model=local": ("model.path=folder",),
@@ -110,6 +113,12 @@ def test_every_experiment_goes_with_a_choice_of_the_users_own(compose, experimen
 
     group, _, name = choice.partition("=")
     assert type(getattr(config, group)) is schemas(group)[name]
+
+
+@pytest.mark.parametrize("words", GOLDEN)
+def test_keys_of_experiments_against_golden(compose, words):
+    # one key of a cell's evaluation holds every stage before it
+    assert build(compose(*words.split())).key == GOLDEN[words]
 
 
 def test_smoke_reads_the_users_rows_where_they_are_given(compose, rows):

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any, get_origin, get_type_hints
@@ -41,7 +41,9 @@ def show_help(topic: str) -> None:
 def _lines(topic: str) -> Iterator[str]:
     key, _, choice = topic.partition("=")
     if key == "lambda":
-        yield from _setting("lambda", L1Config, "weight", OmegaConf.load(CONF / "train.yaml").get("lambda"))
+        yield from _setting(
+            "lambda", L1Config, "weight", OmegaConf.select(OmegaConf.load(CONF / "train.yaml"), "lambda")
+        )
         return
     choice, _, behind = choice.partition(".")
     group, _, path = key.partition(".")
@@ -51,12 +53,11 @@ def _lines(topic: str) -> Iterator[str]:
     if not choice and not path and len(found := _schemas(group)) > 0:
         yield from _group(group, found)
         return
-    for at, schema in _at(group, path, choice, topic):
-        if is_dataclass(schema):
-            yield from _keys(at, schema, _given(group, choice), path)
-        else:
-            yield from _one(at, schema, _given(group, choice))
-        return
+    at, place = _at(group, path, choice, topic)
+    if isinstance(place, type):
+        yield from _keys(at, place, _given(group, choice), path)
+    else:
+        yield from _one(at, place, _given(group, choice))
 
 
 def _schemas(group: str) -> dict[str, type]:
@@ -78,7 +79,7 @@ def _group(group: str, found: dict[str, type]) -> Iterator[str]:
         yield f"  {group}={name:<16} {_about(group, name, schema)}"
     types = list(dict.fromkeys(found.values()))
     yield ""
-    for name in dict.fromkeys(f.name for schema in types for f in fields(schema)):  # type: ignore[arg-type]
+    for name in dict.fromkeys(f.name for schema in types for f in fields(schema)):
         having = [schema for schema in types if name in _names(schema)]
         owners = [choice for choice, schema in found.items() if schema in having]
         only = "" if len(having) == len(types) else f"  (of {', '.join(owners)})"
@@ -92,7 +93,7 @@ def _about(group: str, name: str, schema: type) -> str:
     return first.lstrip("# ") if first.startswith("#") else own_doc(schema)
 
 
-def _at(group: str, path: str, choice: str, topic: str) -> Iterator[tuple[str, Any]]:
+def _at(group: str, path: str, choice: str, topic: str) -> tuple[str, Any]:
     """(key, dataclass) at a topic, or (key, (dataclass, field)) where it is one setting."""
     found = _schemas(group)
     if choice and choice not in found:
@@ -102,8 +103,7 @@ def _at(group: str, path: str, choice: str, topic: str) -> Iterator[tuple[str, A
     start = "" if roots == [RunConfig] else group
     for root in roots:
         if (place := _follow(root, parts if start else [group, *parts], start)) is not None:
-            yield place
-            return
+            return place
     raise ValueError(_unknown(topic, [f"{group}.{name}" for root in roots for name in _names(root)]))
 
 
@@ -125,7 +125,7 @@ def _follow(schema: type, parts: Sequence[str], at: str) -> tuple[str, Any] | No
 
 
 def _names(schema: type) -> list[str]:
-    return [f.name for f in fields(schema)]  # type: ignore[arg-type]
+    return [f.name for f in fields(schema)]
 
 
 def _keys(at: str, schema: type, given: DictConfig, path: str) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _default(schema: type, name: str) -> Any:
-    (option,) = (f for f in fields(schema) if f.name == name)  # type: ignore[arg-type]
+    (option,) = (f for f in fields(schema) if f.name == name)
     return option.default_factory() if option.default_factory is not NO_DEFAULT else option.default
 
 

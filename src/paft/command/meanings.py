@@ -67,7 +67,7 @@ def own_doc(kind: type) -> str:
 
 def without_meaning(schema: type) -> list[str]:
     """The fields that nothing explains, as `Class.field`."""
-    return [f"{schema.__name__}.{f.name}" for f in fields(schema) if not meaning(schema, f.name)]  # type: ignore[arg-type]
+    return [f"{schema.__name__}.{f.name}" for f in fields(schema) if not meaning(schema, f.name)]
 
 
 @cache
@@ -123,7 +123,7 @@ def _text(node: Any) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(
-            _text(v) if isinstance(v, ast.Constant) else f"{{{ast.unparse(v.value)}}}" for v in node.values
-        )  # type: ignore[attr-defined]
+        return "".join(map(_text, node.values))
+    if isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node.value)}}}"
     return ""
