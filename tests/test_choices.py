@@ -157,7 +157,7 @@ def test_a_grid_says_what_does_not_go_with_the_merge_that_was_given(tmp_path, ke
 
 
 def test_a_key_of_another_choice_is_named_with_that_choice(compose):
-    assert "merge.density is a setting of merge=dare, merge=dare_linear, merge=ties" in refused(
+    assert "merge.density is a setting of merge=ties, merge=dare, merge=dare_linear" in refused(
         compose, "merge=linear", "merge.density=.2"
     )
     assert "preference.loss is a setting of preference=dpo" in refused(

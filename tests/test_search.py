@@ -160,5 +160,5 @@ def test_a_search_names_the_key_that_its_merge_has_not(tmp_path):
     done = train("experiment=study/search", "merge=linear", "plan=true", cwd=tmp_path)
 
     assert done.returncode == 2
-    said = "the search varies merge.density, which merge=linear has not; it is a setting of merge=dare,"
+    said = "the search varies merge.density, which merge=linear has not; it is a setting of merge=ties,"
     assert said in done.stderr
