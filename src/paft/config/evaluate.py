@@ -43,7 +43,9 @@ class TaskConfig(Typed):
     metric: str | None = None
     """Key in lm-eval's results, as `acc_norm,none`; null: the first of the task's metrics, under its first filter."""
     num_fewshot: int | None = None
+    """Solved examples before each item; null: as the task says."""
     higher_is_better: bool = True
+    """False where a smaller number is the better one, as of bits per byte."""
     in_average: bool = True
     """Whether the column enters the average of the row, which is better when higher: no column that is not may."""
     mean_over: str | None = None
@@ -73,18 +75,25 @@ class TaskConfig(Typed):
 
 @dataclass
 class EvaluateConfig(Typed):
+    """The tasks a model is scored by."""
+
     name: str = MISSING
+    """What tables call this list of tasks; part of the key."""
     tasks: dict[str, TaskConfig] = MISSING
     """Column name -> task, in table order."""
     apply_chat_template: bool = False
+    """Whether items are put to the model as chats, in the template it was trained in."""
     batch_size: int = 16
     """Rows scored at once; padding makes it part of the last digits, hence of the key."""
     limit: int | None = None
     """Use only the first so many items of each task: for trying things out, never for a result."""
     seed: int = 1234
+    """Of lm-eval's random choices, such as those of the solved examples."""
     split: EvaluateSplit = field(default=EvaluateSplit.full, metadata=UNLESS_DEFAULT)
     split_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
+    """Of the draws of `split` and `num_items`."""
     validation_share: float = field(default=0.3, metadata=UNLESS_DEFAULT)
+    """Share of a task's items that `split=validation` scores, where the task has no such split of its own."""
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Type the model is loaded and computed in; null is the model's own."""
     objective: str = incidental("average")
