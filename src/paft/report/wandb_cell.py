@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,9 @@ def log_cell(cell: Stage, context: Context) -> None:
 
 def _log_results(run: "Run", cell: Stage, context: Context, summary: Row) -> None:
     import wandb
+    from PIL import Image
 
-    from paft.report.pictures import figures
+    from paft.report.pictures import figures, png
 
     results = Results.read(context.store.path(cell))
     columns: list[str | int] = ["task", "score", "stderr", "metric", "num_items"]
@@ -69,7 +71,8 @@ def _log_results(run: "Run", cell: Stage, context: Context, summary: Row) -> Non
     drawn = figures(context.store.root, [summary])
     scores: dict[str, float | None] = {f"score/{name}": task.score for name, task in results.tasks.items()}
     scores["score/average"] = results.average
-    pictures = {name: wandb.Image(figure) for name, figure in drawn}
+    # as the page has them: of a figure W&B would want pyplot
+    pictures = {name: wandb.Image(Image.open(BytesIO(png(figure)))) for name, figure in drawn}
     run.log({"results": wandb.Table(columns=columns, data=data)} | pictures | scores)
     run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
 
