@@ -1,7 +1,8 @@
-"""What is worth knowing of a run but cannot change its result: commit, versions, host, SLURM job, memory."""
+"""What is worth knowing of a run but cannot change its result: command, commit, versions, host, SLURM job, memory."""
 
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -16,10 +17,12 @@ PACKAGES = ("paft", "torch", "lightning", "transformers", "peft", "datasets", "l
 
 
 def provenance() -> dict[str, Any]:
-    """JSON-able: git commit and dirty flag, package versions, host, SLURM job or null, time, peak resident bytes."""
+    """JSON-able: the cell's command or null, git commit and dirty flag, package versions, host, SLURM job or null,
+    time, peak resident bytes."""
     # ru_maxrss is in kilobytes on Linux and in bytes on macOS
     unit = 1 if sys.platform == "darwin" else 1024
     return {
+        "command": command(),
         "git": git_state(),
         "versions": versions(),
         "host": platform.node(),
@@ -27,6 +30,15 @@ def provenance() -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
+
+
+def command() -> str | None:
+    """What a shell would be given for the cell that this process works on; None where Hydra did not start it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return None
+    return shlex.join(["python", "train.py", *HydraConfig.get().overrides.task])
 
 
 @cache
