@@ -31,7 +31,8 @@ def profile_step(model: str, rows: int, tokens: int) -> dict[str, float]:
     from hydra import compose, initialize_config_dir
     from torch.profiler import ProfilerActivity, profile
 
-    from paft.command.compose import CONF, register_schemas, to_config
+    from paft.command.choices import CONF
+    from paft.command.compose import register_schemas, to_config
     from paft.cost.flops_and_bytes import read_shape, training_flops
     from paft.cost.work import Work, sequence_work
     from paft.model.base import base_folder

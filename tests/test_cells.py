@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from paft.command import cells
 from paft.command.cells import compose_cells
 from paft.command.compose import register_schemas, to_config
+from paft.command.mistakes import explain
 from paft.config import RunConfig
-from paft.config.mistakes import explain
 from paft.graph.stage import canonical
 
 CHOICES = [

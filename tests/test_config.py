@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from paft import config as schema
-from paft.config.mistakes import explain
+from paft.command.mistakes import explain
 from paft.graph.stage import canonical
 from paft.merge.methods import METHODS, DareTies, Linear, Slerp, Ties
 from paft.objectives import DPO, OBJECTIVES, ORPO, DPOLoss

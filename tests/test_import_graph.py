@@ -12,7 +12,8 @@ logps cost store
 losses model
 objectives forward data
 proof merge tracking
-callbacks training evaluate
+training evaluate
+callbacks
 plan report
 command
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paft.command.main import flag_first
 from paft.command.pipeline import run_cell
+from paft.command.words import flag_first
 from paft.graph.build import build
 from paft.store.store import Store
 
@@ -139,4 +139,9 @@ def test_merged_model_can_be_thrown_away(compose, logs):
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])
 def test_flag_first_keeps_the_order_of_the_rest(flag):
-    assert flag_first(["b=1", flag, "a=2", "--cfg", "job"]) == [flag, "b=1", "a=2", "--cfg", "job"]
+    assert flag_first(["b=1", flag, "a=2", "c=job"]) == [flag, "b=1", "a=2", "c=job"]
+
+
+def test_flags_may_stand_between_overrides_with_their_values():
+    given = ["b=1", "--config-dir", "mine", "a=2", "-m", "--cfg", "job"]
+    assert flag_first(given) == ["--config-dir", "mine", "-m", "--cfg", "job", "b=1", "a=2"]

@@ -8,9 +8,9 @@ mistake.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -31,26 +31,33 @@ KEY = re.compile(r"\w+(\.\w+)*")
 MISTAKES = (LookupError, ValueError, HydraException, OmegaConfBaseException)
 
 
-def compose_cells(cells: Iterable[Sequence[str]]) -> list[RunConfig]:
-    """`to_config(hydra.compose("train", overrides=words))` of every cell's words, where Hydra is initialised.
+def compose_alone(number: int, words: Words) -> RunConfig:
+    return to_config(hydra.compose("train", overrides=list(words)))
+
+
+def compose_cells(
+    cells: Iterable[Sequence[str]], alone: Callable[[int, Words], RunConfig] = compose_alone
+) -> list[RunConfig]:
+    """`alone` of every cell's number and words, where Hydra is initialised.
 
     Raises what that raises for the first cell that is wrong. Cells may hold parts in common: change none in place.
     """
-    composer = _Composer()
-    return [composer(tuple(words)) for words in cells]
+    composer = _Composer(alone)
+    return [composer(number, tuple(words)) for number, words in enumerate(cells)]
 
 
 class _Composer:
     """Composes one cell after the other and remembers what they share."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: Callable[[int, Words], RunConfig]) -> None:
+        self.alone = alone
         self.composed: dict[Words, _Composed] = {}
         self.groups: dict[str, bool] = {}
         """Key -> whether it chooses files."""
         self.typed: dict[tuple[str, str, str], Any] = {}
         """(root key, dataclasses, resolved content) -> the typed value."""
 
-    def __call__(self, words: Words) -> RunConfig:
+    def __call__(self, number: int, words: Words) -> RunConfig:
         chosen, values = self.split(words)
         try:
             if chosen not in self.composed:
@@ -60,7 +67,7 @@ class _Composer:
                 return self.config(composed, {key.partition(".")[0] for key in values})
         except MISTAKES:
             self.composed.pop(chosen, None)  # its values may not have been put back
-            return to_config(hydra.compose("train", overrides=list(words)))
+            return self.alone(number, words)
 
     def config(self, composed: "_Composed", changed: set[str]) -> RunConfig:
         """`to_config`, each of whose checks is of one root key, or of the typed whole.
@@ -70,7 +77,8 @@ class _Composer:
         check_lambda(composed.config)
         contents = {name: (name, *composed.content_of(name, changed)) for name in composed.names}
         new = [name for name, content in contents.items() if content not in self.typed]
-        if any(f"'{MISSING}'" in content for _, _, content in contents.values()):
+        needed = {f.name for f in fields(RunConfig) if f.default == MISSING}
+        if needed - contents.keys() or any(f"'{MISSING}'" in content for _, _, content in contents.values()):
             raise LookupError(MISSING)
         if new:
             typed = root_values(composed.config, new)

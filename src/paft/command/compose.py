@@ -1,23 +1,22 @@
 """From Hydra's composed config to the typed `RunConfig`, with errors a person can act on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from paft.command.choices import CONF, ENTRIES
+from paft.command.unread import fill, is_in, unread_parts
 from paft.config import SCHEMAS, RunConfig, require_sound
 from paft.graph.callbacks import refuse_unknown
 from paft.merge.methods import METHODS
 from paft.objectives import OBJECTIVES
 from paft.report.table import refuse_taken
 
-CONF = Path(__file__).parents[3] / "conf"
-ENTRIES: dict[str, dict[str, Any]] = {"merge": METHODS, "preference": OBJECTIVES}
-"""Group -> what can be chosen in it, name -> type."""
 UNTYPED = ("lambda", "experiment")
 """Root keys that are no field of `RunConfig`."""
 
@@ -52,40 +51,56 @@ def to_config(cfg: DictConfig) -> RunConfig:
     """The typed, range-checked config of one run.
 
     Raises `ValueError` naming the key, the value received and what is allowed, for a value of the wrong
-    type, out of range, or missing.
+    type, out of range, or missing though the cell reads it.
     """
     check_lambda(cfg)
-    if missing := list(_missing_keys(cfg)):
-        raise ValueError(_missing(missing))
-    return checked(root_values(cfg, [str(key) for key in cfg if key not in UNTYPED]))
+    unread = unread_parts(cfg)
+    _require_given(cfg, unread)
+    names = [str(key) for key in cfg if key not in UNTYPED]
+    with worded():
+        typed = _typed(cfg, names)
+        _give_missing(typed, unread)
+        return checked({str(name): _value(typed[name]) for name in typed})
 
 
-def root_values(cfg: DictConfig, names: list[str]) -> dict[str, Any]:
+def root_values(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
     """The typed values of these root keys. Raises `ValueError` as `to_config` does, of which this is a part.
 
     What one is depends on its own resolved content alone.
     """
-    values = OmegaConf.create({k: v for k, v in cfg.items_ex(resolve=False) if k in names})
-    values._set_parent(cfg)  # so that ${lambda} still resolves
-    try:
-        OmegaConf.resolve(values)
-        typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
-        assert isinstance(typed, DictConfig)
-        _refuse_unknown(typed, names)
+    with worded():
+        typed = _typed(cfg, names)
         return {name: _value(typed[name]) for name in names}
-    except (OmegaConfBaseException, MissingMandatoryValue) as error:
-        raise ValueError(_in_words(error)) from error
 
 
 def checked(values: dict[str, Any]) -> RunConfig:
     """The config of typed root values. Raises `ValueError` for one out of range, or that another does not allow."""
-    if missing := sorted({f.name for f in fields(RunConfig) if f.default == MISSING} - values.keys()):
-        raise ValueError(_missing(missing))
     config = RunConfig(**values)
     require_sound(config)
     refuse_taken(config.evaluate.tasks)
     refuse_unknown(config.callbacks)
     return config
+
+
+@contextmanager
+def worded() -> Iterator[None]:
+    """Inside, OmegaConf's errors become a `ValueError` that names the key."""
+    try:
+        yield
+    except (OmegaConfBaseException, MissingMandatoryValue) as error:
+        key: Any = getattr(error, "full_key", None) or "config"
+        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def _typed(cfg: DictConfig, names: Sequence[str]) -> DictConfig:
+    """These root keys resolved, in the types of `RunConfig`."""
+    # its parent, so that ${lambda} still resolves
+    values = OmegaConf.create({k: v for k, v in cfg.items_ex(resolve=False) if k in names}, parent=cfg)
+    OmegaConf.resolve(values)
+    typed = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+    assert isinstance(typed, DictConfig)
+    _refuse_unknown(typed, names)
+    return typed
 
 
 def _value(node: Any) -> Any:
@@ -99,7 +114,7 @@ def check_lambda(cfg: DictConfig) -> None:
         raise ValueError(f"lambda must be a number, at least 0, got {value!r}; for example lambda=1e-4")
 
 
-def _refuse_unknown(node: DictConfig, keys: list[str], at: str = "") -> None:
+def _refuse_unknown(node: DictConfig, keys: Sequence[str], at: str = "") -> None:
     """`+merge.foo=1` passes Hydra whatever the type; what no dataclass names would have no effect."""
     schema = OmegaConf.get_type(node)
     names = [f.name for f in fields(schema)] if is_dataclass(schema) else [str(key) for key in node]
@@ -108,7 +123,7 @@ def _refuse_unknown(node: DictConfig, keys: list[str], at: str = "") -> None:
             raise ValueError(
                 f"{at}{key} is not a setting; {at.rstrip('.') or 'the root'} has: {', '.join(names)}"
             )
-        child = node[key]
+        child = None if OmegaConf.is_missing(node, key) else node[key]
         if isinstance(child, DictConfig):
             _refuse_unknown(child, [*map(str, child)], f"{at}{key}.")
 
@@ -119,15 +134,22 @@ def _missing_keys(node: DictConfig, at: str = "") -> Iterator[str]:
         key = str(name)
         if OmegaConf.is_missing(node, key):
             yield f"{at}{key}"
-        elif isinstance(child, DictConfig) and not (child._is_none() or child._is_interpolation()):
+        elif (
+            isinstance(child, DictConfig)
+            and not OmegaConf.is_interpolation(node, key)
+            and node[key] is not None
+        ):
             yield from _missing_keys(child, f"{at}{key}.")
 
 
-def _missing(keys: list[str]) -> str:
-    example = " ".join(f"{key}=..." for key in keys)
-    return f"{', '.join(keys)} must be given; add {example} to the command line"
+def _require_given(node: DictConfig, unread: list[str]) -> None:
+    if keys := [key for key in _missing_keys(node) if not is_in(key, unread)]:
+        example = " ".join(f"{key}=..." for key in keys)
+        raise ValueError(f"{', '.join(keys)} must be given; add {example} to the command line")
 
 
-def _in_words(error: Exception) -> str:
-    key: Any = getattr(error, "full_key", None) or "config"
-    return f"{key}: {str(error).splitlines()[0]}"
+def _give_missing(typed: DictConfig, unread: list[str]) -> None:
+    """No object can be made of what is missing; a group that was taken away (`~merge`) shows only in its type."""
+    _require_given(typed, unread)
+    for key in list(_missing_keys(typed)):
+        fill(typed, key)

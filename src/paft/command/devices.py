@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from paft.command.libraries import quiet_libraries
+from paft.command.mistakes import explain, is_mistake
 from paft.config import RunConfig, TrainerConfig, decode
-from paft.config.mistakes import explain, is_mistake
 from paft.files.jsonfile import write_json
 from paft.graph.build import build
 from paft.graph.stage import Stage, canonical

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from paft.config.mistakes import explain
+from paft.command.mistakes import explain
 from paft.files.diskfull import is_full
 from paft.graph.stage import Stage
 

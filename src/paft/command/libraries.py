@@ -19,3 +19,4 @@ def quiet_libraries(stages: Iterable[Stage]) -> None:
     """
     logging.getLogger("bitsandbytes").setLevel(logging.NOTSET if in_four_bits(stages) else logging.CRITICAL)
     logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its attempts to reach the hub

@@ -11,11 +11,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from paft.command.compose import CONF, register_schemas, to_config
+from paft.command.choices import CONF
+from paft.command.compose import register_schemas, to_config
 from paft.command.failures import Failures
-from paft.command.search import objective, refuse_training
-from paft.command.sweep import Sweep, is_grid, unwrapped
-from paft.config.mistakes import explain, is_mistake
+from paft.command.grid import is_grid
+from paft.command.launchers import refuse_single_run
+from paft.command.mistakes import explain, is_mistake
+from paft.command.search import objective, refuse_training, trial_command
+from paft.command.sweep import Sweep, unwrapped
+from paft.command.words import flag_first
 from paft.graph.build import build
 from paft.plan import show_plan
 from paft.process.interrupt import Interrupted, ignore_signals, stop_on_signals
@@ -55,11 +59,6 @@ def main() -> int:
     return 0
 
 
-def flag_first(words: list[str]) -> list[str]:
-    """The words with -m in front: argparse takes the overrides in one piece only."""
-    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
-
-
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
     """What a search makes larger: `evaluate.objective`, minus it where lower is better; None of a plan.
@@ -80,17 +79,23 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, failures: Failures | None) -> float | None:
     config = to_config(cfg)
+    job = HydraConfig.get()
+    alone = job.mode is hydra.types.RunMode.RUN
+    if alone:
+        refuse_single_run(job.launcher)
     cell = build(config)
     if config.plan:
-        if HydraConfig.get().mode is hydra.types.RunMode.RUN:  # a grid is planned as a whole, see Sweep
+        if alone:  # a grid is planned as a whole, see Sweep
             show_plan([(config, cell)])
         return None
-    refuse_training(config, cell)
+    if config.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # of rows and of the items of tasks too
+    refuse_training(config, cell, trial_command(job))
     from paft.command.pipeline import run_cell, write_report
 
     require_nodes(config.trainer.num_nodes)
     with requeued():
         folder = run_cell(config, cell, failures)
-    if HydraConfig.get().mode is hydra.types.RunMode.RUN:
+    if alone:
         write_report([config])
     return objective(config, folder)

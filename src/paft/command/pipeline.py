@@ -12,6 +12,7 @@ from typing import Any
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
 from paft.command.libraries import in_four_bits, quiet_libraries
+from paft.command.preflight import before_stages
 from paft.config import RunConfig
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
@@ -68,10 +69,14 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     here = {s.name for s in missing if config.trainer.world_size == 1 or not STAGES[s.name].on_devices}
     for name in sorted(here):
         importlib.import_module(STAGES[name].module)
+    if missing:
+        before_stages(config, missing)
     if "evaluate" in here:
-        from paft.evaluate.stage import refuse_tasks, task_manager
+        from paft.evaluate.stage import refuse_tasks, require_items, task_manager
 
-        refuse_tasks(config.evaluate, task_manager({t.task for t in config.evaluate.tasks.values()}))
+        tasks = {t.task for t in config.evaluate.tasks.values()}
+        refuse_tasks(config.evaluate, manager := task_manager(tasks))
+        require_items(tasks, manager)
 
 
 def prove_bases(missing: Iterable[Stage], context: Context) -> None:

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from paft.command.cells import compose_cells
 from paft.command.compose import to_config
 from paft.command.failures import Failures, cell_name
-from paft.command.search import best_trial, warn_of_split
+from paft.command.grid import cell_config, expand, is_grid
+from paft.command.launchers import refused_jobs, require_launcher
+from paft.command.mistakes import explain
+from paft.command.search import best_trial, refuse_search, warn_of_split
 from paft.config import RunConfig
-from paft.config.mistakes import explain
 from paft.graph.build import build
 from paft.plan import show_plan
 from paft.store.store import Store
@@ -48,11 +51,6 @@ def unwrapped() -> Iterator[None]:
         raise carrier.__cause__ from carrier.__cause__.__cause__
 
 
-def is_grid(sweeper: DictConfig) -> bool:
-    """Whether all cells are known beforehand; a search chooses each by the scores of others."""
-    return str(sweeper._target_).endswith((".BasicSweeper", ".GridsSweeper"))
-
-
 class Sweep(Callback):
     """Hydra's hooks around a grid."""
 
@@ -74,12 +72,13 @@ class Sweep(Callback):
             self._begin_search(config)  # each cell is checked when its turn comes
             return
         self.words = expand(config)
-        self.configs = compose_cells(self.words)
+        self.configs = compose_cells(self.words, partial(cell_config, config))
         cells = [(c, build(c)) for c in self.configs]
         self.keys = [cell.key for _, cell in cells]
         if self.configs and self.configs[0].plan:
             show_plan(cells)
             raise SystemExit(0)  # nothing to launch
+        require_launcher(config.hydra.launcher)
         self.failures = Failures(Path(config.hydra.sweep.dir))
         self.failures.clear()
         Sweep.begun = self
@@ -88,9 +87,15 @@ class Sweep(Callback):
     def _begin_search(self, config: DictConfig) -> None:
         """With plan=true, show one trial; the settings that all trials share are checked here."""
         one = to_config(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "hydra"}))
+        sweeper = config.hydra.sweeper
+        refuse_search(sweeper, one, config.hydra.overrides.task)
         if one.plan:
             show_plan([(one, build(one))])
+            print(
+                f"a search of {sweeper.get('n_trials', '?')} trials; each is a cell like this one with other values"
+            )
             raise SystemExit(0)
+        require_launcher(config.hydra.launcher)
         logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage lists its plugins
         warn_of_split(one)
         self.searching = True
@@ -124,9 +129,11 @@ class Sweep(Callback):
         """A grid that ends early, as a launcher lost a job, still has the table of the cells that are finished."""
         try:
             yield
-        except Exception:
-            if (grid := cls.begun) is not None:
-                cls.begun = None
+        except Exception as error:
+            grid, cls.begun = cls.begun, None
+            if refusal := refused_jobs(error):
+                raise ValueError(refusal) from None  # no cell began
+            if grid is not None:
                 try:
                     grid.end()
                 except (ValueError, RuntimeError) as failed:
@@ -156,20 +163,3 @@ class Sweep(Callback):
             from paft.command.pipeline import write_report
 
             write_report(finished)
-
-
-def expand(config: DictConfig) -> list[tuple[str, ...]]:
-    """Every combination of a multirun's overrides, as Hydra's basic sweeper or ours takes them apart."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    given = OmegaConf.to_container(config.hydra.overrides.task)
-    params = OmegaConf.to_container(config.hydra.sweeper.params) if config.hydra.sweeper.get("params") else {}
-    assert isinstance(given, list) and isinstance(params, dict)
-    overrides = OverridesParser.create().parse_overrides([*(f"{k!s}={v}" for k, v in params.items()), *given])
-    if grids := OmegaConf.to_container(config.hydra.sweeper.get("grids") or OmegaConf.create()):
-        from hydra_plugins.paft_grids.grids import union
-
-        return [tuple(words) for words in union(grids, overrides)]  # type: ignore[arg-type]
-    (batch,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [tuple(combination) for combination in batch]

@@ -120,7 +120,8 @@ class HubSource(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_pinned("data.*.revision", self.repo, self.revision)
+        if self.repo or self.revision:  # a source that no stage reads has neither
+            require_pinned("data.*.revision", self.repo, self.revision)
 
 
 @dataclass

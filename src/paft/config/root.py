@@ -23,11 +23,24 @@ from paft.config.training import PreferenceConfig, SFTConfig
 
 
 class Paradigm(str, Enum):
+    """Which branches are trained, and how: `parallel` merges both, `sequential` trains preference on top of SFT,
+    `sft` and `preference` train one alone, `base` scores the base model."""
+
     parallel = "parallel"
     sequential = "sequential"
     sft = "sft"
     preference = "preference"
     base = "base"
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that are trained."""
+        match self:
+            case Paradigm.base:
+                return ()
+            case Paradigm.sft | Paradigm.preference:
+                return (self.value,)
+        return ("sft", "preference")
 
 
 @dataclass
@@ -96,7 +109,7 @@ class RunConfig(Typed):
             require(size > 1 and devices % size == 0, "strategy.shard_size", size, allowed)
         if self.strategy.cpu_offload and devices == 1:
             raise ValueError("strategy.cpu_offload=true needs trainer.devices of at least 2, got 1 device")
-        for at in ("sft", "preference"):
+        for at in self.paradigm.branches:
             rows = getattr(self, at).global_batch_size
             require(
                 rows % devices == 0,

@@ -23,6 +23,7 @@ from paft.data.rows import (
     preference_format,
 )
 from paft.files.fingerprint import file_sha256
+from paft.files.hub import unavailable
 
 Split = Literal["train", "validation", "held_out"]
 Row = TypeVar("Row", Conversation, PreferencePair)
@@ -230,6 +231,12 @@ def _hub_split(source: HubSource, split: Split) -> str:
 def _hub_rows(source: HubSource, split: str) -> Iterator[object]:
     from datasets import load_dataset
 
-    yield from load_dataset(
-        source.repo, source.name, revision=source.revision, split=split, data_dir=source.data_dir
-    )
+    try:
+        rows = load_dataset(
+            source.repo, source.name, revision=source.revision, split=split, data_dir=source.data_dir
+        )
+    except (OSError, ValueError) as error:
+        what = f"{source.repo} at {source.revision:.12}"
+        instead = "with its rows in files on this disk: data=jsonl data.sft.path=... data.preference.path=..."
+        raise unavailable(what, f"datasets/{source.repo}", error, instead) from None
+    yield from rows

@@ -20,6 +20,7 @@ from paft.evaluate.items import from_samples
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, score
 from paft.evaluate.splits import choose, refuse_tasks
+from paft.files.hub import unavailable
 from paft.files.jsonfile import write_json
 from paft.graph.build import EvaluateStage
 from paft.graph.stage import Stage
@@ -148,6 +149,18 @@ def task_manager(tasks: set[str], rows: Mapping[str, str] | None = None) -> Task
     if tasks <= set(own.all_tasks):
         return own
     return TaskManager(include_path=str(TASKS), metadata=metadata)
+
+
+def require_items(tasks: set[str], manager: TaskManager) -> None:
+    """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
+    foreign = sorted(tasks - {path.stem for path in TASKS.glob("*.yaml")})
+    try:
+        if foreign:
+            manager.load(foreign)
+    except (OSError, ValueError, ImportError) as error:
+        what = f"the items of one of {', '.join(foreign)}"
+        instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
+        raise unavailable(what, "datasets", error, instead) from None
 
 
 def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:

@@ -137,12 +137,12 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
     apply = Apply(keep=config.merge.keep, dtype=config.merge.dtype)
     if config.paradigm is Paradigm.base:
         return {}, apply
+    if config.paradigm is Paradigm.preference:  # nothing of the other branch is read, its files included
+        return {"preference": _branch("preference", config, model)}, apply
     sft = _branch("sft", config, model)
     match config.paradigm:
         case Paradigm.sft:
             return {"sft": sft}, apply
-        case Paradigm.preference:
-            return {"preference": _branch("preference", config, model)}, apply
         case Paradigm.sequential:
             return {"sft": sft, "preference": _branch("preference", config, model, sft=sft)}, apply
         case Paradigm.parallel:

@@ -15,14 +15,16 @@ from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
 
 
-def refuse_unknown_targets(base: PreTrainedModel, target_modules: list[str]) -> None:
+def refuse_unknown_targets(
+    base: PreTrainedModel, target_modules: list[str], *, at: str = "lora.target_modules"
+) -> None:
     """Every name must match a linear layer: a misspelt one would silently train less."""
     linear = {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
     unknown = [name for name in target_modules if name not in linear]
     if unknown:
         raise ValueError(
-            f"lora.target_modules {unknown} match no linear layer of {base.config.model_type}; "
-            f"it has {', '.join(sorted(linear))}"
+            f"{at} {unknown} match no linear layer of {base.config.model_type}; "
+            f"it has {', '.join(sorted(linear)) or 'none'}"
         )
 
 

@@ -26,7 +26,7 @@ from paft.chat.limits import refuse_tokens_without_embedding
 from paft.chat.template import template_text
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.files.cache import cache_folder
-from paft.files.diskfull import is_full
+from paft.files.hub import unavailable
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
@@ -69,12 +69,9 @@ def _from_hub(config: HubModel, offline: bool) -> Path:
             config.repo, revision=config.revision, allow_patterns=wanted, local_files_only=offline
         )
     except (OSError, ValueError) as error:
-        if is_full(error):
-            raise
-        raise ValueError(
-            f"{config.repo} at {config.revision:.12} cannot be had from the Hugging Face hub: {error}; is it in the "
-            "local cache, does the repository hold the commit, do you have access to it (hf auth login)?"
-        ) from error
+        what = f"{config.repo} at {config.revision:.12}"
+        instead = "with a folder of it on this disk: model=local model.path=..."
+        raise unavailable(what, config.repo, error, instead) from None
     return Path(folder)
 
 

@@ -22,6 +22,7 @@ from paft.report.scope import Scope, blocks, title
 from paft.report.table import COMMAND
 from paft.report.tables import Entry, Head, Line, Section, Table, cells_table, claims_table
 from paft.store.provenance import git_state
+from paft.training.target import missed
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ def warnings(rows: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> li
             f"{limited} of {len(rows)} rows were scored on the first few items of each task only "
             "(evaluate.limit): good for trying things out, not for a result."
         )
+    targets = {
+        r["sft_key"]: (r["l1_target"], r["l1_reached"]) for r in rows if r.get("l1_reached") is not None
+    }
+    found += list(
+        dict.fromkeys(said for wanted, share in targets.values() if (said := missed(wanted, share)))
+    )
     if any(r.base == "tiny" for r in rows):
         found.append("The model “tiny” has random weights: its numbers check the machinery and mean nothing.")
     if paper:

@@ -18,6 +18,7 @@ from paft.report.options import merge_options, options
 from paft.report.row import Row, finite, is_option
 from paft.report.saved import is_saved, saved_rows
 from paft.report.scope import ranked
+from paft.training.target import reached
 
 log = logging.getLogger("paft")
 
@@ -27,8 +28,8 @@ TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
     "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
-    "l1_target", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished", "commit",
-    "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
+    "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished",
+    "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
 COMMAND = "command"
@@ -90,7 +91,7 @@ def row(folder: Path) -> Row:
     columns = dict.fromkeys(HEAD) | _setting(identity) | _trained(store, branches(identity))
     columns |= {"variant": report.get("variant", ""), "family": family(identity)} | _scores(results)
     for name in branches(identity):
-        columns |= _measures(store / name / keys[f"{name}_key"], name)
+        columns |= _measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])
     columns |= {name: finite(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
     run = record.get("run", {})
     columns |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
@@ -179,7 +180,7 @@ def _source(store: Path, data: Identity) -> str:
     return name + (f" ({size} rows)" if size else "")
 
 
-def _measures(folder: Path, branch: str) -> dict[str, Any]:
+def _measures(folder: Path, branch: str, identity: Identity) -> dict[str, Any]:
     """What was measured of a trained adapter, as far as its folder is still there."""
     sparsity = _read_if_there(folder / "sparsity.json")
     means = sparsity.get("mean_over_layers", {})
@@ -188,6 +189,7 @@ def _measures(folder: Path, branch: str) -> dict[str, Any]:
     if branch == "sft":
         metrics = _read_if_there(folder / "stage.json").get("metrics", {})
         found["sft_nll"] = finite(metrics.get("validation/nll"))
+        found["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
     return found
 
 

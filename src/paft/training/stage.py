@@ -1,5 +1,6 @@
 """The `sft` and `preference` stages: data folder in, adapter folder out."""
 
+import logging
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 import lightning as L
 
 from paft.chat.standalone import write_tokenizer
-from paft.config import TrainerConfig
+from paft.config import BranchConfig, SFTConfig, TrainerConfig
 from paft.data.prepare import read_preference, read_sft
 from paft.delta.statistics import adapter_statistics, read_adapter
-from paft.files.jsonfile import write_json
+from paft.files.jsonfile import read_object, write_json
 from paft.graph.build import BranchStage
 from paft.graph.callbacks import targets, watches
-from paft.graph.stage import Stage
+from paft.graph.stage import Stage, canonical
 from paft.model.adapters import base_fingerprint, text_fingerprint
 from paft.model.base import base_folder, load_tokenizer, tokenizer_fingerprint
 from paft.process.interrupt import stop
@@ -29,8 +30,11 @@ from paft.training.nonfinite import NotFinite, explained
 from paft.training.preference import PreferenceModule
 from paft.training.reference import scored
 from paft.training.sft import SFTModule
+from paft.training.target import missed, reached
 from paft.training.throughput import SHOWN, Throughput
 from paft.training.trainer import bind, make_callbacks, make_trainer
+
+log = logging.getLogger("paft")
 
 MODULES: dict[str, type[BranchModule]] = {"sft": SFTModule, "preference": PreferenceModule}
 READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "preference": read_preference}
@@ -113,6 +117,7 @@ def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
         trusted = config.model.trust_remote_code
         write_tokenizer(tokenizer, base, out / "adapter", trust_remote_code=trusted)
         metrics = last_averages(history) | metrics | finish(out, history)
+        warn_of_missed_target(branch, out)
         finish_branch(stage, out, metrics, context)
     return metrics
 
@@ -153,6 +158,15 @@ def validate(
     )
     (values,) = trainer.validate(module, loader, verbose=False)
     return dict(values)
+
+
+def warn_of_missed_target(branch: BranchConfig, out: Path) -> None:
+    """Say so where the finished delta is not as sparse as the branch's target."""
+    if not isinstance(branch, SFTConfig) or branch.l1.target_sparsity is None:
+        return
+    share = reached(canonical(branch.l1), read_object(out / "sparsity.json"))
+    if share is not None and (said := missed(branch.l1.target_sparsity, share)):
+        log.warning(said)
 
 
 def last_averages(history: History) -> dict[str, float]:

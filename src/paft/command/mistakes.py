@@ -6,7 +6,8 @@ from dataclasses import fields, is_dataclass
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from paft.config.root import RunConfig
+from paft.command.choices import with_setting
+from paft.config import RunConfig
 from paft.files.unwritable import DENIED
 
 
@@ -31,7 +32,7 @@ NOISE = ("full_key:", "object_type=", "reference_type=", "Config search path:", 
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong, down to its cause, and for an unknown key the keys there are."""
+    """What went wrong, down to its cause, and for an unknown key the keys there are and the choices that have it."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -41,7 +42,24 @@ def explain(error: BaseException) -> str:
         useless = line.startswith(NOISE) or (known and line.startswith("To append to your config"))
         if line and not useless and not any(line in said for said in lines):
             lines.append(line)
-    return "\n       ".join(lines + ([f"it has: {', '.join(known)}"] if known else []))
+    more = [f"it has: {', '.join(known)}"] if known else []
+    return "\n       ".join([*lines, *more, *_elsewhere(chain)])
+
+
+GRID_OF_BASES = (
+    "a grid over several bases of your own is model=local model.path=DIR1,DIR2, or a file for each in a folder "
+    "of yours (--config-dir FOLDER, with FOLDER/model/NAME.yaml; README, Your base model)"
+)
+SEARCHED = "what a search varies is given as its own key: 'lambda=interval(1e-5,1e-3)' (README, The study)"
+
+
+def _elsewhere(chain: list[BaseException]) -> list[str]:
+    """The choices of the group that do have a key which the chosen one has not."""
+    keys = [str(e.full_key) for e in chain if isinstance(e, ConfigKeyError | ConfigAttributeError)]
+    owners = {key: with_setting(key) for key in keys}
+    said = [f"{key} is a setting of {', '.join(names)}" for key, names in owners.items() if names]
+    said += [GRID_OF_BASES] * ("model.path" in keys)
+    return said + [SEARCHED] * any("hydra.sweeper.params" in str(e) for e in chain)
 
 
 def _known_keys(chain: list[BaseException]) -> list[str]:

@@ -1,0 +1,62 @@
+"""What the graph of a cell does not read need not be given: `paradigm=sft` asks for no preference rows.
+
+A part is the beginning of a key, as `data.preference`. `merge` is read by `paradigm=parallel` alone, but for the
+settings that every stage of that name has (`merge.keep`, `merge.dtype`), which have defaults.
+"""
+
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, fields, is_dataclass
+from enum import Enum
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from paft.config import Paradigm, Rows
+
+BRANCHES = ("sft", "preference")
+
+
+def unread_parts(cfg: DictConfig) -> list[str]:
+    """The parts of a composed config that its cell does not read; none where the paradigm is not a known one."""
+    value = OmegaConf.select(cfg, "paradigm")
+    if not isinstance(value, Paradigm) and value not in {paradigm.value for paradigm in Paradigm}:
+        return []
+    trained = Paradigm(value).branches
+    with_rows = {*trained, *_scored_rows(cfg)}
+    parts = [branch for branch in BRANCHES if branch not in trained]
+    parts += [f"data.{branch}" for branch in BRANCHES if branch not in with_rows]
+    return parts if Paradigm(value) is Paradigm.parallel else [*parts, "merge"]
+
+
+def _scored_rows(cfg: DictConfig) -> set[str]:
+    """The branches whose held-out rows are the items of a task."""
+    tasks = OmegaConf.select(cfg, "evaluate.tasks")
+    rows = (task.get("rows") for task in (tasks or {}).values() if isinstance(task, DictConfig))
+    return {str(getattr(name, "value", name)) for name in rows if name} & {branch.value for branch in Rows}
+
+
+def is_in(key: str, parts: list[str]) -> bool:
+    """Whether a key is one of the parts or inside one."""
+    return any(key == part or key.startswith(f"{part}.") for part in parts)
+
+
+def fill(typed: DictConfig, key: str) -> None:
+    """Give what is missing at `key`, and nothing will read, a value of its type."""
+    at, _, name = key.rpartition(".")
+    node = OmegaConf.select(typed, at) if at else typed
+    schema: Any = OmegaConf.get_type(node)
+    (option,) = (f for f in fields(schema) if f.name == name)
+    node[name] = _placeholder(option, get_type_hints(schema)[name])
+
+
+def _placeholder(option: "Field[Any]", hint: Any) -> Any:
+    kind: Any = next((kind for kind in (hint, *get_args(hint)) if isinstance(kind, type)), hint)
+    if is_dataclass(kind):
+        made = OmegaConf.structured(kind)
+        for inner in fields(kind):
+            if OmegaConf.is_missing(made, inner.name):
+                made[inner.name] = _placeholder(inner, get_type_hints(kind)[inner.name])
+        return made
+    if option.default not in (NO_DEFAULT, MISSING):
+        return option.default
+    return next(iter(kind)) if issubclass(kind, Enum) else kind()
