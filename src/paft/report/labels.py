@@ -38,6 +38,11 @@ def method(row: Row) -> str:
     return row.base
 
 
+def has_dense(rows: Sequence[Row]) -> bool:
+    """Whether SFT without the penalty is behind any of them."""
+    return any(r.weight == 0 for r in rows)
+
+
 def labels(rows: Sequence[Row]) -> list[str]:
     """`method` of each row, with the options in which rows of that method and objective differ.
 
@@ -53,19 +58,24 @@ def labels(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         objective = [objective_title(row.preference)] if method(row) in several and row.preference else []
         texts.append(" ".join([method(row), *objective, *described(row, naming[_peers(row)])]))
-    return apart(texts, [(section(r), r.weight) for r in rows], [r.evaluate_key for r in rows])
+    places = [(section(r), r.weight) for r in rows]
+    seeds = [f"seed={r['seed']}" for r in rows]
+    return apart(apart(texts, places, seeds), places, [r.evaluate_key[:6] for r in rows])
 
 
 def _peers(row: Row) -> tuple[str, str]:
     return method(row), row.preference
 
 
-def apart(texts: Sequence[str], places: Sequence[Any], keys: Sequence[str]) -> list[str]:
-    """The texts, those that stand twice in one place with the start of their key."""
+def apart(texts: Sequence[str], places: Sequence[Any], more: Sequence[str]) -> list[str]:
+    """The texts, those that stand twice in one place with `more` behind them where that tells them apart."""
+    alike: dict[Any, set[str]] = {}
     count = Counter(zip(places, texts, strict=True))
+    for place, text, end in zip(places, texts, more, strict=True):
+        alike.setdefault((place, text), set()).add(end)
     return [
-        text if count[place, text] == 1 else f"{text} {key[:6]}"
-        for text, place, key in zip(texts, places, keys, strict=True)
+        f"{text} {end}" if count[place, text] > 1 and len(alike[place, text]) > 1 else text
+        for text, place, end in zip(texts, places, more, strict=True)
     ]
 
 

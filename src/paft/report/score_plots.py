@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paft.report.columns import Column, score_columns
-from paft.report.labels import labels, method
+from paft.report.labels import has_dense, labels, method
 from paft.report.numbers import short
 from paft.report.row import Row
 from paft.report.style import (
@@ -181,11 +181,6 @@ def _bars(ax: Axes, rows: Sequence[Row], column: Column, best: float | None) -> 
     clean(ax, "x")
 
 
-def has_pale(rows: Sequence[Row]) -> bool:
-    """Whether some bars are drawn paler: those of SFT without the penalty, where there are both kinds."""
-    return any(_solid(r) < 0.9 for r in rows)
-
-
 def _solid(row: Row) -> float:
     """Dense SFT is drawn paler than sparse SFT."""
-    return 0.45 if row.paradigm in ("parallel", "sequential", "sft") and not row.weight else 0.9
+    return 0.45 if has_dense([row]) else 0.9

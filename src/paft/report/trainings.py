@@ -48,7 +48,7 @@ def trained(block: Sequence[Row], branch: str) -> dict[str, Row]:
         names = option_names(alike, partial(_is_of, branch, alike[0].paradigm))
         texts = [" ".join([_with_lambda(kind, row), *described(row, names)]) for row in alike]
         keys = [row.key(branch) for row in alike]
-        labels |= dict(zip(keys, apart(texts, [kind] * len(texts), keys), strict=True))
+        labels |= dict(zip(keys, apart(texts, [kind] * len(texts), [k[:6] for k in keys]), strict=True))
     users.sort(key=lambda r: (" on " in _kind(r, branch), r.weight or 0.0, labels[r.key(branch)]))
     return {labels[row.key(branch)]: row for row in users}
 
