@@ -63,6 +63,11 @@ def labels(rows: Sequence[Row]) -> list[str]:
     return apart(apart(texts, places, seeds), places, [r.evaluate_key[:6] for r in rows])
 
 
+def without_penalty(label: str) -> str:
+    """A label without the options of the penalty, as that of the row at lambda = 0 is."""
+    return " ".join(word for word in label.split() if not word.startswith(("l1.", "sft.l1.")))
+
+
 def _peers(row: Row) -> tuple[str, str]:
     return method(row), row.preference
 
@@ -84,8 +89,8 @@ def apart(texts: Sequence[str], places: Sequence[Any], more: Sequence[str]) -> l
 
 def option_names(rows: Sequence[Row], asked: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
     """The options in which the rows differ, among those `asked` for -> the name they get in a label."""
-    known = dict.fromkeys(name for row in rows for name in row.options)
-    differing = [name for name in known if asked(name) and _differs(name, rows)]
+    known = dict.fromkeys(name for row in rows for name in row.options if asked(name))
+    differing = [name for name in known if _differs(name, rows)]
     if not all(row.is_cell for row in rows) and asked("seed") and len({row["seed"] for row in rows}) > 1:
         differing.append("seed")
     return _joined({name: short_name(name, known) for name in differing}, rows)

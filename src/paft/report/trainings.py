@@ -39,7 +39,11 @@ def trained(block: Sequence[Row], branch: str) -> dict[str, Row]:
 
     Adapters of one kind and lambda are told apart by the options in which they differ.
     """
-    users = list({r.key(branch): r for r in reversed(block) if r.key(branch)}.values())
+    first: dict[str, Row] = {}
+    for row in block:
+        if row.key(branch):
+            first.setdefault(row.key(branch), row)
+    users = list(first.values())
     kinds: dict[str, list[Row]] = {}
     for row in users:
         kinds.setdefault(_kind(row, branch), []).append(row)
@@ -47,9 +51,10 @@ def trained(block: Sequence[Row], branch: str) -> dict[str, Row]:
     for kind, alike in kinds.items():
         names = option_names(alike, partial(_is_of, branch, alike[0].paradigm))
         texts = [" ".join([_with_lambda(kind, row), *described(row, names)]) for row in alike]
-        keys = [row.key(branch) for row in alike]
-        labels |= dict(zip(keys, apart(texts, [kind] * len(texts), [k[:6] for k in keys]), strict=True))
-    users.sort(key=lambda r: (" on " in _kind(r, branch), r.weight or 0.0, labels[r.key(branch)]))
+        for more in ([f"seed={row['seed']}" for row in alike], [row.key(branch)[:6] for row in alike]):
+            texts = apart(texts, [kind] * len(texts), more)
+        labels |= {row.key(branch): text for row, text in zip(alike, texts, strict=True)}
+    users.sort(key=lambda r: (" on " in _kind(r, branch), "SFT" in _kind(r, branch) and (r.weight or 0.0)))
     return {labels[row.key(branch)]: row for row in users}
 
 
