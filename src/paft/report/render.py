@@ -23,7 +23,8 @@ def markdown(table: Table, *, align: bool = True) -> str:
         if part.heading:
             lines.append([f"**{escaped(part.heading)}**", *[""] * (len(table.head) - 1)])
         lines += [[_markdown(entry) for entry in line.entries] for line in part.lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    caption = ["", escaped(table.caption)] if table.caption else []
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *caption])
 
 
 def escaped(text: str) -> str:

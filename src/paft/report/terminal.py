@@ -67,6 +67,7 @@ def _cells(scope: Scope, block: list[Row]) -> Table:
     if any(entry.error == "?" for line in found.lines for entry in line.entries):
         caption += UNKNOWN
     hidden = ["preference < 1e-5", *(["seeds"] if seeds == 1 else [])]
+    caption = "\n".join(filter(None, (caption, found.caption)))
     return replace(without(found, *hidden), title=title(scope, block), caption=caption)
 
 
