@@ -6,7 +6,7 @@ On `experiment=smoke`, the tiny random model, with as many steps that training t
 merging and evaluating, as it would in the paper's rows (`experiment=zephyr_mistral_7b plan=true`). The more of a
 cell is training, the more the store saves; the merges and evaluations of 20 cells are always 20. Either side runs
 its cells one after another in one process, so start-up is not what is compared; both give the same scores.
-`--quick` has the first two cells and the steps of the experiment.
+`--quick` has the first two cells and two steps.
 """
 
 import json
@@ -24,7 +24,7 @@ MERGES = ("slerp", "task_arithmetic", "ties", "dare", "linear")
 CELLS = list(product(("1e-4", "1e-3"), MERGES, ("dpo", "orpo")))
 TRAINED = ("sft", "preference")
 STEPS = ("sft.max_steps=150", "preference.max_steps=100")
-QUICK_CELLS = 2
+QUICK_CELLS, QUICK_STEPS = 2, ("sft.max_steps=2", "preference.max_steps=2", "evaluate.limit=1")
 TIMES = 4.0
 SECONDS = {"shared": 55, "own": 230}
 """Of the two processes, on two cores."""
@@ -66,7 +66,7 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("words", nargs="*", metavar="word=value")
     given = parse(parser)
-    number, steps = (QUICK_CELLS, ()) if given.quick else (len(CELLS), STEPS)
+    number, steps = (QUICK_CELLS, QUICK_STEPS) if given.quick else (len(CELLS), STEPS)
     progress, found = Progress("grid", [*SECONDS.values()], quick=given.quick), {}
     for side in SECONDS:
         progress.next(f"{number} cells, {side} store")
