@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from small_bases import small_model
 from tiny import BFLOAT16, MODEL, branch, make, move, run, sft_rows
 
-from paft.config import DType, LocalModel, LoraConfig, SFTConfig, TinyModel
+from paft.config import DType, LocalModel, LoraConfig, SFTConfig, Template, TinyModel, TrainerConfig
 from paft.delta.statistics import read_adapter
 from paft.forward.batches import sft_tensors
+from paft.graph.build import BranchStage
 from paft.logps import label_logps
 from paft.model.adapters import base_fingerprint, load_adapter
 from paft.model.base import base_folder, byte_tokenizer
@@ -156,6 +157,11 @@ def test_an_adapter_on_a_tensor_that_is_in_no_file_is_refused_before_training(tm
     for target, saved in (("lm_head", model), ("q_proj", model.model)):
         saved.save_pretrained(tmp_path)
         lora = LoraConfig(rank=2, alpha=2, target_modules=[target])
-        module = SFTModule(tmp_path, config, branch(SFTConfig, lora=lora), num_steps=1)
+        module = SFTModule(
+            tmp_path,
+            BranchStage(config, branch(SFTConfig, lora=lora), Template.chatml, 0),
+            TrainerConfig(),
+            num_steps=1,
+        )
         with pytest.raises(ValueError, match=rf"{target}.weight is not among the tensors of"):
             module.configure_model()

@@ -8,8 +8,9 @@ import torch
 from small_bases import small_base
 from tiny import MODEL, branch, distance, gradient_of_a_step, gradients, make, move, pairs, rows_for, run
 
-from paft.config import LoraConfig, SFTConfig
+from paft.config import LoraConfig, SFTConfig, Template, TrainerConfig
 from paft.forward.pairs import shared_prompt_tensors, two_row_tensors
+from paft.graph.build import BranchStage
 from paft.model.layers.dropout import RowDropout, Rows
 from paft.model.policy import Policy
 from paft.objectives import DPO, ORPO
@@ -110,10 +111,9 @@ def test_the_bases_own_dropout_is_off(
     lora = LoraConfig(rank=2, alpha=2, target_modules=TARGETS.get(kind, ["q_proj"]))
     module = PreferenceModule(
         tmp_path,
-        config,
-        branch(DPO, lora=lora, reference="online"),
+        BranchStage(config, branch(DPO, lora=lora, reference="online"), Template.chatml, 0),
+        TrainerConfig(gradient_checkpointing=recompute),
         num_steps=1,
-        gradient_checkpointing=recompute,
     )
     module.configure_model()
     (logs,) = run(module, pairs(8))

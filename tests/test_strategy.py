@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused(compose, overrides, message):
 )
 def test_sizes_of_the_mesh(compose, overrides, sizes):
     """(data parallel, tensor parallel) as Lightning calls them: ranks that are sharded over, or copies and shards."""
-    strategy = make_strategy(compose(*overrides))
+    strategy = make_strategy(compose(*overrides).running)
 
     assert isinstance(strategy, ShardedStrategy)
     assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == sizes
@@ -47,18 +47,18 @@ def test_sizes_of_the_mesh(compose, overrides, sizes):
 
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp", "fsdp_hybrid"])
 def test_one_device_has_nothing_to_share(compose, name):
-    assert make_strategy(compose(f"strategy={name}")) == "auto"
+    assert make_strategy(compose(f"strategy={name}").running) == "auto"
 
 
 def test_ddp(compose):
-    assert isinstance(make_strategy(compose("strategy=ddp", "trainer.devices=2")), DDPStrategy)
+    assert isinstance(make_strategy(compose("strategy=ddp", "trainer.devices=2").running), DDPStrategy)
 
 
 def test_offloaded_gradients_are_summed_on_the_host(compose):
     gpus = ("trainer=gpu", "trainer.devices=2", "strategy=fsdp")
 
     offloaded, on_the_gpu = (
-        make_strategy(compose(*gpus, *how)) for how in (("strategy.cpu_offload=true",), ())
+        make_strategy(compose(*gpus, *how).running) for how in (("strategy.cpu_offload=true",), ())
     )
 
     assert offloaded._process_group_backend == "cpu:gloo,cuda:nccl"

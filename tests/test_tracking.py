@@ -143,7 +143,7 @@ def cell(tmp_path):
 
 def test_unwritable_folder_is_a_warning(cell, caplog):
     stage, context = cell
-    (Path(context.config.logs) / "wandb").write_text("a file where a folder should be")
+    (Path(context.running.logs) / "wandb").write_text("a file where a folder should be")
 
     with caplog.at_level(logging.WARNING, "paft"):
         log_cell(stage, context)
@@ -183,7 +183,7 @@ def test_survive_gives_the_result_or_none(caplog):
 def test_csv_logger_leaves_no_wandb_folder(cell, tmp_path):
     stage, context = cell
 
-    log_cell(stage, replace(context, config=replace(context.config, logger=Csv())))
+    log_cell(stage, replace(context, running=replace(context.running, logger=Csv())))
 
     assert not (tmp_path / "logs" / "wandb").exists()
 

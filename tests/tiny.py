@@ -9,7 +9,19 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from paft.chat.tokens import IGNORE, Encoded, EncodedPair
-from paft.config import BranchConfig, DType, L1Config, L1Of, LoraConfig, Schedule, SFTConfig, TinyModel
+from paft.config import (
+    BranchConfig,
+    DType,
+    L1Config,
+    L1Of,
+    LoraConfig,
+    Schedule,
+    SFTConfig,
+    Template,
+    TinyModel,
+    TrainerConfig,
+)
+from paft.graph.build import BranchStage
 from paft.model.base import base_folder
 from paft.objectives import DPO, ORPO, DPOLoss, NLLScope
 from paft.training.batches import GlobalBatch, StepLoader
@@ -86,7 +98,12 @@ def rows_for(config: BranchConfig, num: int, seed: int = 0) -> Sequence[Any]:
 
 def make(config: BranchConfig, *, steps: int = 1, model: TinyModel = MODEL, **settings: Any) -> BranchModule:
     """The branch's module with its model loaded."""
-    module = MODULES[type(config)](base_folder(model), model, config, num_steps=steps, pad_id=PAD, **settings)
+    seed, deltas = settings.pop("seed", 0), settings.pop("deltas", ())
+    stage = BranchStage(model, config, Template.chatml, seed)
+    trainer = TrainerConfig(**settings)
+    module = MODULES[type(config)](
+        base_folder(model), stage, trainer, num_steps=steps, pad_id=PAD, deltas=deltas
+    )
     module.configure_model()
     return module
 

@@ -77,6 +77,16 @@ class RunConfig(Typed):
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
+        self._check_tasks()
+        loaded_as = self.evaluate.dtype or self.model.dtype
+        if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
+            raise ValueError(
+                "merge.dtype=float32 would be rounded to bfloat16 when the model is loaded to be evaluated; "
+                "add evaluate.dtype=float32"
+            )
+        self._check_devices()
+
+    def _check_tasks(self) -> None:
         for column, task in self.evaluate.tasks.items():
             if task.upside_down:
                 raise ValueError(
@@ -87,12 +97,8 @@ class RunConfig(Typed):
                 held_out = getattr(self.data, task.rows.value).held_out
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"
                 require(held_out > 0, f"data.{task.rows.value}.held_out", held_out, allowed)
-        loaded_as = self.evaluate.dtype or self.model.dtype
-        if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
-            raise ValueError(
-                "merge.dtype=float32 would be rounded to bfloat16 when the model is loaded to be evaluated; "
-                "add evaluate.dtype=float32"
-            )
+
+    def _check_devices(self) -> None:
         if self.hardware.accelerator != self.trainer.accelerator:
             raise ValueError(
                 f"trainer.accelerator={self.trainer.accelerator} but hardware={self.hardware.name} is a "

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from paft.chat.template import adds_bos
-from paft.config import EvaluateConfig, ModelConfig, Template
+from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.evaluate.items import from_samples
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, score
@@ -116,27 +116,40 @@ def score_tasks(
     samples: list[dict[str, Any]] = []
     for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):
         columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
-        tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager)
-        raw = simple_evaluate(
-            lm,
-            tasks=tasks,
-            num_fewshot=shots,
-            limit=config.limit if chosen is None else None,
-            samples=chosen,
-            apply_chat_template=config.apply_chat_template,
-            task_manager=manager,
-            bootstrap_iters=1000,
-            random_seed=config.seed,
-            numpy_random_seed=config.seed,
-            torch_random_seed=config.seed,
-            fewshot_random_seed=config.seed,
-        )
-        assert raw is not None, "simple_evaluate returns results on rank 0"
+        raw = _evaluated(lm, config, columns, shots, manager)
         for column, task in columns.items():
             scored = items(column, task, raw)
             samples += scored
             scores[column] = with_stderr(score(column, task, raw), scored)
     return {column: scores[column] for column in config.tasks}, samples
+
+
+def _evaluated(
+    lm: SparingLM,
+    config: EvaluateConfig,
+    columns: Mapping[str, TaskConfig],
+    shots: int | None,
+    manager: TaskManager,
+) -> dict[str, Any]:
+    """lm-eval's own results of the tasks of some columns."""
+    tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager)
+    raw = simple_evaluate(
+        lm,
+        tasks=tasks,
+        num_fewshot=shots,
+        limit=config.limit if chosen is None else None,
+        samples=chosen,
+        apply_chat_template=config.apply_chat_template,
+        task_manager=manager,
+        bootstrap_iters=1000,
+        random_seed=config.seed,
+        numpy_random_seed=config.seed,
+        torch_random_seed=config.seed,
+        fewshot_random_seed=config.seed,
+    )
+    assert raw is not None, "simple_evaluate returns results on rank 0"
+    results: dict[str, Any] = raw
+    return results
 
 
 def task_manager(tasks: set[str], rows: Mapping[str, str] | None = None) -> TaskManager:

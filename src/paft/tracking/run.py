@@ -16,7 +16,7 @@ from paft.config import Wandb, WandbMode
 from paft.store.context import Context
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Run, Settings
 
 log = logging.getLogger("paft")
 T = TypeVar("T")
@@ -87,13 +87,6 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
     folder.mkdir(parents=True, exist_ok=True)
 
     def open_as(how: str) -> "Run":
-        ways = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
-            finish_timeout=FINISH_SECONDS,
-            finish_timeout_raises=True,
-        )
         return wandb.init(
             project=settings.project,
             entity=settings.entity,
@@ -107,7 +100,7 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
             resume="allow",
             mode=how,  # type: ignore[arg-type]
             reinit="finish_previous",
-            settings=ways,
+            settings=_patience(),
         )
 
     wanted = mode(settings)
@@ -120,3 +113,16 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
         if run is not None:
             log.warning("W&B: offline from here on; upload with: wandb sync %s/wandb/offline-run-*", folder)
     return run
+
+
+def _patience() -> "Settings":
+    """W&B is quiet, and waits for its server for seconds, not for as long as the network is away."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS)),
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+    )

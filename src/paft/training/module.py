@@ -13,8 +13,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from paft.config import BranchConfig, ModelConfig, Quantization, Schedule
+from paft.config import Quantization, Schedule, TrainerConfig
 from paft.forward.batches import micro_batches
+from paft.graph.build import BranchStage
 from paft.model.adapters import add_deltas, refuse_unstored
 from paft.model.paths import FastPaths, paths_of
 from paft.model.policy import Policy
@@ -57,18 +58,13 @@ class BranchModule(L.LightningModule):
     def __init__(
         self,
         base: Path,
-        model: ModelConfig,
-        config: BranchConfig,
+        stage: BranchStage,
+        settings: TrainerConfig,
         *,
         num_steps: int,
-        micro_batch_size: int = 8,
-        micro_batch_tokens: float = math.inf,
-        seed: int = 0,
         pad_id: int = 0,
         deltas: tuple[Path, ...] = (),
-        gradient_checkpointing: bool = False,
         cpu_offload: bool = False,
-        skip_nonfinite_steps: int = 0,
         paths: FastPaths | None = None,
     ) -> None:
         super().__init__()
@@ -76,13 +72,11 @@ class BranchModule(L.LightningModule):
             False  # the global batch is this module's business, see module docstring
         )
         self.strict_loading = False  # checkpoints hold the adapter only
-        self.base_folder, self.model_config, self.config = base, model, config
-        self.num_steps, self.micro_batch_size, self.seed = num_steps, micro_batch_size, seed
-        self.micro_batch_tokens = micro_batch_tokens
+        self.base_folder, self.model_config, self.config = base, stage.model, stage.branch
+        self.seed, self.num_steps, self.settings = stage.seed, num_steps, settings
         self.pad_id, self.deltas, self.paths = pad_id, deltas, paths
-        self.gradient_checkpointing = gradient_checkpointing
         self.cpu_offload = cpu_offload
-        self.left_out = LeftOut(skip_nonfinite_steps)
+        self.left_out = LeftOut(settings.skip_nonfinite_steps)
         self.policy: Policy | None = None
         self.num_shards = 1
         """Devices that share one copy of the parameters."""
@@ -105,7 +99,7 @@ class BranchModule(L.LightningModule):
         if self.policy is not None:
             return
         self.policy = self._make_policy()
-        if self.gradient_checkpointing:
+        if self.settings.gradient_checkpointing:
             if self.config.lora.dropout and not paths_of(self.policy.base).padded:
                 raise ValueError(
                     f"lora.dropout={self.config.lora.dropout:g} and trainer.gradient_checkpointing=true do not go "
@@ -191,7 +185,8 @@ class BranchModule(L.LightningModule):
         Sharded layers are gathered by all ranks together, so all must make as many passes.
         """
         packed = self.backbone.packs(max(row.row_tokens for row in batch.rows))
-        parts = micro_batches(batch.rows, self.micro_batch_size, self.micro_batch_tokens, packed=packed)
+        size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
+        parts = micro_batches(batch.rows, size, tokens, packed=packed)
         idle = largest_of_ranks(len(parts), self.trainer) - len(parts)
         return [(part, 1.0) for part in parts] + [(parts[-1][:1], 0.0)] * idle
 

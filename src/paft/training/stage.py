@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from paft.chat.standalone import write_tokenizer
-from paft.config import BranchConfig, SFTConfig, TrainerConfig
+from paft.config import BranchConfig, SFTConfig
 from paft.data.prepare import read_preference, read_sft
 from paft.delta.statistics import adapter_statistics, read_adapter
 from paft.files.jsonfile import read_object, write_json
@@ -32,7 +32,7 @@ from paft.training.reference import scored
 from paft.training.sft import SFTModule
 from paft.training.target import missed, reached
 from paft.training.throughput import SHOWN, Throughput
-from paft.training.trainer import bind, make_callbacks, make_trainer
+from paft.training.trainer import make_trainer
 
 log = logging.getLogger("paft")
 
@@ -47,79 +47,100 @@ def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> d
     `ValueError` for a training that ended before its last step, which is no result.
     """
     config: BranchStage = stage.config
-    settings = context.running.trainer
     base = base_folder(config.model, offline=context.running.offline)
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
-    rows = READERS[stage.name](inputs["data"], "train")
-    if "reference" in inputs:
-        rows = scored(rows, inputs["reference"])
-    branch = config.branch
-    steps = num_steps(
-        len(rows),
-        global_batch_size=branch.global_batch_size,
-        epochs=branch.epochs,
-        max_steps=branch.max_steps,
-    )
-    module = MODULES[stage.name](
-        base,
-        config.model,
-        branch,
-        num_steps=steps,
-        micro_batch_size=settings.micro_batch_size,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        seed=config.seed,
-        pad_id=tokenizer.pad_token_id,
-        deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
-        gradient_checkpointing=settings.gradient_checkpointing,
-        cpu_offload=context.running.strategy.cpu_offload,
-        skip_nonfinite_steps=settings.skip_nonfinite_steps,
-        paths=proved_paths(base, config.model, device_of(settings)),
-    )
     fingerprints = {
         "base": base_fingerprint(config.model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": text_fingerprint(str(tokenizer.chat_template)),
     }
-    callbacks = make_callbacks(context)
-    for callback in callbacks:
-        bind(callback, context, stage, out, fingerprints)
-    throughput = Throughput(stage, base, context)
-    step, checkpoint = last_checkpoint(out)
-    history = History(out, step)
+    rows = training_rows(stage.name, inputs)
+    module = make_module(stage, inputs, base, len(rows), tokenizer.pad_token_id, context)
+    throughput, history = Throughput(stage, base, context), History(out, last_checkpoint(out)[0])
     trainer = make_trainer(
-        stage, out, context, callbacks, steps=steps, throughput=throughput, history=history
+        stage, out, context, fingerprints, steps=module.num_steps, throughput=throughput, history=history
     )
-    loader = StepLoader(
-        rows,
-        global_batch_size=branch.global_batch_size,
-        steps=steps,
-        seed=config.seed,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
+    fit(trainer, module, rows, stage.name, inputs["data"], out, context)
+    metrics: dict[str, Any] = validate(
+        trainer, module, stage.name, inputs["data"], context.running.trainer.validation_rows
     )
-    try:
-        run_fit(trainer, module, loader, checkpoint)
-    except NotFinite as error:
-        raise explained(error, loader, inputs["data"], out, settings.skip_nonfinite_steps) from error
-    refuse_unfinished(stage.name, trainer.global_step, steps, out, context)
-    metrics: dict[str, Any] = validate(trainer, module, stage.name, inputs["data"], settings)
     module.backbone.save(out / "adapter", fingerprints)
-    metrics |= {
-        "steps": steps,
-        "skipped_steps": module.left_out.steps,
-        "tokens": int(throughput.total["tokens"]),
-        "rows": len(rows),
-        "throughput": throughput.summary(),
-    }
-    metrics["merge_then_evaluate_seconds"] = module.seconds_elsewhere
-    metrics["rows_left_out_per_epoch"] = len(rows) % branch.global_batch_size
+    metrics |= training_metrics(module, throughput, len(rows))
     if trainer.is_global_zero:
         trusted = config.model.trust_remote_code
         write_tokenizer(tokenizer, base, out / "adapter", trust_remote_code=trusted)
         metrics = last_averages(history) | metrics | finish(out, history)
-        warn_of_missed_target(branch, out)
+        warn_of_missed_target(config.branch, out)
         finish_branch(stage, out, metrics, context)
     return metrics
+
+
+def training_rows(branch: str, inputs: dict[str, Path]) -> Sequence[Any]:
+    """The training rows, with what the reference says of them where its stage is among the inputs."""
+    rows = READERS[branch](inputs["data"], "train")
+    return scored(rows, inputs["reference"]) if "reference" in inputs else rows
+
+
+def make_module(
+    stage: Stage, inputs: dict[str, Path], base: Path, num_rows: int, pad_id: int, context: Context
+) -> BranchModule:
+    """The branch's module; it loads its model when Lightning asks for it."""
+    config: BranchStage = stage.config
+    branch, settings = config.branch, context.running.trainer
+    steps = num_steps(
+        num_rows,
+        global_batch_size=branch.global_batch_size,
+        epochs=branch.epochs,
+        max_steps=branch.max_steps,
+    )
+    return MODULES[stage.name](
+        base,
+        config,
+        settings,
+        num_steps=steps,
+        pad_id=pad_id,
+        deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
+        cpu_offload=context.running.strategy.cpu_offload,
+        paths=proved_paths(base, config.model, device_of(settings)),
+    )
+
+
+def fit(
+    trainer: L.Trainer,
+    module: BranchModule,
+    rows: Sequence[Any],
+    branch: str,
+    data: Path,
+    out: Path,
+    context: Context,
+) -> None:
+    """All steps, from the last checkpoint in `out` on; raises for a training that is not what it should be."""
+    loader = StepLoader(
+        rows,
+        global_batch_size=module.config.global_batch_size,
+        steps=module.num_steps,
+        seed=module.seed,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+    )
+    try:
+        run_fit(trainer, module, loader, last_checkpoint(out)[1])
+    except NotFinite as error:
+        raise explained(error, loader, data, out, module.settings.skip_nonfinite_steps) from error
+    refuse_unfinished(branch, trainer.global_step, module.num_steps, out, context)
+
+
+def training_metrics(module: BranchModule, throughput: Throughput, num_rows: int) -> dict[str, Any]:
+    """What stage.json says of the training itself."""
+    return {
+        "steps": module.num_steps,
+        "skipped_steps": module.left_out.steps,
+        "tokens": int(throughput.total["tokens"]),
+        "rows": num_rows,
+        "throughput": throughput.summary(),
+        "merge_then_evaluate_seconds": module.seconds_elsewhere,
+        "rows_left_out_per_epoch": num_rows % module.config.global_batch_size,
+    }
 
 
 def run_fit(trainer: L.Trainer, module: BranchModule, loader: StepLoader, checkpoint: Path | None) -> None:
@@ -146,13 +167,13 @@ def refuse_unfinished(branch: str, step: int, steps: int, out: Path, context: Co
 
 
 def validate(
-    trainer: L.Trainer, module: BranchModule, branch: str, data: Path, settings: TrainerConfig
+    trainer: L.Trainer, module: BranchModule, branch: str, data: Path, most: int
 ) -> dict[str, float]:
-    """Loss and the other logged averages over the first `validation_rows` held-out rows, if the source has some."""
-    if not (data / "validation.parquet").is_file() or settings.validation_rows == 0:
+    """Loss and the other logged averages over the first `most` held-out rows, if the source has some."""
+    if not (data / "validation.parquet").is_file() or most == 0:
         return {}
     held_out = READERS[branch](data, "validation")
-    rows = [held_out[i] for i in range(min(len(held_out), settings.validation_rows))]
+    rows = [held_out[i] for i in range(min(len(held_out), most))]
     loader = StepLoader(
         rows, global_batch_size=len(rows), steps=1, seed=0, rank=trainer.global_rank, world=trainer.world_size
     )

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from paft.config import TrainerConfig
+from paft.config import Running, TrainerConfig
 from paft.graph.stage import Stage
 from paft.store.context import Context
 from paft.tracking.branch import branch_logger
@@ -28,11 +28,6 @@ class NeedsContext(Protocol):
     """A callback that works on stages: told which one it is part of before training starts."""
 
     def bind(self, context: Context, stage: Stage, out: Path, fingerprints: dict[str, str]) -> None: ...
-
-
-def bind(callback: Callback, context: Context, stage: Stage, out: Path, fingerprints: dict[str, str]) -> None:
-    if isinstance(callback, NeedsContext):
-        callback.bind(context, stage, out, fingerprints)
 
 
 class ProgressBar(TQDMProgressBar):
@@ -61,7 +56,7 @@ class ProgressBar(TQDMProgressBar):
         return metrics | self.throughput.shown()
 
 
-def make_callbacks(context: Context) -> list[Callback]:
+def make_callbacks(context: Context, stage: Stage, out: Path, fingerprints: dict[str, str]) -> list[Callback]:
     """The `callbacks` group, each built from its `_target_`: the place where users bring their own.
 
     Raises `ValueError` for what is no callback of Lightning's.
@@ -73,6 +68,8 @@ def make_callbacks(context: Context) -> list[Callback]:
                 f"callbacks.{name} is no lightning.pytorch.callbacks.Callback, got {type(callback).__name__}; derive "
                 "its class from it"
             )
+        if isinstance(callback, NeedsContext):
+            callback.bind(context, stage, out, fingerprints)
     return list(built.values())
 
 
@@ -80,7 +77,7 @@ def make_trainer(
     stage: Stage,
     out: Path,
     context: Context,
-    callbacks: list[Callback],
+    fingerprints: dict[str, str],
     *,
     steps: int,
     throughput: Throughput,
@@ -88,42 +85,55 @@ def make_trainer(
 ) -> L.Trainer:
     """A trainer that makes exactly `steps` optimizer steps and keeps what a killed run needs in `out/work`.
 
-    `throughput` comes before `callbacks`, whose time is not its own, and checkpoints after them. Raises `ValueError`
-    for callbacks that Lightning refuses, such as a second progress bar or keeper of checkpoints.
+    `throughput` comes before the user's callbacks, whose time is not its own, and checkpoints after them. Raises
+    `ValueError` for callbacks that Lightning refuses, such as a second progress bar or keeper of checkpoints.
     """
     config = context.running.trainer
     silence_expected_warnings()
     checkpoint = Checkpoints(out, history, every=config.checkpoint_every, log_every=config.log_every)
     bar: list[Callback] = [ProgressBar(stage.name, throughput)] if config.progress_bar else []
+    callbacks = make_callbacks(context, stage, out, fingerprints)
     tracker = branch_logger(stage, context)
     loggers: list[Logger] = [history, *([tracker] if tracker else [])]
     # determinism needs the same kernels, not every new tensor filled before it is written: a quarter of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    arguments: dict[str, Any] = dict(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=make_strategy(context.running),
-        max_steps=steps,
-        max_epochs=-1,
-        logger=loggers,
-        log_every_n_steps=config.log_every,
-        callbacks=[throughput, *bar, *callbacks, checkpoint],
-        plugins=[WholeFiles(), *_alone(config)],
-        enable_checkpointing=False,  # not Lightning's
-        enable_progress_bar=config.progress_bar,
-        enable_model_summary=False,
-        deterministic=config.accelerator == "cpu",
-        use_distributed_sampler=False,
-        limit_val_batches=None,
-        num_sanity_val_steps=0,
-        val_check_interval=None,
-    )
     try:
-        return L.Trainer(**arguments)
+        return L.Trainer(
+            **_devices(context.running),
+            max_steps=steps,
+            logger=loggers,
+            callbacks=[throughput, *bar, *callbacks, checkpoint],
+            **OURS,
+        )
     except MisconfigurationException as error:
         names = ", ".join(context.running.callbacks)
         raise ValueError(f"Lightning refuses one of the callbacks ({names}): {error} Leave it out") from error
+
+
+OURS: dict[str, Any] = dict(
+    max_epochs=-1,
+    enable_checkpointing=False,  # not Lightning's
+    enable_model_summary=False,
+    use_distributed_sampler=False,
+    limit_val_batches=None,
+    num_sanity_val_steps=0,
+    val_check_interval=None,
+)
+"""What Lightning would do by itself and is done here otherwise, or not at all."""
+
+
+def _devices(running: Running) -> dict[str, Any]:
+    config = running.trainer
+    return dict(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=make_strategy(running),
+        plugins=[WholeFiles(), *_alone(config)],
+        deterministic=config.accelerator == "cpu",
+        log_every_n_steps=config.log_every,
+        enable_progress_bar=config.progress_bar,
+    )
 
 
 def _alone(config: TrainerConfig) -> list[LightningEnvironment]:
