@@ -3,7 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from synthetic_store import PAFT, fill, grid
 
 from paft.config import L1Config, L1Method, LoraConfig, Paradigm
@@ -174,6 +177,59 @@ def test_heat_map_has_a_panel_for_each_objective_and_a_number_in_each_cell(tmp_p
     drawn = {text.get_text().split("\n")[0] for ax in panels for text in ax.texts}
     assert drawn == {f"{100 * r['average']:.2f}" for r in plain}
     assert heat_map([r for r in table if r["paradigm"] != "parallel"]) is None
+
+
+def contrast(text: str, ground: np.ndarray) -> float:
+    """WCAG 2's contrast ratio of two colours."""
+    linear = [
+        np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+        for c in map(np.array, (to_rgb(text), ground[:3]))
+    ]
+    light, dark = sorted((float(c @ (0.2126, 0.7152, 0.0722)) for c in linear), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_numbers_of_the_heat_map_can_be_read(store, equal):
+    table = [r | ({"average": 0.3} if equal else {}) for r in rows(store)]
+
+    (ax,) = heat_map(table).axes
+
+    ground = ax.images[0].get_array()
+    places = [(text, *map(int, text.get_position()[::-1])) for text in ax.texts]
+    assert len(places) == 15
+    assert all(contrast(text.get_color(), ground[y, x]) > 3.5 for text, y, x in places)
+
+
+def test_a_log_of_one_value_draws_no_panel():
+    one = pd.DataFrame({"step": [0, 1], "train/loss": [2.0, 1.0], "train/sparsity": [0.1, np.nan]})
+
+    assert [ax.get_title() for ax in training_curves({"a": one}).axes if ax.axison] == ["loss"]
+    assert training_curves({"a": one[:1]}) is None
+
+
+def test_lambda_0_is_on_the_line_of_every_kind_of_penalty(tmp_path):
+    penalties = [L1Config(w, method=m) for w in (1e-4, 1e-3) for m in L1Method]
+    fill(tmp_path, [PAFT, *(replace(PAFT, sft=replace(PAFT.sft, l1=p)) for p in penalties)])
+
+    (ax,) = scores_by_lambda(rows(tmp_path), ["honesty"]).axes
+
+    drawn = {
+        line.get_label(): len(line.get_xdata()) for line in ax.get_lines() if "TIES" in str(line.get_label())
+    }
+    assert drawn == {"TIES l1.method=subgradient": 3, "TIES l1.method=proximal": 3}
+
+
+def test_legend_of_many_lines_leaves_the_panels_their_room():
+    tensors = {f"model.layers.{n}.a.weight": {"cosine": 0.1 * n, "sign_conflict": 0.3} for n in range(4)}
+    heights = []
+    for count in (2, 12):
+        label = "SFT_sparse, λ=1e-4 lr=1.235e-3 l1.method=subgradient + DPO "
+        figure = conflict_by_layer({f"{label}{n}": {"layers": tensors} for n in range(count)})
+        figure.canvas.draw()
+        heights.append(figure.axes[0].get_window_extent().height)
+
+    assert heights[1] > 0.9 * heights[0]
 
 
 def test_front_holds_what_no_other_beats():

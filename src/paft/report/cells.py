@@ -76,8 +76,8 @@ def combine(terms: Sequence[Term], scores: Scores, *, minus: float = 0.0) -> Est
     themselves. The base model has no seed and fits any. Raises `ValueError` for cells that did not answer the same
     items, and for cells that share seeds two by two and none all together.
     """
-    found = [_by_seed(term, scores) for term in terms]
-    if not all(found):
+    by_term = [_by_seed(term, scores) for term in terms]
+    if not all(by_term):
         return None
     for term in terms[1:]:
         if (
@@ -88,12 +88,12 @@ def combine(terms: Sequence[Term], scores: Scores, *, minus: float = 0.0) -> Est
                 f"{term.rows[0]['evaluate_key']} and {terms[0].rows[0]['evaluate_key']} did not answer the same items "
                 f"of {term.column}; evaluate both with the same evaluate options"
             )
-    return estimate(_arms([(t.weight, by) for t, by in zip(terms, found, strict=True)]), minus=minus)
+    return estimate(_arms([(t.weight, by) for t, by in zip(terms, by_term, strict=True)]), minus=minus)
 
 
 def _by_seed(term: Term, scores: Scores) -> dict[int | None, Score]:
-    found = {r["seed"]: scores.of(r, term.column) for r in term.rows}
-    return {seed: score for seed, score in found.items() if score is not None}
+    scored = {r["seed"]: scores.of(r, term.column) for r in term.rows}
+    return {seed: score for seed, score in scored.items() if score is not None}
 
 
 Part = tuple[float, Mapping[int | None, Score]]
@@ -124,10 +124,10 @@ def _arm(parts: Sequence[Part], seeds: Sequence[int | None]) -> Arm:
     asked = {frozenset(s for _, score in row for s in score.items or ()) for row in rows}
     if len(asked) > 1 or any(score.items is None for row in rows for _, score in row):
         return Arm(values, None)
-    found: dict[Sample, Floats] = {}
+    matrices: dict[Sample, Floats] = {}
     for number, row in enumerate(rows):
         for weight, score in row:
             for sample, items in (score.items or {}).items():
-                matrix = found.setdefault(sample, np.zeros((len(rows), len(items))))
+                matrix = matrices.setdefault(sample, np.zeros((len(rows), len(items))))
                 matrix[number] += weight * items
-    return Arm(values, found)
+    return Arm(values, matrices)

@@ -128,14 +128,14 @@ def _also_differ(
     pairs: Sequence[tuple[list[Row], list[Row]]], named: frozenset[str]
 ) -> dict[str, tuple[str, str]]:
     """Settings beside those named; what a side cannot have, as the penalty's options at lambda = 0, is none."""
-    found = {}
+    differing = {}
     for column in _settings([r for a, b in pairs for r in (*a, *b)]):
         if column in named or not all(applies(cell[0], column) for pair in pairs for cell in pair):
             continue
         sides = [sorted({_other(pair[side], pair[1 - side], column) for pair in pairs}) for side in (0, 1)]
         if sides[0] != sides[1]:
-            found[column] = (", ".join(sides[0]), ", ".join(sides[1]))
-    return found
+            differing[column] = (", ".join(sides[0]), ", ".join(sides[1]))
+    return differing
 
 
 def _other(cell: list[Row], partner: list[Row], column: str) -> str:

@@ -118,7 +118,7 @@ def _fits(row: Row, pick: Pick, preference: str, weight: float | None) -> bool:
 def _test(
     claim: Claim, preference: str, weight: float | None, rows: Sequence[Row], scores: Scores
 ) -> Finding:
-    found = Finding(claim.name, claim.says, claim.source, preference, weight)
+    finding = Finding(claim.name, claim.says, claim.source, preference, weight)
     tested: dict[str, Estimate] = {}
     missing: list[str] = []
     keys: list[str] = []
@@ -131,29 +131,29 @@ def _test(
         try:
             effect = None if absent else combine(terms, scores, minus=claim.above)
         except ValueError as error:
-            return replace(found, why=str(error))
+            return replace(finding, why=str(error))
         if effect is not None:
             tested[label] = effect
             keys += [r["evaluate_key"] for t in terms for r in t.rows]
-    return _judge(replace(found, keys=tuple(dict.fromkeys(keys))), tested, list(dict.fromkeys(missing)))
+    return _judge(replace(finding, keys=tuple(dict.fromkeys(keys))), tested, list(dict.fromkeys(missing)))
 
 
-def _judge(found: Finding, tested: dict[str, Estimate], missing: list[str]) -> Finding:
+def _judge(finding: Finding, tested: dict[str, Estimate], missing: list[str]) -> Finding:
     """Effect and uncorrected p; `why` says what keeps a claim from being tested."""
     lacks = f"no cell: {', '.join(missing)}" if missing else ""
     if not tested:
-        return replace(found, why=lacks or "no numbers")
+        return replace(finding, why=lacks or "no numbers")
     label, least = min(tested.items(), key=lambda pair: pair[1].value)
-    found = replace(found, effect=least, contrast=label, why=lacks)
+    finding = replace(finding, effect=least, contrast=label, why=lacks)
     sides = [
         (e.p_above, e.p_below) for e in tested.values() if e.p_above is not None and e.p_below is not None
     ]
     if min(e.num_seeds for e in tested.values()) < 2 or len(sides) < len(tested):
-        return replace(found, why="; ".join(filter(None, (lacks, _unsure(list(tested.values()))))))
+        return replace(finding, why="; ".join(filter(None, (lacks, _unsure(list(tested.values()))))))
     holds = max(above for above, _ in sides) if not missing else 1.0
     fails = min(1.0, len(sides) * min(below for _, below in sides))
     verdict = Verdict.held if holds <= fails else Verdict.did_not_hold
-    return replace(found, p=min(1.0, 2 * min(holds, fails)), verdict=verdict)
+    return replace(finding, p=min(1.0, 2 * min(holds, fails)), verdict=verdict)
 
 
 def _unsure(tested: Sequence[Estimate]) -> str:

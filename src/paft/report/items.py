@@ -51,14 +51,14 @@ class Scores:
         if column in MEASURES:
             return Score(float(value), {})
         parts = _parts(row, column)
-        found: dict[Sample, Floats] = {}
+        added_by: dict[Sample, Floats] = {}
         for part in parts:
             sample = self._samples.get((row["evaluate_key"], part))
             if sample is None:
                 return Score(float(value), None)
             added = self.items[row["evaluate_key"]][part].contributions / len(parts)
-            found[sample] = found[sample] + added if sample in found else added
-        return Score(float(value), found or None)
+            added_by[sample] = added_by[sample] + added if sample in added_by else added
+        return Score(float(value), added_by or None)
 
     def paired(self, row: Row, other: Row, column: str) -> bool:
         """Whether both rows answered the same items in a column, or have no items to pair."""
@@ -90,11 +90,11 @@ def read_items(folder: Path) -> dict[str, Items]:
         samples: dict[str, list[dict[str, Any]]] = {}
         for sample in map(json.loads, lines):
             samples.setdefault(sample["column"], []).append(sample)
-        found = {c: from_samples(tasks[c].task, s) for c, s in samples.items() if c in tasks}
+        by_column = {c: from_samples(tasks[c].task, s) for c, s in samples.items() if c in tasks}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         log.warning("%s: its items are left out: %s: %s", folder, type(error).__name__, error)
         return {}
-    odd = [c for c, items in found.items() if not math.isclose(items.score, tasks[c].score, abs_tol=1e-6)]
+    odd = [c for c, items in by_column.items() if not math.isclose(items.score, tasks[c].score, abs_tol=1e-6)]
     for column in odd:
         log.warning("%s: %s is no mean of its items, so nothing says how sure it is", folder, column)
-    return {c: items for c, items in found.items() if c not in odd}
+    return {c: items for c, items in by_column.items() if c not in odd}

@@ -38,53 +38,111 @@ def method(row: Row) -> str:
     return row.base
 
 
+def has_dense(rows: Sequence[Row]) -> bool:
+    """Whether SFT without the penalty is behind any of them."""
+    return any(r.weight == 0 for r in rows)
+
+
 def labels(rows: Sequence[Row]) -> list[str]:
-    """`method` of each row, with the options in which rows of that method and objective differ.
+    """`method` of each row, with the options in which rows differ (`Differences`).
 
-    lambda is left out, as it has a column of its own. Rows of one section and lambda that are still alike get the
-    start of their key.
+    lambda is left out, as it has a column of its own. Rows of one section and lambda that are still alike get their
+    seed, or the start of their key.
     """
-    peers: dict[tuple[str, str], list[Row]] = {}
+    objectives: dict[str, set[str]] = {}
     for row in rows:
-        peers.setdefault(_peers(row), []).append(row)
-    several = {name for name, count in Counter(name for name, _ in peers).items() if count > 1}
-    naming = {of: option_names(group) for of, group in peers.items()}
-    texts = []
+        objectives.setdefault(method(row), set()).add(row.preference)
+    differences, texts = Differences(rows), []
     for row in rows:
-        objective = [objective_title(row.preference)] if method(row) in several and row.preference else []
-        texts.append(" ".join([method(row), *objective, *described(row, naming[_peers(row)])]))
-    return apart(texts, [(section(r), r.weight) for r in rows], [r.evaluate_key for r in rows])
+        several = len(objectives[method(row)]) > 1 and row.preference
+        objective = [objective_title(row.preference)] if several else []
+        texts.append(" ".join([method(row), *objective, *differences.of(row)]))
+    places = [(section(r), r.weight) for r in rows]
+    seeds = [f"seed={r['seed']}" for r in rows]
+    return apart(apart(texts, places, seeds), places, [r.evaluate_key[:6] for r in rows])
 
 
-def _peers(row: Row) -> tuple[str, str]:
-    return method(row), row.preference
+def without_penalty(label: str) -> str:
+    """A label without the options of the penalty, as that of the row at lambda = 0 is."""
+    return " ".join(word for word in label.split() if not word.startswith(("l1.", "sft.l1.")))
 
 
-def apart(texts: Sequence[str], places: Sequence[Any], keys: Sequence[str]) -> list[str]:
-    """The texts, those that stand twice in one place with the start of their key."""
+def apart(texts: Sequence[str], places: Sequence[Any], more: Sequence[str]) -> list[str]:
+    """The texts, those that stand twice in one place with `more` behind them where that tells them apart."""
+    alike: dict[Any, set[str]] = {}
     count = Counter(zip(places, texts, strict=True))
+    for place, text, end in zip(places, texts, more, strict=True):
+        alike.setdefault((place, text), set()).add(end)
     return [
-        text if count[place, text] == 1 else f"{text} {key[:6]}"
-        for text, place, key in zip(texts, places, keys, strict=True)
+        f"{text} {end}" if count[place, text] > 1 and len(alike[place, text]) > 1 else text
+        for text, place, end in zip(texts, places, more, strict=True)
     ]
 
 
 # --- options -----------------------------------------------------------------------------------------
 
 
-def option_names(rows: Sequence[Row], asked: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
-    """The options in which the rows differ, among those `asked` for -> the name they get in a label."""
-    known = dict.fromkeys(name for row in rows for name in row.options)
-    differing = [name for name in known if asked(name) and _differs(name, rows)]
-    if not all(row.is_cell for row in rows) and asked("seed") and len({row["seed"] for row in rows}) > 1:
-        differing.append("seed")
-    return _joined({name: short_name(name, known) for name in differing}, rows)
+class Differences:
+    """The options in which the rows of a table differ, as far as they are `asked` for, and which rows name them.
+
+    A merge's options are compared within its method, those of preference training within its objective, all others
+    over the whole table. A row names an option where rows of its method and objective differ in it, and where its
+    value is not the table's commonest; `unnamed` says what the others have.
+    """
+
+    def __init__(self, rows: Sequence[Row], asked: Callable[[str], bool] = lambda _: True) -> None:
+        self.rows = rows
+        self.known = list(dict.fromkeys(name for row in rows for name in row.options if asked(name)))
+        if not all(row.is_cell for row in rows) and asked("seed"):
+            self.known.append("seed")
+        self._values: dict[tuple[str, ...], Counter[Any]] = {}
+
+    def of(self, row: Row) -> list[str]:
+        """`name=value` of every option that the row names."""
+        return [f"{name}={_value(value)}" for name, value in self._named(row).items()]
+
+    def unnamed(self) -> list[str]:
+        """`name=value` of the options that some rows could name and do not, in the values these rows have."""
+        found: dict[str, None] = {}
+        for row in self.rows:
+            named = self._named(row, everything=True)
+            hidden = named.items() - self._named(row).items()
+            found |= dict.fromkeys(
+                f"{name}={_value(named[name])}" for name in named if (name, named[name]) in hidden
+            )
+        return list(found)
+
+    def _named(self, row: Row, *, everything: bool = False) -> dict[str, Any]:
+        names = [n for n in self.known if applies(row, n) and row.option(n) is not None]
+        shown = [n for n in names if self._differs(n, row) and (everything or self._is_named(n, row))]
+        values = {short_name(n, self.known): row.option(n) for n in shown}
+        return _joined(values)
+
+    def _differs(self, option: str, row: Row) -> bool:
+        return len(self._among(option, _compared_within(option, row))) > 1
+
+    def _is_named(self, option: str, row: Row) -> bool:
+        values = self._among(option, _compared_within(option, row))
+        differ = len(self._among(option, _peers(row))) > 1
+        return differ or values[str(row.option(option))] < max(values.values())
+
+    def _among(self, option: str, place: tuple[str, ...]) -> Counter[Any]:
+        """How often each value of the option stands in rows of this method, objective or both."""
+        if (option, *place) not in self._values:
+            rows = [r for r in self.rows if {*place} <= {*_peers(r)} and applies(r, option)]
+            if option == "merge.seed" and all(r.option(option) == r["seed"] for r in rows):
+                rows = rows[:1]  # it follows the training's
+            self._values[option, *place] = Counter(str(r.option(option)) for r in rows)
+        return self._values[option, *place]
 
 
-def described(row: Row, names: dict[str, str]) -> list[str]:
-    """`name=value` of every option that the row has."""
-    found = [(text, row.option(name)) for name, text in names.items() if applies(row, name)]
-    return [f"{text}={_value(value)}" for text, value in found if value is not None]
+def _peers(row: Row) -> tuple[str, ...]:
+    return f"paradigm {row.paradigm}", f"merge {row.merge}", f"preference {row.preference}"
+
+
+def _compared_within(option: str, row: Row) -> tuple[str, ...]:
+    group = option.partition(".")[0]
+    return tuple(place for place in _peers(row) if place.startswith(f"{group} "))
 
 
 def short_name(option: str, known: Collection[str]) -> str:
@@ -96,23 +154,14 @@ def short_name(option: str, known: Collection[str]) -> str:
     return option if not rest or (group != "merge" and any(name in known for name in others)) else rest
 
 
-def _differs(option: str, rows: Sequence[Row]) -> bool:
-    having = [row for row in rows if applies(row, option)]
-    if option == "merge.seed" and all(row.option(option) == row["seed"] for row in having):
-        return False  # it follows the training's
-    return len({str(row.option(option)) for row in having}) > 1
-
-
-def _joined(names: dict[str, str], rows: Sequence[Row]) -> dict[str, str]:
-    """An option that both branches of every row were given alike is named once."""
-    joined = dict(names)
-    for mine in names:
+def _joined(values: dict[str, Any]) -> dict[str, Any]:
+    """An option that both branches of the row were given alike is named once."""
+    joined = dict(values)
+    for mine, value in values.items():
         rest = mine.removeprefix("sft.")
-        theirs = f"preference.{rest}"
-        both = theirs in names and all(applies(r, mine) and applies(r, theirs) for r in rows)
-        if mine != rest and both and all(r.option(mine) == r.option(theirs) for r in rows):
-            del joined[theirs]
-            joined[mine] = rest
+        if mine != rest and values.get(f"preference.{rest}") == value:
+            joined = {rest if name == mine else name: v for name, v in joined.items()}
+            del joined[f"preference.{rest}"]
     return joined
 
 

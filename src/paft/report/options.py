@@ -62,6 +62,8 @@ def applies(row: Row, option: str) -> bool:
         return bool(row.weight)
     if not is_option(option):
         return True
+    if option == "model.quantization":
+        return row.is_trained
     match option.removeprefix("data.").partition(".")[0]:
         case "sft":
             return row.weight is not None

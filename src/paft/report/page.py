@@ -65,28 +65,30 @@ def page(
 
 def warnings(rows: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """What a reader must know before looking at any number."""
-    found = []
+    cautions = []
     limited = sum(r["limit"] is not None for r in rows)
     if limited:
-        found.append(
+        cautions.append(
             f"{limited} of {len(rows)} rows were scored on the first few items of each task only "
             "(evaluate.limit): good for trying things out, not for a result."
         )
     targets = {
         r["sft_key"]: (r["l1_target"], r["l1_reached"]) for r in rows if r.get("l1_reached") is not None
     }
-    found += list(
+    cautions += list(
         dict.fromkeys(said for wanted, share in targets.values() if (said := missed(wanted, share)))
     )
     if any(r.base == "tiny" for r in rows):
-        found.append("The model “tiny” has random weights: its numbers check the machinery and mean nothing.")
+        cautions.append(
+            "The model “tiny” has random weights: its numbers check the machinery and mean nothing."
+        )
     if paper:
         bases = ", ".join(dict.fromkeys(str(r["base"]) for r in paper))
-        found.append(
+        cautions.append(
             f"The paper’s columns are averages of other models ({bases}) over other tasks, the six of the Open LLM "
             "Leaderboard: compare the order of their rows with ours, never a number with a number."
         )
-    return found
+    return cautions
 
 
 def lowered(label: str) -> Markup:
@@ -115,17 +117,17 @@ def _block(
 
 def _details(seeds: Sequence[Row], store: Path) -> list[tuple[str, str]]:
     """Where the models of a cell are, and the commands that made it, seed by seed."""
-    found = []
+    details = []
     for row in seeds:
         of = f", seed {row.seed}" if len(seeds) > 1 else ""
         merged = store / "merge" / row.key("merge")
         if row.key("merge"):
             gone = "" if merged.is_dir() else " (not there any more, or on another machine)"
-            found.append((f"model{of}", f"{merged}{gone}"))
-        found.append((f"scores{of}", str(store / "evaluate" / row.evaluate_key)))
+            details.append((f"model{of}", f"{merged}{gone}"))
+        details.append((f"scores{of}", str(store / "evaluate" / row.evaluate_key)))
         if row.get(COMMAND):
-            found.append((f"made by{of}", str(row[COMMAND])))
-    return found
+            details.append((f"made by{of}", str(row[COMMAND])))
+    return details
 
 
 def _claims(findings: Sequence[Finding], paper: Sequence[Mapping[str, Any]]) -> Table:

@@ -4,14 +4,18 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from paft.files.jsonfile import read_object, write_json
 from paft.files.replacing import replacing
+from paft.report.labels import has_dense
 from paft.report.row import Row
 from paft.report.trainings import adapters, histories, merge_reports
 
@@ -24,8 +28,15 @@ NOTHING = "nothing of "
 """Before the digest where there were no numbers for the picture."""
 
 
-class Draw(Protocol):
-    def __call__(self) -> "Figure | None": ...
+CURVES = (
+    ("sft", "SFT, step by step", "Without the penalty the L1 part is zero."),
+    (
+        "preference",
+        "Preference training, step by step",
+        "Chosen and rejected stand apart: their margin also grows while both fall.",
+    ),
+)
+"""Branch, title and caption of the pictures of trainings."""
 
 
 @dataclass(frozen=True)
@@ -34,50 +45,50 @@ class Picture:
 
     name: str
     caption: str
-    draw: Draw
+    draw: "Callable[[], Figure | None]"
 
 
 def pictures(store: Path, block: Sequence[Row], skills: Sequence[str] | None = None) -> Iterator[Picture]:
-    """What can be drawn of a table's rows, in the order of the page."""
-    from paft.report import plots, study_plots
-    from paft.report.score_plots import has_pale, scores_by_lambda, scores_by_method
-
-    merged = [r for r in block if r.merged]
-    if merged:
+    """What can be drawn of a table's rows, in the order of the page. matplotlib is loaded by the first one drawn."""
+    if any(r.merged for r in block):
         lines = "A line per merge method; level lines are what there is without merging."
-        yield Picture("scores_by_lambda", lines, partial(scores_by_lambda, block))
+        yield Picture("scores_by_lambda", lines, lambda: _score_plots().scores_by_lambda(block))
     heat = "The plain variant of each method; λ=0 is merging without the penalty."
-    yield Picture("lambda_by_merge", heat, partial(study_plots.heat_map, block))
-    bars = "The best of each column in bold." + (" Pale bars: SFT without the L1 penalty." * has_pale(block))
-    yield Picture("scores_by_method", bars, partial(scores_by_method, block))
+    yield Picture("lambda_by_merge", heat, lambda: _study_plots().heat_map(block))
+    bars = "The best of each column in bold." + (" Pale bars: SFT without the L1 penalty." * has_dense(block))
+    yield Picture("scores_by_method", bars, lambda: _score_plots().scores_by_method(block))
     sparse = (
         "Left, the paper’s measure, which also counts an adapter that hardly moved. "
         "Right, one that does not change when the delta is scaled."
     )
-    yield Picture("sparsity", sparse, lambda: plots.sparsity_bars(adapters(store, block)))
+    yield Picture("sparsity", sparse, lambda: _plots().sparsity_bars(adapters(store, block)))
     front = (
         "Two skills and what the base could do, each pair of the three in a panel. A cell is on the front (dashed in a "
         "panel, ringed in all three) if no other is at least as good everywhere and better somewhere; hollow, λ=0."
     )
-    yield Picture("pareto", front, partial(study_plots.pareto, block, skills))
+    yield Picture("pareto", front, lambda: _study_plots().pareto(block, skills))
     layers = "Where the two deltas push in opposite directions, and the cosine between them."
-    yield Picture("conflict_by_layer", layers, lambda: plots.conflict_by_layer(merge_reports(store, block)))
-    for branch, title, caption in (
-        ("sft", "SFT, step by step", "Without the penalty the L1 part is zero."),
-        (
-            "preference",
-            "Preference training, step by step",
-            "Chosen and rejected stand apart: their margin also grows while both fall.",
-        ),
-    ):
-        draw = partial(_curves, store, block, branch, title)
-        yield Picture(f"training_{branch}", caption, draw)
+    yield Picture(
+        "conflict_by_layer", layers, lambda: _plots().conflict_by_layer(merge_reports(store, block))
+    )
+    for branch, title, caption in CURVES:
+        yield Picture(f"training_{branch}", caption, partial(_curves, store, block, branch, title))
 
 
 def _curves(store: Path, block: Sequence[Row], branch: str, title: str) -> "Figure | None":
-    from paft.report.plots import training_curves
+    return _plots().training_curves(histories(store, block, branch), title)
 
-    return training_curves(histories(store, block, branch), title)
+
+def _plots() -> ModuleType:
+    return import_module("paft.report.plots")
+
+
+def _score_plots() -> ModuleType:
+    return import_module("paft.report.score_plots")
+
+
+def _study_plots() -> ModuleType:
+    return import_module("paft.report.study_plots")
 
 
 def figures(
@@ -160,9 +171,7 @@ def _stat(path: Path) -> os.stat_result | None:
 @cache
 def _code() -> str:
     """A digest of this package and the version of what draws for it."""
-    import matplotlib
-
-    found = hashlib.sha256(matplotlib.__version__.encode())
+    found = hashlib.sha256(version("matplotlib").encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()

@@ -23,7 +23,8 @@ def markdown(table: Table, *, align: bool = True) -> str:
         if part.heading:
             lines.append([f"**{escaped(part.heading)}**", *[""] * (len(table.head) - 1)])
         lines += [[_markdown(entry) for entry in line.entries] for line in part.lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    caption = ["", escaped(table.caption)] if table.caption else []
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *caption])
 
 
 def escaped(text: str) -> str:
@@ -43,19 +44,19 @@ def console() -> Console:
 def in_terminal(table: Table) -> RichTable:
     """For a rich console. Where a line is too narrow names break into several, and no number is cut."""
     title, caption = escape(table.title), escape(table.caption)
-    found = RichTable(title=title, title_justify="left", caption=caption, caption_justify="left")
+    printed = RichTable(title=title, title_justify="left", caption=caption, caption_justify="left")
     for place, head in enumerate(table.head):
         side: JustifyMethod = "right" if head.numeric else "left"
         widest = max([len(_bare(line.entries[place])) for line in table.lines], default=0)
         least = widest if head.numeric else min(widest, 12)
-        found.add_column(escape(head.text), justify=side, min_width=least, overflow="fold", no_wrap=False)
+        printed.add_column(escape(head.text), justify=side, min_width=least, overflow="fold", no_wrap=False)
     for part in table.sections:
-        found.add_section()
+        printed.add_section()
         if part.heading:
-            found.add_row(f"[dim]{escape(part.heading)}[/dim]")
+            printed.add_row(f"[dim]{escape(part.heading)}[/dim]")
         for line in part.lines:
-            found.add_row(*map(_rich, line.entries))
-    return found
+            printed.add_row(*map(_rich, line.entries))
+    return printed
 
 
 def _bare(entry: Entry) -> str:

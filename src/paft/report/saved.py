@@ -108,18 +108,27 @@ def saved_items(folder: Path, keys: Collection[str]) -> dict[str, dict[str, Item
 
 def items_bytes(rows: Sequence[Row], items: Mapping[str, Mapping[str, Items]]) -> bytes:
     """items.parquet of these rows."""
+    import numpy as np
     import pandas as pd
 
-    parts = [
-        pd.DataFrame({"item": i.ids, "numerator": i.numerators, "denominator": i.denominators}).assign(
-            evaluate_key=r["evaluate_key"], family=r["family"], seed=r["seed"], column=column, task=i.task
-        )
-        for r in rows
-        for column, i in items[r["evaluate_key"]].items()
-    ]
-    names = ("evaluate_key", "family", "seed", "column", "task", "item", "numerator", "denominator")
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
-    table["seed"] = table["seed"].astype("Int64")
+    parts = [(row, column, found) for row in rows for column, found in items[row.evaluate_key].items()]
+    sizes = [len(found.ids) for *_, found in parts]
+
+    def repeated(values: list[Any]) -> Any:
+        return np.repeat(np.array(values, dtype=object), sizes)
+
+    table = pd.DataFrame(
+        {
+            "evaluate_key": repeated([row.evaluate_key for row, *_ in parts]),
+            "family": repeated([row.family for row, *_ in parts]),
+            "seed": pd.array(repeated([row.seed for row, *_ in parts]), dtype="Int64"),
+            "column": repeated([column for _, column, _ in parts]),
+            "task": repeated([found.task for *_, found in parts]),
+            "item": [item for *_, found in parts for item in found.ids],
+            "numerator": np.concatenate([found.numerators for *_, found in parts] or [np.empty(0)]),
+            "denominator": np.concatenate([found.denominators for *_, found in parts] or [np.empty(0)]),
+        }
+    )
     buffer = io.BytesIO()
-    table[list(names)].to_parquet(buffer, index=False, compression="zstd")
+    table.to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()

@@ -1,5 +1,6 @@
 """Which rows may be compared, and in what order they stand."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,9 +65,16 @@ def _rank(row: Row) -> tuple[Any, ...]:
         (objective_place(row.preference), row.preference) if row.preference else (-1, ""),
         -1.0 if weight is None else weight,
         (merge_place(row.merge), row.merge),
-        [str(value) for column, value in row.items() if column.startswith("merge.")],
+        [(name, *_sortable(row[name])) for name in sorted(row.options)],
+        _sortable(row["seed"]),
         row.evaluate_key,
     )
+
+
+def _sortable(value: Any) -> tuple[float, str]:
+    """Numbers by size, text by the alphabet."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (float(value), "") if number else (math.inf, str(value))
 
 
 def title(scope: Scope, rows: Sequence[Row]) -> str:

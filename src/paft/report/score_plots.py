@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paft.report.columns import Column, score_columns
-from paft.report.labels import labels, method
+from paft.report.labels import has_dense, labels, method, without_penalty
 from paft.report.numbers import short
 from paft.report.row import Row
 from paft.report.style import (
@@ -72,9 +72,7 @@ class Series(NamedTuple):
 
 
 def _series(merged: Sequence[Row]) -> tuple[list[Series], str]:
-    lines: dict[str, list[Row]] = {}
-    for row, label in zip(merged, labels(merged), strict=True):
-        lines.setdefault(label, []).append(row)
+    lines = _lines(merged)
     kept, note = list(lines), ""
     if len(lines) > MOST_LINES:
         best: dict[tuple[str, str], str] = {}
@@ -88,6 +86,17 @@ def _series(merged: Sequence[Row]) -> tuple[list[Series], str]:
         aside = 0.06 * ((number + 0.5) / len(kept) - 0.5)
         series.append(Series(label, lines[label], colour, MARKERS[number % len(MARKERS)], aside))
     return series, note
+
+
+def _lines(merged: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each line by its label. One of lambda = 0, where kinds of penalty are one, is on the lines of all."""
+    lines: dict[str, list[Row]] = {}
+    named = list(zip(merged, labels(merged), strict=True))
+    for row, label in sorted(named, key=lambda pair: pair[0].weight == 0):
+        of_penalties = [name for name in lines if row.weight == 0 and without_penalty(name) == label]
+        for name in of_penalties or [label]:
+            lines.setdefault(name, []).append(row)
+    return lines
 
 
 def _line(ax: Axes, column: Column, line: Series, places: Mapping[float, float]) -> None:
@@ -181,11 +190,6 @@ def _bars(ax: Axes, rows: Sequence[Row], column: Column, best: float | None) -> 
     clean(ax, "x")
 
 
-def has_pale(rows: Sequence[Row]) -> bool:
-    """Whether some bars are drawn paler: those of SFT without the penalty, where there are both kinds."""
-    return any(_solid(r) < 0.9 for r in rows)
-
-
 def _solid(row: Row) -> float:
     """Dense SFT is drawn paler than sparse SFT."""
-    return 0.45 if row.paradigm in ("parallel", "sequential", "sft") and not row.weight else 0.9
+    return 0.45 if has_dense([row]) else 0.9

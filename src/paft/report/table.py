@@ -154,20 +154,20 @@ def _evaluation(config: Mapping[str, Any]) -> str:
 
 
 def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
-    found: dict[str, Any] = {"preference": "", "sft_data": "", "preference_data": ""}
+    columns: dict[str, Any] = {"preference": "", "sft_data": "", "preference_data": ""}
     for name, stage in trainings.items():
         branch = stage["config"]["branch"]
-        found[f"{name}_data"] = _source(store, stage["inputs"]["data"])
-        found[f"{name}_lr"] = branch["lr"]
-        found[f"{name}_recipe"] = recipe(stage)
-        found["seed"] = stage["config"]["seed"]
+        columns[f"{name}_data"] = _source(store, stage["inputs"]["data"])
+        columns[f"{name}_lr"] = branch["lr"]
+        columns[f"{name}_recipe"] = recipe(stage)
+        columns["seed"] = stage["config"]["seed"]
         if name == "sft":
             l1 = branch["l1"]
-            found |= {"lambda": l1["weight"], "l1_of": l1["of"]}
-            found |= {"l1_method": l1.get("method"), "l1_target": l1.get("target_sparsity")}
+            columns |= {"lambda": l1["weight"], "l1_of": l1["of"]}
+            columns |= {"l1_method": l1.get("method"), "l1_target": l1.get("target_sparsity")}
         else:
-            found |= {"preference": objective_name(branch["type"]), "preference_beta": branch.get("beta")}
-    return found | {"data": " + ".join(filter(None, (found["sft_data"], found["preference_data"])))}
+            columns |= {"preference": objective_name(branch["type"]), "preference_beta": branch.get("beta")}
+    return columns | {"data": " + ".join(filter(None, (columns["sft_data"], columns["preference_data"])))}
 
 
 def _source(store: Path, data: Identity) -> str:
@@ -187,26 +187,26 @@ def _measures(folder: Path, branch: str, identity: Identity) -> dict[str, Any]:
     """What was measured of a trained adapter, as far as its folder is still there."""
     sparsity = _read_if_there(folder / "sparsity.json")
     means = sparsity.get("mean_over_layers", {})
-    found = {f"{branch}_{column}": finite(means.get(measure)) for column, measure in SPARSITY.items()}
-    found[f"{branch}_norm"] = finite(sparsity.get("over_elements", {}).get("l2"))
+    measures = {f"{branch}_{column}": finite(means.get(measure)) for column, measure in SPARSITY.items()}
+    measures[f"{branch}_norm"] = finite(sparsity.get("over_elements", {}).get("l2"))
     if branch == "sft":
         metrics = _read_if_there(folder / "stage.json").get("metrics", {})
-        found["sft_nll"] = finite(metrics.get("validation/nll"))
-        found["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
-    return found
+        measures["sft_nll"] = finite(metrics.get("validation/nll"))
+        measures["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
+    return measures
 
 
 def _scores(results: Results) -> dict[str, Any]:
     refuse_taken(results.tasks)
     lower = [column for column, task in results.tasks.items() if not task.higher_is_better]
     averaged = [column for column, task in results.tasks.items() if task.in_average]
-    found: dict[str, Any] = {"average": results.average}
+    scores: dict[str, Any] = {"average": results.average}
     for column, task in results.tasks.items():
-        found |= {column: task.score, f"{column}_stderr": task.stderr}
+        scores |= {column: task.score, f"{column}_stderr": task.stderr}
     if mixed := sorted({*lower} & {*averaged}):
         log.warning("no average of %s: lower is better in %s", ", ".join(averaged), ", ".join(mixed))
-        found["average"] = None
-    return found | {"in_average": " ".join(averaged), "lower_is_better": " ".join(lower)}
+        scores["average"] = None
+    return scores | {"in_average": " ".join(averaged), "lower_is_better": " ".join(lower)}
 
 
 def _read_if_there(*paths: Path) -> dict[str, Any]:

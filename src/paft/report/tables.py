@@ -9,7 +9,7 @@ from itertools import groupby, zip_longest
 from typing import Any
 
 from paft.report.columns import Column, score_columns
-from paft.report.labels import labels, section
+from paft.report.labels import Differences, labels, section
 from paft.report.names import objective_title
 from paft.report.numbers import DASH, interval, p_value, percent, plain_text, short, signed
 from paft.report.paper import printed
@@ -85,6 +85,8 @@ def cells_table(
 ) -> Table:
     """Rows that may be compared, under the headings of the paper's Table 1; the `best` of each column is strong.
 
+    The caption says what rows have that do not name an option in which others differ.
+
     `names` are the rows', by default `labels`. `paper` are rows of `read_paper`: its averages of the same rows stand
     beside. `details` of a row go by its evaluate key.
     """
@@ -109,7 +111,8 @@ def cells_table(
             entries += [Entry(text) for text in (*beside, *_shares(row))]
             lines.append(Line(entries, (details or {}).get(row.evaluate_key, [])))
         sections.append(Section(heading, lines))
-    return Table(head, sections)
+    unnamed = "" if names else ", ".join(Differences(rows).unnamed())
+    return Table(head, sections, caption=unnamed and f"Rows that do not say otherwise have {unnamed}.")
 
 
 def _score(column: Column, row: Row, best: float | None) -> Entry:

@@ -61,13 +61,14 @@ def print_blocks(
 
 
 def _cells(scope: Scope, block: list[Row]) -> Table:
-    found = cells_table(block)
+    whole = cells_table(block)
     seeds = max((r.num_seeds for r in block), default=1)
     caption = "± 1 standard error over items" + (f" and {seeds} seeds" if seeds > 1 else "")
-    if any(entry.error == "?" for line in found.lines for entry in line.entries):
+    if any(entry.error == "?" for line in whole.lines for entry in line.entries):
         caption += UNKNOWN
     hidden = ["preference < 1e-5", *(["seeds"] if seeds == 1 else [])]
-    return replace(without(found, *hidden), title=title(scope, block), caption=caption)
+    caption = "\n".join(filter(None, (caption, whole.caption)))
+    return replace(without(whole, *hidden), title=title(scope, block), caption=caption)
 
 
 def _models(block: Sequence[Row], store: Path) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft.report.labels import apart, described, option_names
+from paft.report.labels import Differences, apart
 from paft.report.names import objective_title
 from paft.report.numbers import short
 from paft.report.row import Row
@@ -39,17 +39,24 @@ def trained(block: Sequence[Row], branch: str) -> dict[str, Row]:
 
     Adapters of one kind and lambda are told apart by the options in which they differ.
     """
-    users = list({r.key(branch): r for r in reversed(block) if r.key(branch)}.values())
-    kinds: dict[str, list[Row]] = {}
+    first: dict[str, Row] = {}
+    for row in block:
+        if row.key(branch):
+            first.setdefault(row.key(branch), row)
+    users = list(first.values())
+    alone = Differences([r for r in users if r.paradigm != "sequential"], partial(_is_of, (branch,)))
+    after_sft = Differences(
+        [r for r in users if r.paradigm == "sequential"], partial(_is_of, ("sft", branch))
+    )
+    texts = []
     for row in users:
-        kinds.setdefault(_kind(row, branch), []).append(row)
-    labels: dict[str, str] = {}
-    for kind, alike in kinds.items():
-        names = option_names(alike, partial(_is_of, branch, alike[0].paradigm))
-        texts = [" ".join([_with_lambda(kind, row), *described(row, names)]) for row in alike]
-        keys = [row.key(branch) for row in alike]
-        labels |= dict(zip(keys, apart(texts, [kind] * len(texts), keys), strict=True))
-    users.sort(key=lambda r: (" on " in _kind(r, branch), r.weight or 0.0, labels[r.key(branch)]))
+        options = (after_sft if row.paradigm == "sequential" and branch != "sft" else alone).of(row)
+        texts.append(" ".join([_with_lambda(_kind(row, branch), row), *options]))
+    places = [""] * len(texts)
+    for more in ([f"seed={row['seed']}" for row in users], [row.key(branch)[:6] for row in users]):
+        texts = apart(texts, places, more)
+    labels = {row.key(branch): text for row, text in zip(users, texts, strict=True)}
+    users.sort(key=lambda r: (" on " in _kind(r, branch), "SFT" in _kind(r, branch) and (r.weight or 0.0)))
     return {labels[row.key(branch)]: row for row in users}
 
 
@@ -66,11 +73,10 @@ def _with_lambda(kind: str, row: Row) -> str:
     return f"{kind}, λ={short(row.weight)}" if "SFT" in kind else kind
 
 
-def _is_of(branch: str, paradigm: str, option: str) -> bool:
-    """Whether an option is one of the adapter's training: of a sequential one also those of the SFT it goes on from."""
-    groups = ["model", branch, *(["sft"] if paradigm == "sequential" else [])]
-    own = (*(f"{group}." for group in groups), *(f"data.{group}." for group in groups))
-    return option.startswith(own) or option in ("callbacks", "seed")
+def _is_of(branches: Sequence[str], option: str) -> bool:
+    """Whether an option is one of these trainings'."""
+    groups = ("model", *branches, *(f"data.{branch}" for branch in branches))
+    return option.startswith(tuple(f"{group}." for group in groups)) or option in ("callbacks", "seed")
 
 
 def merge_reports(store: Path, block: Sequence[Row]) -> dict[str, dict[str, Any]]:

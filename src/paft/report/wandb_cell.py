@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,9 @@ def log_cell(cell: Stage, context: Context) -> None:
 
 def _log_results(run: "Run", cell: Stage, context: Context, summary: Row) -> None:
     import wandb
+    from PIL import Image
 
-    from paft.report.pictures import figures
+    from paft.report.pictures import figures, png
 
     results = Results.read(context.store.path(cell))
     columns: list[str | int] = ["task", "score", "stderr", "metric", "num_items"]
@@ -68,10 +69,10 @@ def _log_results(run: "Run", cell: Stage, context: Context, summary: Row) -> Non
         [name, t.score, t.stderr, t.metric, t.num_items] for name, t in results.tasks.items()
     ]
     drawn = figures(context.store.root, [summary])
-    import_module("matplotlib.pyplot")  # wandb takes it as loaded
     scores: dict[str, float | None] = {f"score/{name}": task.score for name, task in results.tasks.items()}
     scores["score/average"] = results.average
-    pictures = {name: wandb.Image(figure) for name, figure in drawn}
+    # as the page has them: of a figure W&B would want pyplot
+    pictures = {name: wandb.Image(Image.open(BytesIO(png(figure)))) for name, figure in drawn}
     run.log({"results": wandb.Table(columns=columns, data=data)} | pictures | scores)
     run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
 

@@ -71,12 +71,12 @@ def json_spec(report: "wr.Report") -> dict[str, Any]:
     }
 
 
-def build(found: Sequence[Study], *, project: str, entity: str) -> "wr.Report":
+def build(shown: Sequence[Study], *, project: str, entity: str) -> "wr.Report":
     """The report over these studies; nothing is sent or asked."""
     from wandb_workspaces.reports import v2 as wr
 
     blocks: list[Any] = [wr.TableOfContents()]
-    for study in found:
+    for study in shown:
         scope, columns = study.scope, score_columns(study.cells)
         blocks += [
             wr.H1(title(scope, study.cells)),
@@ -117,21 +117,21 @@ def _panels(cells: Sequence[Row], columns: Sequence[Column]) -> list[Any]:
 
     names = {c.name for c in columns}
     half, metric = wr.Layout(w=12, h=10), wr.SummaryMetric
-    found: list[Any] = [
+    panels: list[Any] = [
         wr.BarPlot(title=c.title, metrics=[metric(c.name)], orientation="h", layout=half) for c in columns
     ]
     for branch in ("sft", "preference"):
         title = f"Share of the {branch} delta below 1e-5 (figure 2)"
-        found.append(wr.BarPlot(title=title, metrics=[metric(f"{branch}_sparsity")], layout=half))
+        panels.append(wr.BarPlot(title=title, metrics=[metric(f"{branch}_sparsity")], layout=half))
     for skill, other, kept in (triple for triple in PARETO if set(triple) <= names):
         for x, y in ((kept, skill), (kept, other), (skill, other)):
-            found.append(wr.ScatterPlot(title=f"{y} against {x}", x=metric(x), y=metric(y), layout=half))
+            panels.append(wr.ScatterPlot(title=f"{y} against {x}", x=metric(x), y=metric(y), layout=half))
     axes: list[Any] = [wr.Config("lambda"), wr.Config("merge"), *(metric(c.name) for c in columns)]
     lines = [wr.ParallelCoordinatesPlotColumn(metric=m) for m in axes]
-    found.append(
+    panels.append(
         wr.ParallelCoordinatesPlot(title="Options and scores", columns=lines, layout=wr.Layout(w=24, h=10))
     )
-    return found
+    return panels
 
 
 # --- text --------------------------------------------------------------------------------------------

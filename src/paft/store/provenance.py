@@ -1,6 +1,7 @@
-"""What is worth knowing of a run but cannot change its result: commit, versions, host, SLURM job, memory."""
+"""What is worth knowing of a run but cannot change its result: command, commit, versions, host, SLURM job, memory."""
 
 import platform
+import shlex
 import subprocess
 import time
 from functools import cache
@@ -15,8 +16,10 @@ PACKAGES = ("paft", "torch", "lightning", "transformers", "peft", "datasets", "l
 
 
 def provenance() -> dict[str, Any]:
-    """JSON-able: git commit and dirty flag, package versions, host, SLURM job or null, time, peak resident bytes."""
+    """JSON-able: the cell's command or null, git commit and dirty flag, package versions, host, SLURM job or null,
+    time, peak resident bytes."""
     return {
+        "command": command(),
         "git": git_state(),
         "versions": versions(),
         "host": platform.node(),
@@ -24,6 +27,15 @@ def provenance() -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "peak_memory_bytes": peak_resident_bytes(),
     }
+
+
+def command() -> str | None:
+    """What a shell would be given for the cell that this process works on; None where Hydra did not start it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return None
+    return shlex.join(["python", "train.py", *HydraConfig.get().overrides.task])
 
 
 @cache
