@@ -5,7 +5,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parents[1] / "src/paft"
 FLOORS = """
-files process
+files private process
 config
 chat delta graph
 cost store

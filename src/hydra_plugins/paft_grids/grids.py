@@ -7,9 +7,10 @@ line says holds in every grid, and goes before what a grid says of the same key.
 
 from collections.abc import Mapping, Sequence
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+
+from paft.private import BasicSweeper
 
 Grids = Mapping[str, Mapping[str, str]]
 """A grid's name -> its keys, each with values as on the command line."""

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from paft.command.compose import to_config
 from paft.command.mistakes import explain
 from paft.config import RunConfig
+from paft.private import BasicSweeper
 
 
 def is_grid(sweeper: DictConfig) -> bool:
@@ -18,7 +19,6 @@ def is_grid(sweeper: DictConfig) -> bool:
 
 def expand(config: DictConfig) -> list[tuple[str, ...]]:
     """Every combination of a multirun's overrides, as Hydra's basic sweeper or ours takes them apart."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     given = OmegaConf.to_container(config.hydra.overrides.task)

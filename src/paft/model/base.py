@@ -39,6 +39,14 @@ if TYPE_CHECKING:
 CONVERSION = 1
 """Raise when the folders made by `_from_gguf` or `_random` change."""
 ENDOFTEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+DROPOUTS = (
+    torch.nn.Dropout,
+    torch.nn.Dropout1d,
+    torch.nn.Dropout2d,
+    torch.nn.Dropout3d,
+    torch.nn.AlphaDropout,
+    torch.nn.FeatureAlphaDropout,
+)
 DROPOUT = re.compile(r"drop")
 """Settings of a model that make its training random. A router's jitter is another: to some it is a threshold."""
 
@@ -215,7 +223,7 @@ def base_settings(folder: Path, config: ModelConfig) -> Any:
 def without_dropout(model: torch.nn.Module) -> None:
     """Switch off what a configuration does not name."""
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        if isinstance(module, DROPOUTS):
             module.p = 0.0
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from paft.logps import Head
 from paft.model.architecture import same_positions, sees_whole_rows
 from paft.model.layers.attention import AUTO, LONGEST
+from paft.private import attention_of
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ def head_of(base: PreTrainedModel) -> Head | None:
 
 def can_share(base: PreTrainedModel, longest: int) -> bool:
     """Whether texts of up to `longest` tokens may share what they begin with, under a mask of ours."""
-    takes_mask = base.config._attn_implementation in (AUTO, "sdpa", "eager")
+    takes_mask = attention_of(base) in (AUTO, "sdpa", "eager")
     return takes_mask and paths_of(base).shared and _mix(base, longest)
 
 
 def packs(base: PreTrainedModel, longest: int) -> bool:
     """Whether texts of up to `longest` tokens go through the model end to end, without padding."""
-    ours = base.config._attn_implementation == AUTO and base.device.type == "cpu"
+    ours = attention_of(base) == AUTO and base.device.type == "cpu"
     return ours and longest <= LONGEST and paths_of(base).packed and _mix(base, longest)
 
 

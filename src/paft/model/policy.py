@@ -27,6 +27,7 @@ from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
 from paft.model.paths import can_share, outputs_of, packs, pads, paths_of
 from paft.model.quantize import is_quantized
+from paft.private import register_lora
 
 ADAPTER = "default"
 
@@ -49,7 +50,7 @@ class Policy(nn.Module):
             task_type="CAUSAL_LM",
         )
         if not is_quantized(base):  # else peft's own layer for four bits
-            peft_config._register_custom_module({nn.Linear: LoraLinear})
+            register_lora(peft_config, {nn.Linear: LoraLinear})
         if paths_of(base).fused:
             fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)

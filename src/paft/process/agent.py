@@ -4,15 +4,20 @@ torchrun itself ends at a signal and gives its ranks 30 seconds to follow. Here 
 end, and torchrun with them, as at the end of any training.
 """
 
+import ctypes
 import logging
 import os
 import signal
+import sys
 from contextlib import suppress
 from threading import Thread
 
 import psutil
 
 from paft.process.interrupt import SIGNALS
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 
 
 def main() -> None:
@@ -42,9 +47,8 @@ def _tell_ranks() -> None:
 
 def die_with_parent() -> None:
     """Have the system kill this process when its parent dies: nobody would hold the stage's lock any more."""
-    from torch.multiprocessing.spawn import _prctl_pr_set_pdeathsig
-
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

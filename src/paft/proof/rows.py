@@ -15,6 +15,7 @@ from paft.forward.tree import Trunk, branches_of, lay
 from paft.model.architecture import sees_whole_rows
 from paft.model.paths import HeadForm, last_hidden
 from paft.model.policy import FrozenPolicy
+from paft.private import is_stateful
 
 LEAK = 5e-6
 """Largest difference that another text may make. Seen: 0, and up to 1e-6 where experts take the tokens of all texts
@@ -200,7 +201,7 @@ def _without(values: Sequence[Tensor], number: int) -> list[Tensor]:
 
 
 def _refuse_mixing(model: PreTrainedModel) -> None:
-    if getattr(model, "_is_stateful", False) or not sees_whole_rows(model.config, 1):
+    if is_stateful(model) or not sees_whole_rows(model.config, 1):
         raise ValueError(BY_ATTENTION_ALONE)
 
 

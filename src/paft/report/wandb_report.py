@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paft.config import Wandb
 from paft.files.jsonfile import read_object, write_json
+from paft.private import specification
 from paft.report.build import Study, studies
 from paft.report.columns import Column, score_columns
 from paft.report.findings import flat
@@ -61,7 +62,7 @@ def _save(report: "wr.Report", known: str, settings: Wandb) -> str:
 
 def json_spec(report: "wr.Report") -> dict[str, Any]:
     """What `Report.save` would send, asking no server: its title, project and the specification of its blocks."""
-    model = report._to_model()
+    model = specification(report)
     spec = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {
         "displayName": report.title,

@@ -119,12 +119,19 @@ class BranchModule(L.LightningModule):
             base = load_base(self.base_folder, self.model_config, self.paths)
             add_deltas(base, list(self.deltas))
         if self.model_config.quantization is Quantization.nf4:
-            quantize(base, self.trainer.strategy.root_device if self._trainer is not None else cpu)
+            quantize(base, self._root_device())
         with cpu, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             policy = Policy(base, self.config.lora, seed=self.seed)
         refuse_unstored(policy.adapted_weights(), self.base_folder)
         return policy
+
+    def _root_device(self) -> torch.device:
+        """Where the trainer will put the parameters; the CPU without a trainer."""
+        try:
+            return self.trainer.strategy.root_device
+        except RuntimeError:  # it is attached to none
+            return torch.device("cpu")
 
     @property
     def backbone(self) -> Policy:

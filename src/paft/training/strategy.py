@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from paft.config import Running, StrategyName
 from paft.model.policy import Policy
+from paft.private import move_only_rows, undivided
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -36,7 +37,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def model_to_device(self) -> None:
         """`fully_shard` has put every parameter where it belongs, with CPU offload that is the host's memory."""
         assert self.lightning_module is not None
-        self.lightning_module._device = self.root_device  # where the rows go
+        move_only_rows(self.lightning_module, self.root_device)
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def shard(policy: Policy, mesh: DeviceMesh, *, cpu_offload: bool = False) -> int
 
 
 def decoder_layers(policy: Policy) -> Iterator[torch.nn.Module]:
-    names = set(policy.base._no_split_modules or ())
+    names = set(undivided(policy.base))
     yield from (m for m in policy.modules() if type(m).__name__ in names)
 
 

@@ -14,6 +14,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from paft.private import softmax_backward
+
 AUTO = "paft_auto"
 """The name under which transformers knows `attention`."""
 LONGEST = 1024
@@ -67,7 +69,7 @@ class _Attention(torch.autograd.Function):
         grad_GTD = grad.reshape(q_GTD.shape)
         grad_v = torch.bmm(weights_GTS.transpose(1, 2), grad_GTD)
         grad_weights = torch.bmm(grad_GTD, v_GSD.transpose(1, 2))
-        grad_scores = torch._softmax_backward_data(grad_weights, weights_GTS, -1, weights_GTS.dtype)
+        grad_scores = softmax_backward(grad_weights, weights_GTS, -1, weights_GTS.dtype)
         grad_q = torch.bmm(grad_scores, k_GSD).mul_(ctx.scaling)
         grad_k = torch.bmm(grad_scores.transpose(1, 2), q_GTD)
         return grad_q.view(q_shape), grad_k.view(k_shape), grad_v.view(k_shape), None, None

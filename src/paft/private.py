@@ -1,0 +1,56 @@
+"""What PAFT takes from inside of libraries, for want of anything public: all of it, and why.
+
+`tests/test_private_api.py` holds it to the pinned versions, so that an upgrade fails there first. But for Hydra,
+libraries load when a function is called.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+# whoever expands a grid as Hydra does, or adds to it, needs the class
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
+
+if TYPE_CHECKING:
+    import lightning as L
+    import torch
+    from peft import LoraConfig
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+def attention_of(base: "PreTrainedModel") -> str:
+    """The attention a model was loaded with; `attn_implementation` can be given, and not asked for."""
+    return str(base.config._attn_implementation)
+
+
+def undivided(base: "PreTrainedModel") -> list[str]:
+    """Classes of the layers that a model must not be cut in: the units of sharding."""
+    return list(base._no_split_modules or [])
+
+
+def is_stateful(base: "PreTrainedModel") -> bool:
+    """Whether transformers knows the model to carry a state from token to token."""
+    return bool(getattr(base, "_is_stateful", False))
+
+
+def register_lora(config: "LoraConfig", layers: "Mapping[type[nn.Module], type[nn.Module]]") -> None:
+    """Let peft put a layer of ours where it would put its own; documented, and still private."""
+    config._register_custom_module(dict(layers))
+
+
+def softmax_backward(grad: "Tensor", output: "Tensor", dim: int, dtype: "torch.dtype") -> "Tensor":
+    """The gradient of a softmax from its output, in one pass; public is only the whole of it under autograd."""
+    import torch
+
+    result: Tensor = torch._softmax_backward_data(grad, output, dim, dtype)
+    return result
+
+
+def move_only_rows(module: "L.LightningModule", device: "torch.device") -> None:
+    """Say where a module's rows go, where its parameters are placed by other means."""
+    module._device = device
+
+
+def specification(report: Any) -> Any:
+    """What `wandb_workspaces.reports.v2.Report.save` would send, asking no server."""
+    return report._to_model()
