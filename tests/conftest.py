@@ -53,6 +53,21 @@ def train(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture(scope="session")
+def run_printed() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command as the program or its documentation prints it: in a shell, with `python` this one."""
+
+    def run(command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        line = command.replace("python train.py", f"python {ROOT / 'train.py'}")
+        settings = os.environ | {"PATH": path} | env
+        return subprocess.run(
+            line, shell=True, cwd=cwd, env=settings, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
 @dataclass
 class Grid:
     """The folder a grid ran in, and what its process said."""

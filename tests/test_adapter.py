@@ -12,7 +12,7 @@ from tiny import BFLOAT16, MODEL, branch, make, move, run, sft_rows
 from paft.config import DType, LocalModel, LoraConfig, SFTConfig, Template, TinyModel, TrainerConfig
 from paft.delta.statistics import read_adapter
 from paft.forward.batches import sft_tensors
-from paft.graph.build import BranchStage
+from paft.graph.configs import BranchStage
 from paft.logps import label_logps
 from paft.model.adapters import base_fingerprint, load_adapter
 from paft.model.base import base_folder, byte_tokenizer

@@ -1,5 +1,6 @@
 """Choices of the groups go together, ask only for what the cell reads, and else say what does not go with what."""
 
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ CONF = ROOT / "conf"
 EXPERIMENTS = sorted(
     str(path.relative_to(CONF / "experiment").with_suffix("")) for path in CONF.glob("experiment/**/*.yaml")
 )
+GOLDEN = json.loads((Path(__file__).parent / "golden/experiments.json").read_text())
+"""Overrides of each experiment, and of a cell of its grids -> the key of its evaluation."""
 OTHERS = {
     "data=jsonl": ("data.sft.path=a.jsonl", "data.preference.path=b.jsonl"),
     "model=local": ("model.path=folder",),
@@ -112,6 +115,12 @@ def test_every_experiment_goes_with_a_choice_of_the_users_own(compose, experimen
     assert type(getattr(config, group)) is schemas(group)[name]
 
 
+@pytest.mark.parametrize("words", GOLDEN)
+def test_keys_of_experiments_against_golden(compose, words):
+    # one key of a cell's evaluation holds every stage before it
+    assert build(compose(*words.split())).key == GOLDEN[words]
+
+
 def test_smoke_reads_the_users_rows_where_they_are_given(compose, rows):
     given = ("data=jsonl", f"data.sft.path={rows}", f"data.preference.path={rows}")
     data = compose("experiment=smoke", *given).data
@@ -148,7 +157,7 @@ def test_a_grid_says_what_does_not_go_with_the_merge_that_was_given(tmp_path, ke
 
 
 def test_a_key_of_another_choice_is_named_with_that_choice(compose):
-    assert "merge.density is a setting of merge=dare, merge=dare_linear, merge=ties" in refused(
+    assert "merge.density is a setting of merge=ties, merge=dare, merge=dare_linear" in refused(
         compose, "merge=linear", "merge.density=.2"
     )
     assert "preference.loss is a setting of preference=dpo" in refused(

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from paft.config import HubModel, L1Config, LocalModel, LoraConfig, SFTConfig
 from paft.cost.flops_and_bytes import (
-    HEAD_BLOCK,
     Batch,
     branch_flops,
     forward_flops,
@@ -23,7 +22,6 @@ from paft.cost.flops_and_bytes import (
     training_memory,
 )
 from paft.cost.work import Work, forwards_reference, pair_work, rows_work, sequence_work
-from paft.logps import BLOCK_N
 from paft.losses import l1_penalty
 from paft.model.base import base_folder
 from paft.model.policy import Policy
@@ -246,7 +244,3 @@ def test_recomputation_keeps_one_layer(shape):
     recomputed = training_memory(shape, LORA, Batch(B * T, T), recompute=True, **how)["activations"]
 
     assert kept / 8 < recomputed < kept / 3
-
-
-def test_constants_against_those_of_the_code_they_stand_for():
-    assert HEAD_BLOCK == BLOCK_N

@@ -10,7 +10,7 @@ from tiny import MODEL, branch, distance, gradient_of_a_step, gradients, make, m
 
 from paft.config import LoraConfig, SFTConfig, Template, TrainerConfig
 from paft.forward.pairs import shared_prompt_tensors, two_row_tensors
-from paft.graph.build import BranchStage
+from paft.graph.configs import BranchStage
 from paft.model.layers.dropout import RowDropout, Rows
 from paft.model.policy import Policy
 from paft.objectives import DPO, ORPO

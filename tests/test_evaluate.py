@@ -12,8 +12,9 @@ from tiny import MODEL
 
 from paft.config import EvaluateConfig, Skill, TaskConfig, Template
 from paft.data.demo import demo_rows
+from paft.evaluate.columns import task_manager
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.stage import evaluate_model, score_tasks, task_manager
+from paft.evaluate.stage import evaluate_model, score_tasks
 from paft.evaluate.tasks.docs import (
     exact_call,
     honesty,

@@ -4,9 +4,10 @@ import pytest
 from tiny import MODEL
 
 from paft.config import EvaluateConfig, EvaluateSplit, TaskConfig, Template
+from paft.evaluate.columns import task_manager
 from paft.evaluate.results import Results
 from paft.evaluate.splits import choose, cut
-from paft.evaluate.stage import score_tasks, task_manager
+from paft.evaluate.stage import score_tasks
 from paft.files.jsonfile import write_json
 from paft.graph.build import build
 from paft.model.base import base_folder, load_tokenizer

@@ -62,15 +62,15 @@ def test_stage_that_failed_is_not_tried_for_another_cell(grid):
 @pytest.mark.slow
 def test_failure_of_a_cell_inside_a_shared_training_is_not_the_trainings(tmp_path):
     """The preference training runs the cell's own merge and evaluation before it is published."""
-    metric = "evaluate.tasks.mmlu_dev.metric='acc,none','bogus,none'"
-    done = train(*SMALL, metric, f"logs={tmp_path}", cwd=tmp_path)
+    split, none = "evaluate.split=validation", "evaluate.validation_share=0.3,1e-9"
+    done = train(*SMALL, split, none, f"logs={tmp_path}", cwd=tmp_path)
 
     assert done.returncode == 2, done.stderr
     assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 1
-    backwards = train(*SMALL, metric.replace("'acc,none','bogus,none'", "'bogus,none','acc,none'"),
+    backwards = train(*SMALL, split, none.replace("0.3,1e-9", "1e-9,0.3"),
                       "seed=1", f"logs={tmp_path}", cwd=tmp_path)  # fmt: skip
     assert len(pd.read_csv(tmp_path / "report" / "results.csv")) == 2, backwards.stderr
-    assert "lm-eval gave no 'bogus,none'" in backwards.stderr.splitlines()[-1]
+    assert "evaluate.validation_share=1e-09 leaves paft_mmlu_dev" in backwards.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

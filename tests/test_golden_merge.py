@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from whole_weights import slerp_full
 
 from paft.delta.rows import Array
 from paft.merge.methods import dare_linear, dare_ties, linear, task_arithmetic, ties
-from paft.merge.slerp import slerp, slerp_full
+from paft.merge.slerp import slerp
 from paft.merge.sparsify import magnitude_threshold, trim
 
 VECTORS = Path(__file__).resolve().parents[1] / "../shared/data/golden_merge_vectors.json"

@@ -16,9 +16,10 @@ from paft.command.compose import to_config
 from paft.command.pipeline import run_cell
 from paft.config import FileSource, Template
 from paft.data.held_out import draw, read_held_out
-from paft.data.prepare import prepare_preference, prepare_sft, read_sft
+from paft.data.prepare import prepare_preference, prepare_sft
+from paft.data.tokens import read_sft
+from paft.evaluate.columns import task_manager
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.stage import task_manager
 from paft.evaluate.tasks.held_out import exact_answer, plausible
 from paft.graph.build import build
 from paft.model.base import base_folder, load_tokenizer

@@ -8,7 +8,8 @@ FLOORS = """
 files process
 config
 chat delta graph
-logps cost store
+cost store
+logps
 losses model
 objectives forward data
 proof merge tracking

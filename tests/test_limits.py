@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from paft.chat.limits import max_positions, within
 from paft.config import DemoSource, FileSource, Skill, Template, TooLong
-from paft.data.prepare import prepare_preference, prepare_sft, read_sft
+from paft.data.prepare import prepare_preference, prepare_sft
+from paft.data.tokens import read_sft
 from paft.model.base import base_folder, load_tokenizer
 
 

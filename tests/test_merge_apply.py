@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from whole_weights import slerp_full
 
 from paft.config import MergeConfig, Rescale, Scope, SlerpSpace
 from paft.delta.adapter import read_adapter, zero_factors
@@ -34,7 +35,7 @@ from paft.merge.methods import (
     task_arithmetic,
     ties,
 )
-from paft.merge.slerp import along, delta_arc, slerp_full
+from paft.merge.slerp import along, delta_arc
 from paft.merge.sparsify import magnitude_threshold, tensor_generator, trim
 from paft.merge.stream import rewrite
 from paft.model.adapters import add_deltas

@@ -6,12 +6,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+from whole_weights import slerp_full
 
 from paft.delta.adapter import Factors
 from paft.delta.rows import Array
 from paft.merge.method import gram_of_factors
 from paft.merge.methods import dare_linear, dare_ties, linear, task_arithmetic, ties
-from paft.merge.slerp import delta_arc, full_arc, gram_of, slerp, slerp_full
+from paft.merge.slerp import delta_arc, full_arc, gram_of, slerp
 
 SUMS: dict[str, Callable[..., Array]] = {
     "linear": linear,

@@ -31,14 +31,13 @@ from paft.config import (
 from paft.cost.flops_and_bytes import parameters
 from paft.data.prepare import prepare_preference, prepare_sft
 from paft.files.jsonfile import write_json
-from paft.forward.tree import MAX_TOKENS
 from paft.graph.build import build
 from paft.graph.stage import Stage
 from paft.merge.methods import DareTies
 from paft.model.base import base_folder, load_tokenizer
 from paft.objectives import DPO, ORPO, NLLScope, ReferenceFrom
 from paft.plan import show_plan
-from paft.plan.estimate import EVALUATION_TOKENS, Estimate
+from paft.plan.estimate import Estimate
 from paft.plan.rows import expected
 from paft.plan.table import estimate
 from paft.plan.tasks import scoring
@@ -380,10 +379,6 @@ def test_sharding_lowers_the_memory_of_a_device(tmp_path):
     )
 
     assert 0 < whole - shared < 2 * parameters(SHAPE)
-
-
-def test_evaluation_forwards_what_the_plan_takes_it_to():
-    assert EVALUATION_TOKENS == MAX_TOKENS
 
 
 # --- on the command line ------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from paft.config import (
     TooLong,
 )
 from paft.data.held_out import read_held_out
-from paft.data.prepare import prepare_preference, prepare_sft, read_preference, read_sft
+from paft.data.prepare import prepare_preference, prepare_sft
 from paft.data.sources import conversations, preference_pairs
+from paft.data.tokens import read_preference, read_sft
 from paft.graph.stage import canonical
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"

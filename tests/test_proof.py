@@ -13,7 +13,7 @@ from small_bases import plain_logps, small_base, small_config, texts
 
 from paft.chat.tokens import IGNORE, Encoded
 from paft.config import DType, Template, TinyModel
-from paft.data.prepare import read_sft
+from paft.data.tokens import read_sft
 from paft.evaluate.lm import SparingLM
 from paft.forward.batches import sft_tensors
 from paft.model.base import base_folder, load_tokenizer

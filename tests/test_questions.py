@@ -105,6 +105,19 @@ def test_a_list_that_is_none_is_refused(tmp_path, text, message):
         read_questions(asked(tmp_path, text))
 
 
+def test_a_list_of_which_nothing_is_answered_ends_with_what_to_run(store, tmp_path, capsys):
+    nothing = asked(tmp_path, HEAD + "a,x,lambda=5,merge=ties,merge=dare,average\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path / "out"), "ask", str(nothing), "--store", str(store)])
+
+    said = capsys.readouterr()
+    assert "no cell has lambda=5" in said.out
+    assert (
+        f"error: {store} answers none of the questions of {nothing}" in said.err and "make study" in said.err
+    )
+    assert not (tmp_path / "out").exists()  # an earlier list of answers stays
+
+
 def test_command_writes_what_a_page_can_show(store, tmp_path, capsys):
     main(["--out", str(tmp_path), "ask", str(asked(tmp_path, LIST)), "--store", str(store)])
 

@@ -10,9 +10,10 @@ from tiny import BRANCHES, PAD, make, pairs, whole_batch
 
 from paft.command.pipeline import context_of
 from paft.config import RunConfig
-from paft.data.prepare import read_preference
+from paft.data.tokens import read_preference
 from paft.forward.pairs import two_row_tensors
-from paft.graph.build import FirstSteps, build, unique
+from paft.graph.build import build, unique
+from paft.graph.configs import FirstSteps
 from paft.graph.stage import Stage
 from paft.model.base import base_folder
 from paft.proof.base import load_base

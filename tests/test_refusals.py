@@ -16,7 +16,7 @@ from test_stage import CELL
 
 from paft.command.libraries import quiet_libraries
 from paft.config import LocalModel, TaskConfig, TinyModel, Wandb, WheelModel
-from paft.evaluate.stage import refuse_tasks, task_manager
+from paft.evaluate.columns import columns_of, task_manager
 from paft.graph.build import build
 from paft.model.base import base_folder, load_tokenizer
 from paft.report.__main__ import main as report
@@ -121,7 +121,7 @@ GROUP = "group: paft_both\ntask: [paft_honesty, paft_mmlu_dev]\naggregate_metric
 @pytest.fixture
 def manager(tmp_path, monkeypatch):
     """Knows PAFT's own tasks, a group and a tag of them."""
-    from paft.evaluate import stage as run
+    from paft.evaluate import columns as run
 
     tasks = shutil.copytree(run.TASKS, tmp_path / "tasks")
     (tasks / "both.yaml").write_text(GROUP)
@@ -146,7 +146,7 @@ def manager(tmp_path, monkeypatch):
 )
 def test_task_that_is_not_one_score_is_refused(manager, task, told):
     with pytest.raises(ValueError, match=rf"^evaluate\.tasks\.c\..*{told}"):
-        refuse_tasks(replace(CELL.evaluate, tasks={"c": task}), manager)
+        columns_of(replace(CELL.evaluate, tasks={"c": task}), manager)
 
 
 def test_group_with_mean_over_and_single_tasks_pass(manager):
@@ -154,7 +154,7 @@ def test_group_with_mean_over_and_single_tasks_pass(manager):
         "a": TaskConfig("paft_both", "acc,none", mean_over="paft_"),
         "b": TaskConfig("paft_honesty", "acc,none"),
     }
-    refuse_tasks(replace(CELL.evaluate, tasks=tasks), manager)
+    columns_of(replace(CELL.evaluate, tasks=tasks), manager)
 
 
 @pytest.mark.slow

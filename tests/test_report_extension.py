@@ -9,9 +9,10 @@ import pytest
 from matplotlib.image import imread
 from synthetic_store import PAFT, fill, with_lambda
 
-from paft.config import METHODS, OBJECTIVES, Paradigm, PreferenceConfig
+from paft.config import Paradigm, PreferenceConfig
 from paft.config.merge import MergeConfig
-from paft.merge.methods import Ties
+from paft.merge.methods import METHODS, Ties
+from paft.objectives import OBJECTIVES
 from paft.report.build import Report, build_report
 from paft.report.compare import compare
 from paft.report.labels import labels, method, section

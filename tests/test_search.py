@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import train
+from conftest import ROOT, train
+from omegaconf import OmegaConf
 
-from paft.command.search import refuse_training
+from paft.command.search import refuse_direction, refuse_training
 from paft.graph.build import build
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("optuna", reason="the search needs pip install 'paft[search]'")
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 # the smoke experiment by hand: the search is an experiment itself
 STEPS = ("lr=1e-2", "max_steps=8", "global_batch_size=8")
 ROWS = ("num_rows=64", "max_length=512", "max_prompt_length=448")
@@ -63,7 +65,7 @@ def test_every_trial_is_scored_by_validation_items(searched, smoke_grid):
 def test_the_best_is_told_with_the_command_that_tests_it(searched, compose):
     logs, said = searched
     (best,) = re.findall(r"best of the search: (\d\.\d+)", said)
-    (command,) = re.findall(r"python train.py (.* evaluate.split=test)", said)
+    (command,) = re.findall(r"python \S*train.py (.* evaluate.split=test) hydra.mode=RUN", said)
     scores = [json.loads(p.read_text()) for p in (logs / "stages/evaluate").glob("*/results.json")]
     assert float(best) == pytest.approx(
         max(r["average"] for r in scores if r["split"] == "validation"), abs=1e-4
@@ -74,10 +76,89 @@ def test_the_best_is_told_with_the_command_that_tests_it(searched, compose):
     assert config.merge.weights == [config.merge.sft_weight, config.merge.preference_weight]
 
 
+def test_the_command_that_tests_the_best_runs_that_one_cell(searched, run_printed):
+    logs, said = searched
+    (command,) = re.findall(r"score it on the test split: (.*)", said)
+    before = made(logs / "stages", "evaluate")
+
+    done = run_printed(command, cwd=logs.parent)
+
+    assert done.returncode == 0, done.stderr
+    (key,) = made(logs / "stages", "evaluate") - before
+    results = json.loads((logs / "stages/evaluate" / key / "results.json").read_text())
+    assert results["split"] == "test"
+    assert "best of the search" not in done.stdout and "Launching" not in done.stdout
+    assert done.stdout.count("evaluate   ") == 1
+
+
 def test_a_trial_that_would_train_is_refused(compose, smoke_grid):
     words = ("experiment=smoke", "no_training=true", f"store={smoke_grid.store}")
     known = compose(*words, "lambda=1e-4", "merge=linear")
-    refuse_training(known, build(known))
+    refuse_training(known, build(known), "python train.py {}".format)
     unknown = compose(*words, "lambda=3e-4")
-    with pytest.raises(ValueError, match=r"has no sft \w+ \(seed 42\) for lambda=0.0003; train it first"):
-        refuse_training(unknown, build(unknown))
+    said = (
+        r"has no sft \w+ \(seed 42\) for lambda=0.0003; train it first, with this cell: python train.py no_tr"
+    )
+    with pytest.raises(ValueError, match=said):
+        refuse_training(unknown, build(unknown), "python train.py {}".format)
+
+
+def test_the_command_that_trains_what_a_search_lacks_trains_it(tmp_path, run_printed):
+    words = ("experiment=[study/search,smoke]", "trainer.progress_bar=false", f"logs={tmp_path / 'my logs'}")
+    refused = train(*words, cwd=tmp_path)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    (command,) = re.findall(r"with this cell: (.*)", refused.stderr)
+    assert "'experiment=[study/search,smoke]'" in command and command.endswith("hydra.mode=RUN")
+
+    done = run_printed(command, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    for stage in ("sft", "preference", "evaluate"):
+        assert len(made(tmp_path / "my logs/stages", stage)) == 1
+
+
+README_SEARCH = re.findall(r"^    (python train.py -m hydra/sweeper=optuna .*?)(?:  +#.*)?$", README, re.M)
+
+
+def test_a_search_of_ones_own_goes_as_the_readme_says(tmp_path, run_printed):
+    (command,) = README_SEARCH
+    small = f" experiment=smoke trainer.progress_bar=false hydra.sweeper.n_trials=2 logs={tmp_path / 'logs'}"
+
+    planned = run_printed(f"{command}{small} plan=true", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "a search of 2 trials; each is a cell like this one with other values" in planned.stdout
+    done = run_printed(command + small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(made(tmp_path / "logs/stages", "evaluate")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("lambda=interval(1e-5,1e-3)",), "hydra.sweeper.direction must be maximize, got minimize: "),
+        (
+            ("hydra.sweeper.params={lambda: interval(1e-5,1e-3)}",),
+            "what a search varies is given as its own key: 'lambda=interval(1e-5,1e-3)'",
+        ),
+    ],
+)
+def test_a_search_that_cannot_be_meant_says_what_to_write(tmp_path, words, says):
+    done = train("-m", "hydra/sweeper=optuna", *words, "plan=true", cwd=tmp_path)
+
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert says in done.stderr
+
+
+def test_a_search_of_the_worst_is_refused_by_its_direction():
+    for direction in ("minimize", ["maximize", "minimize"], None):
+        with pytest.raises(ValueError, match="direction must be maximize"):
+            refuse_direction(OmegaConf.create({"direction": direction}))
+    refuse_direction(OmegaConf.create({"direction": "maximize"}))
+
+
+def test_a_search_names_the_key_that_its_merge_has_not(tmp_path):
+    done = train("experiment=study/search", "merge=linear", "plan=true", cwd=tmp_path)
+
+    assert done.returncode == 2
+    said = "the search varies merge.density, which merge=linear has not; it is a setting of merge=ties,"
+    assert said in done.stderr

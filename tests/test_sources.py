@@ -1,7 +1,6 @@
 """Reading every kind of source, and how bad files and rows are reported."""
 
 import csv
-import hashlib
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paft.config import BadRows, DemoSource, FileSource, HubSource, RowFormat, Skill
-from paft.data.sources import conversations, file_fingerprint, preference_pairs, read_rows
+from paft.data.sources import conversations, preference_pairs
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 COMMIT = "0" * 40
@@ -226,11 +225,11 @@ def test_twenty_bad_rows_are_shown_and_all_are_counted(tmp_path: Path) -> None:
     assert lines[0].startswith("57 row(s)") and lines[-1] == "... and 37 more" and len(lines) == 22
 
 
-def test_read_rows_stops_at_an_unreadable_row(tmp_path: Path) -> None:
+def test_a_row_that_is_not_utf_8_is_named_with_its_byte(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"messages": "\xff"}\n')
     with pytest.raises(ValueError, match=r"a.jsonl, row 1: byte 15 is not UTF-8"):
-        list(read_rows(FileSource(path=str(path)), split="train"))
+        conversations(FileSource(path=str(path)), "train")
 
 
 @pytest.mark.parametrize(
@@ -253,23 +252,14 @@ def test_unusable_file_is_named(tmp_path: Path, name: str, content: str, message
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    for attempt in (
-        lambda path: conversations(FileSource(path=path), "train"),
-        lambda path: file_fingerprint(path),
-    ):
-        with pytest.raises(ValueError, match=r"there is no file .*gone.jsonl"):
-            attempt(str(tmp_path / "gone.jsonl"))
+    with pytest.raises(ValueError, match=r"there is no file .*gone.jsonl"):
+        conversations(FileSource(path=str(tmp_path / "gone.jsonl")), "train")
 
 
 def test_missing_validation_part_says_which_key_to_set(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     with pytest.raises(ValueError, match="validation_path"):
         conversations(FileSource(path=str(path)), "validation")
-
-
-def test_fingerprint_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"paft" * 100_000)
-    assert file_fingerprint(tmp_path / "a") == hashlib.sha256(b"paft" * 100_000).hexdigest()
 
 
 def test_importing_sources_loads_nothing_heavy() -> None:

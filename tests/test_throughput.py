@@ -12,7 +12,7 @@ from resumable import configured, stage_of, train
 from paft.config import HardwareConfig
 from paft.cost.flops_and_bytes import branch_flops, read_shape
 from paft.cost.work import rows_work
-from paft.data.prepare import read_preference, read_sft
+from paft.data.tokens import read_preference, read_sft
 from paft.model.base import base_folder
 from paft.training.history import History
 from paft.training.throughput import Throughput, measured_peak, peak_flops

@@ -21,7 +21,7 @@ from paft.config import (
     TinyModel,
     TrainerConfig,
 )
-from paft.graph.build import BranchStage
+from paft.graph.configs import BranchStage
 from paft.model.base import base_folder
 from paft.objectives import DPO, ORPO, DPOLoss, NLLScope
 from paft.training.batches import GlobalBatch, StepLoader

@@ -24,7 +24,7 @@ from paft.command.pipeline import context_of
 from paft.config import BranchConfig, RunConfig
 from paft.cost.flops_and_bytes import read_shape, training_flops
 from paft.cost.work import rows_work
-from paft.data.prepare import read_preference, read_sft
+from paft.data.tokens import read_preference, read_sft
 from paft.graph.build import build
 from paft.graph.stage import Stage
 from paft.model.base import base_folder

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paft.chat.tokens import IGNORE
+from paft.cost.flops_and_bytes import BLOCK_N
 
-BLOCK_N = 512
-"""Tokens whose vocabulary-sized logits exist at once."""
 SOFTMAX_ROWS = 16
 """Of these, how many a CPU takes through the softmax together: their float32 copy stays in its cache."""
 

@@ -10,8 +10,8 @@ from lm_eval.models.huggingface import HFLM
 from tiny import MODEL
 
 from paft.config import Template
+from paft.evaluate.columns import task_manager
 from paft.evaluate.lm import SparingLM
-from paft.evaluate.stage import task_manager
 from paft.model.base import base_folder, load_tokenizer
 from paft.proof.base import load_base
 

@@ -6,9 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from paft.delta.statistics import LowRank
-
-THRESHOLD = 1e-5
+from paft.delta.statistics import SMALL, LowRank
 
 
 class DeltaSparsity(Callback):
@@ -34,9 +32,7 @@ class DeltaSparsity(Callback):
 
 
 @torch.no_grad()
-def share_below(
-    factors: list[tuple[torch.Tensor, torch.Tensor, float]], threshold: float = THRESHOLD
-) -> float:
+def share_below(factors: list[LowRank], threshold: float = SMALL) -> float:
     """Share of elements below `threshold` in magnitude, mean over layers; holds one layer's delta at a time."""
-    shares = [(LowRank(A, B, s).dense().abs() < threshold).float().mean() for A, B, s in factors]
+    shares = [(layer.dense().abs() < threshold).float().mean() for layer in factors]
     return float(torch.stack(shares).mean())

@@ -1,5 +1,6 @@
 """From Hydra's composed config to the typed `RunConfig`, with errors a person can act on."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,8 @@ from paft.report.table import refuse_taken
 
 UNTYPED = ("lambda", "experiment")
 """Root keys that are no field of `RunConfig`."""
+NEW_TASK = re.compile(r"\+\+?evaluate\.tasks\.(\w+)[.=]")
+"""What adds a column of the table on the command line."""
 
 
 def register_schemas() -> None:
@@ -45,6 +48,22 @@ def _choice(schema: type) -> DictConfig:
 def _gpus(accelerator: str, devices: int) -> int:
     """`${gpus:...}` in a launcher's file: the GPUs of a node to ask for."""
     return devices if accelerator == "gpu" else 0
+
+
+def with_new_tasks(words: list[str]) -> list[str]:
+    """The words of a command, with `+evaluate.tasks.<column>...` in a form that Hydra can follow.
+
+    OmegaConf sets no mapping where a config of a stated type belongs, but merges one into such a config; so a new
+    column begins empty, and what is said of it is a change.
+    """
+    new = [NEW_TASK.match(word) for word in words]
+    names = dict.fromkeys(found[1] for found in new if found)
+    if not names:
+        return words
+    first = next(place for place, found in enumerate(new) if found)
+    changes = [word.lstrip("+") if found else word for word, found in zip(words, new, strict=True)]
+    columns = ",".join(f"{name}:{{}}" for name in names)
+    return [*changes[:first], f"++evaluate.tasks={{{columns}}}", *changes[first:]]
 
 
 def to_config(cfg: DictConfig) -> RunConfig:

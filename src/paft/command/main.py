@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from paft.command.choices import CONF
-from paft.command.compose import register_schemas, to_config
+from paft.command.compose import register_schemas, to_config, with_new_tasks
 from paft.command.failures import Failures
 from paft.command.grid import is_grid
+from paft.command.help import show_help, topics
 from paft.command.launchers import refuse_single_run
 from paft.command.mistakes import explain, is_mistake
 from paft.command.search import objective, refuse_training, trial_command
@@ -40,8 +41,13 @@ def main() -> int:
     # conf/hydra/launcher/ray.yaml has the plugin's name on purpose
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/ray' is validated against ConfigStore schema")
     register_schemas()
-    sys.argv[1:] = flag_first(sys.argv[1:])
+    asked = topics(sys.argv[1:])
+    sys.argv[1:] = with_new_tasks(flag_first(sys.argv[1:]))
     try:
+        for topic in asked:
+            show_help(topic)
+        if asked:
+            return 0
         with Sweep.reported(), unwrapped():
             _hydra_main()
     except Interrupted as stop:

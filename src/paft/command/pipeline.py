@@ -12,7 +12,7 @@ from typing import Any
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
 from paft.command.libraries import in_four_bits, quiet_libraries
-from paft.command.preflight import before_stages
+from paft.command.preflight import before_stages, refuse_columns
 from paft.config import RunConfig
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
@@ -72,11 +72,10 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     if missing:
         before_stages(config, missing)
     if "evaluate" in here:
-        from paft.evaluate.stage import refuse_tasks, require_items, task_manager
+        from paft.evaluate.columns import require_items
 
-        tasks = {t.task for t in config.evaluate.tasks.values()}
-        refuse_tasks(config.evaluate, manager := task_manager(tasks))
-        require_items(tasks, manager)
+        refuse_columns([config.evaluate])
+        require_items(config.evaluate)
 
 
 def prove_bases(missing: Iterable[Stage], context: Context) -> None:

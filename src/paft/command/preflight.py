@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 
-from paft.config import ModelConfig, RunConfig, TrainerConfig
-from paft.graph.stage import Stage
+from paft.config import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
+from paft.files.fingerprint import digest
+from paft.graph.stage import Stage, canonical
 from paft.graph.stages import STAGES, TRAINED
+from paft.store.store import Store
 
 
 def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
@@ -19,6 +21,22 @@ def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
         trained = (s for s in stages if s.name in TRAINED and s.config.model.name == model.name)
         targets = {stage.name: stage.config.branch.lora.target_modules for stage in trained}
         require_base(model, targets, offline=config.offline)
+
+
+def refuse_columns_of(cells: Iterable[tuple[RunConfig, Stage]]) -> None:
+    """`refuse_columns` of every unfinished cell of a grid, before the first one trains."""
+    unfinished = [
+        config.evaluate for config, cell in cells if not Store(config.store, verify=False).complete(cell)
+    ]
+    refuse_columns({digest(canonical(evaluate, whole=True)): evaluate for evaluate in unfinished}.values())
+
+
+def refuse_columns(evaluations: Iterable[EvaluateConfig]) -> None:
+    """Raise `ValueError` for a column of a table that lm-eval cannot fill."""
+    for evaluate in evaluations:
+        from paft.evaluate.columns import columns_of, manager_for  # lm-eval
+
+        columns_of(evaluate, manager_for(evaluate))
 
 
 def require_devices(trainer: TrainerConfig) -> None:

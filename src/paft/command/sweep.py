@@ -21,6 +21,7 @@ from paft.command.failures import Failures, cell_name
 from paft.command.grid import cell_config, expand, is_grid
 from paft.command.launchers import refused_jobs, require_launcher
 from paft.command.mistakes import explain
+from paft.command.preflight import refuse_columns_of
 from paft.command.search import best_trial, refuse_search, warn_of_split
 from paft.config import RunConfig
 from paft.graph.build import build
@@ -79,6 +80,7 @@ class Sweep(Callback):
             show_plan(cells)
             raise SystemExit(0)  # nothing to launch
         require_launcher(config.hydra.launcher)
+        refuse_columns_of(cells)
         self.failures = Failures(Path(config.hydra.sweep.dir))
         self.failures.clear()
         Sweep.begun = self

@@ -57,6 +57,8 @@ class SpecialTokens(str, Enum):
 
 
 class Skill(str, Enum):
+    """`tool_call`: answers that are one JSON call of a tool; `honesty`: pairs that prefer the honest answer."""
+
     tool_call = "tool_call"
     honesty = "honesty"
 
@@ -77,6 +79,7 @@ class Source(Typed):
     held_out: int = field(default=0, metadata=UNLESS_DEFAULT)
     """At least so many rows are kept from training, for the tasks that say `rows`; see `paft.data.held_out`."""
     held_out_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
+    """Of the draw of the held-out rows."""
     special_tokens_in_text: SpecialTokens = field(default=SpecialTokens.token, metadata=UNLESS_DEFAULT)
 
     def __post_init__(self) -> None:
@@ -98,8 +101,11 @@ class DemoSource(Source):
     """Rows written by PAFT's own seeded generator."""
 
     skill: Skill = MISSING
+    """Which rows are written."""
     num_rows: int = 512
+    """Rows for training; 64 others are for validation."""
     seed: int = 0
+    """Of the generator: another seed writes other rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,12 +117,17 @@ class HubSource(Source):
     """A data set on the Hugging Face hub at a pinned commit."""
 
     repo: str = MISSING
+    """The data set's repository, as `openai/gsm8k`."""
     revision: str = MISSING
+    """Its commit, 40 hexadecimal digits: branches and tags move."""
     name: str | None = None
     """Configuration of the data set, as `main` of openai/gsm8k."""
     split: str = "train"
+    """The split that is trained on; a slice as `train[:1000]` is one too."""
     validation_split: str | None = None
+    """The split whose loss is reported; null: none is."""
     data_dir: str | None = None
+    """The folder of the repository to read; null: the whole of it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +140,9 @@ class FileSource(Source):
     """A JSONL, JSON, CSV or Parquet file; its sha256, not its path, is its identity."""
 
     path: str = field(default=MISSING, metadata={"identity": False})
+    """The file to train on; its ending says its kind: .jsonl, .json, .csv or .parquet."""
     validation_path: str | None = incidental(None)
+    """The file whose loss is reported; null: none is."""
 
 
 @dataclass
@@ -137,22 +150,29 @@ class DataConfig(Typed):
     """The two training sets of a run and the chat template both are written in."""
 
     name: str = MISSING
+    """What W&B groups runs by; part of no key."""
     template: Template = Template.chatml
 
 
 @dataclass
 class DemoData(DataConfig):
+    """Rows written by PAFT itself."""
+
     sft: DemoSource = field(default_factory=lambda: DemoSource(skill=Skill.tool_call))
     preference: DemoSource = field(default_factory=lambda: DemoSource(skill=Skill.honesty))
 
 
 @dataclass
 class HubData(DataConfig):
+    """Rows of the Hugging Face hub."""
+
     sft: HubSource = MISSING
     preference: HubSource = MISSING
 
 
 @dataclass
 class FileData(DataConfig):
+    """Rows of files on this disk."""
+
     sft: FileSource = MISSING
     preference: FileSource = MISSING

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -38,11 +39,13 @@ class TaskConfig(Typed):
     """One column of the results table."""
 
     task: str = MISSING
-    """lm-eval task or group name."""
-    metric: str = MISSING
-    """Key in lm-eval's results, as `acc_norm,none`."""
+    """Name of a task or group of lm-eval or of `evaluate/tasks/`, or the path of a task's own .yaml file."""
+    metric: str | None = None
+    """Key in lm-eval's results, as `acc_norm,none`; null: the first of the task's metrics, under its first filter."""
     num_fewshot: int | None = None
+    """Solved examples before each item; null: as the task says."""
     higher_is_better: bool = True
+    """False where a smaller number is the better one, as of bits per byte."""
     in_average: bool = True
     """Whether the column enters the average of the row, which is better when higher: no column that is not may."""
     mean_over: str | None = None
@@ -52,26 +55,45 @@ class TaskConfig(Typed):
     num_items: int | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Score so many items, drawn by `split_seed`, the same for every model; null: all of the split."""
 
+    sha256: str = field(default="", metadata=UNLESS_DEFAULT)
+    """Of a task's own file, filled in when the graph is built."""
+
     @property
-    def upside_down(self) -> bool:
-        """Whether it takes more as better of one of lm-eval's metrics that is better when lower."""
-        return self.higher_is_better and self.metric.partition(",")[0] in LOWER_IS_BETTER
+    def file(self) -> Path | None:
+        """The task's own file, where it is none that lm-eval knows by name."""
+        return Path(self.task) if self.task.endswith((".yaml", ".yml")) else None
+
+    def refuse_upside_down(self, column: str) -> None:
+        """Raise `ValueError` where more is taken as better of one of lm-eval's metrics that is better when lower."""
+        metric = (self.metric or "").partition(",")[0]
+        if self.higher_is_better and metric in LOWER_IS_BETTER:
+            raise ValueError(
+                f"evaluate.tasks.{column}: lower {metric} is better; "
+                "set higher_is_better: false and in_average: false"
+            )
 
 
 @dataclass
 class EvaluateConfig(Typed):
+    """The tasks a model is scored by."""
+
     name: str = MISSING
+    """What tables call this list of tasks; part of the key."""
     tasks: dict[str, TaskConfig] = MISSING
     """Column name -> task, in table order."""
     apply_chat_template: bool = False
+    """Whether items are put to the model as chats, in the template it was trained in."""
     batch_size: int = 16
     """Rows scored at once; padding makes it part of the last digits, hence of the key."""
     limit: int | None = None
     """Use only the first so many items of each task: for trying things out, never for a result."""
     seed: int = 1234
+    """Of lm-eval's random choices, such as those of the solved examples."""
     split: EvaluateSplit = field(default=EvaluateSplit.full, metadata=UNLESS_DEFAULT)
     split_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
+    """Of the draws of `split` and `num_items`."""
     validation_share: float = field(default=0.3, metadata=UNLESS_DEFAULT)
+    """Share of a task's items that `split=validation` scores, where the task has no such split of its own."""
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Type the model is loaded and computed in; null is the model's own."""
     objective: str = incidental("average")

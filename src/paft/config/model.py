@@ -12,6 +12,8 @@ from paft.config.checks import Typed, require, require_pinned
 
 
 class DType(str, Enum):
+    """`float32` has 32 bits, `bfloat16` the first 16 of them."""
+
     float32 = "float32"
     bfloat16 = "bfloat16"
 
@@ -28,13 +30,21 @@ class ModelShape(Typed):
     """The sizes of a Llama-like transformer, under the names of its config.json."""
 
     hidden_size: int = MISSING
+    """Numbers in a hidden state."""
     intermediate_size: int = MISSING
+    """Numbers between the two halves of an MLP."""
     num_hidden_layers: int = MISSING
+    """Decoder layers."""
     num_attention_heads: int = MISSING
+    """Heads of queries."""
     num_key_value_heads: int = MISSING
+    """Heads of keys and values, shared by those of queries."""
     head_dim: int = MISSING
+    """Numbers in a head."""
     vocab_size: int = MISSING
+    """Tokens of the embedding."""
     tie_word_embeddings: bool = False
+    """Whether the output head is the embedding."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -74,10 +84,15 @@ class TinyModel(ModelConfig):
     """A random Llama of a few thousand parameters with a byte tokenizer, made on the spot from `seed`."""
 
     seed: int = 0
+    """Of the random weights."""
     hidden_size: int = 64
+    """Numbers in a hidden state; an MLP has twice as many."""
     num_layers: int = 2
+    """Decoder layers."""
     num_heads: int = 4
+    """Heads of queries."""
     num_kv_heads: int = 2
+    """Heads of keys and values."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads"):
@@ -94,8 +109,11 @@ class WheelModel(ModelConfig):
     """A GGUF file inside an installed Python package, converted once to safetensors in the cache."""
 
     package: str = MISSING
+    """The Python package, as it is imported."""
     version: str = MISSING
+    """The version of it that must be installed."""
     file: str = MISSING
+    """The GGUF file in it, `<model>.<quantization>.gguf`."""
 
     @property
     def title(self) -> str:
@@ -113,7 +131,9 @@ class HubModel(ModelConfig):
     """A model repository on the Hugging Face hub at a pinned commit."""
 
     repo: str = MISSING
+    """The model's repository, as `mistralai/Mistral-7B-v0.1`."""
     revision: str = MISSING
+    """Its commit, 40 hexadecimal digits: branches and tags move."""
 
     def __post_init__(self) -> None:
         require_pinned("model.revision", self.repo, self.revision)
@@ -126,6 +146,7 @@ class LocalModel(ModelConfig):
     name: str = ""
     """Where it is not given, that of the folder."""
     path: str = field(default=MISSING, metadata={"identity": False})
+    """The folder: config.json, *.safetensors and the tokenizer's files."""
     sha256: str = ""
     """Filled in from the folder's files when the graph is built."""
 

@@ -62,9 +62,13 @@ class RunConfig(Typed):
     """Name -> Lightning callback as `_target_` and arguments; null leaves one of a group out."""
     paradigm: Paradigm = Paradigm.parallel
     seed: int = 42
+    """Of the order of rows, the first LoRA factors, dropout and, by default, drop masks."""
     logs: str = "logs"
+    """Folder of everything that is written."""
     store: str = "logs/stages"
+    """Folder of the finished stages."""
     plan: bool = False
+    """Print what would run, what is there and what it costs; run nothing."""
     no_training: bool = False
     """Refuse a cell whose branches are not in the store: a search merges what there is."""
     offline: bool = False
@@ -88,11 +92,7 @@ class RunConfig(Typed):
 
     def _check_tasks(self) -> None:
         for column, task in self.evaluate.tasks.items():
-            if task.upside_down:
-                raise ValueError(
-                    f"evaluate.tasks.{column}: lower {task.metric.partition(',')[0]} is better; "
-                    "set higher_is_better: false and in_average: false"
-                )
+            task.refuse_upside_down(column)
             if task.rows:
                 held_out = getattr(self.data, task.rows.value).held_out
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"

@@ -12,6 +12,7 @@ class HardwareConfig(Typed):
     """What one device can do; a plan and the share of peak shown while training are worked out from it."""
 
     name: str = "cpu"
+    """What plans call it."""
     accelerator: str = "cpu"
     """The `trainer.accelerator` it stands for."""
     peak_tflops: float = 0.8
@@ -43,9 +44,14 @@ class HardwareConfig(Typed):
 
 @dataclass
 class TrainerConfig(Typed):
+    """Devices, micro-batches and checkpoints: nothing of it changes a result."""
+
     accelerator: str = "cpu"
+    """What a run computes on."""
     devices: int = 1
+    """Devices of each node that a training uses."""
     num_nodes: int = 1
+    """Nodes of a training; more than one in a SLURM job that has them."""
     micro_batch_size: int = 8
     """Rows forwarded at once on one device, at most; the update does not depend on it."""
     micro_batch_tokens: int = 16384
@@ -58,10 +64,13 @@ class TrainerConfig(Typed):
     One more ends the run. Not part of a key: a run either ends there or has these steps, named in stage.json.
     """
     log_every: int = 1
+    """Optimizer steps between two lines of the curves."""
     validation_rows: int = 64
     """Held-out rows scored at the end of training, where the source has some."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
     progress_bar: bool = True
+    """Show one while training."""
 
     @property
     def world_size(self) -> int:
@@ -85,6 +94,8 @@ class TrainerConfig(Typed):
 
 
 class StrategyName(str, Enum):
+    """`ddp`: a copy of the parameters on each device; `fsdp`: one over all; `fsdp_hybrid`: one over `shard_size`."""
+
     single = "single"
     ddp = "ddp"
     fsdp = "fsdp"
@@ -93,7 +104,10 @@ class StrategyName(str, Enum):
 
 @dataclass
 class StrategyConfig(Typed):
+    """How a training is spread over several devices."""
+
     name: StrategyName = StrategyName.single
+    """How several devices share a training; `single` is for one."""
     shard_size: int | None = None
     """Devices that share one copy of the parameters (fsdp_hybrid only); null is the devices of a node."""
     cpu_offload: bool = False
@@ -128,12 +142,17 @@ class LoggerConfig(Typed):
 
 @dataclass
 class Wandb(LoggerConfig):
+    """Curves and results in Weights & Biases as well as in the store."""
+
     project: str = "paft"
+    """The project its runs are in."""
     entity: str | None = None
+    """The user or team its project is of; null: your own."""
     mode: WandbMode = WandbMode.auto
     group: str = "paft"
     """All runs of one sweep share it."""
     tags: list[str] = field(default_factory=list)
+    """Words that every run is found by."""
 
 
 @dataclass

@@ -10,6 +10,8 @@ LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 class Schedule(str, Enum):
+    """`cosine` and `linear` fall to 0, `inverse_sqrt` as one over the root of the step, `constant` stays."""
+
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
@@ -43,11 +45,16 @@ class Sparsity(str, Enum):
 
 @dataclass
 class LoraConfig(Typed):
+    """Two factors a layer, of low rank: the only weights that are trained."""
+
     rank: int = 16
+    """Columns of A^T and B: the largest rank of a layer's delta."""
     alpha: float = 16.0
     """The delta is alpha / rank * B A."""
     dropout: float = 0.0
+    """Share of a layer's inputs that the adapter does not see, drawn by seed, step, row and layer."""
     target_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
+    """Last names of the linear layers that get an adapter; each must be one of the base's."""
 
     def __post_init__(self) -> None:
         require(self.rank > 0, "lora.rank", self.rank, "positive")
@@ -61,17 +68,25 @@ class BranchConfig(Typed):
     """What SFT and preference training share: one LoRA, AdamW, one schedule, one global batch."""
 
     lora: LoraConfig = field(default_factory=LoraConfig)
+    """The adapter that is trained."""
     lr: float = 2e-4
+    """Learning rate of AdamW at its highest."""
     schedule: Schedule = Schedule.cosine
+    """How the learning rate falls after the warm-up."""
     warmup_ratio: float = 0.1
     """Share of all steps over which the learning rate rises to `lr`."""
     weight_decay: float = 0.0
+    """Of AdamW, on both factors."""
     beta1: float = 0.9
+    """AdamW's decay of the mean of gradients."""
     beta2: float = 0.999
+    """AdamW's decay of the mean of their squares."""
     max_grad_norm: float = 1.0
+    """Longer gradients are cut to this L2 norm, over all factors together."""
     global_batch_size: int = 16
     """Rows between two optimizer steps, over all devices."""
     epochs: int = 1
+    """Times that every row is seen; the last rows that fill no global batch are left out of each."""
     max_steps: int | None = None
     """Optimizer steps; overrides `epochs`."""
 
@@ -135,6 +150,8 @@ class L1Config(Typed):
 
 @dataclass
 class SFTConfig(BranchConfig):
+    """Supervised fine-tuning: the negative log-likelihood of answers, and the L1 penalty of its delta."""
+
     l1: L1Config = field(default_factory=L1Config)
 
     @property

@@ -23,8 +23,8 @@ from paft.config import (
 from paft.cost.work import Work
 from paft.files.jsonfile import read_object
 
-HEAD_BLOCK = 512
-"""Positions whose vocabulary-sized logits exist at once: `losses.BLOCK_N`."""
+BLOCK_N = 512
+"""Tokens whose vocabulary-sized logits exist at once."""
 MERGE_COPIES = 8
 """Float32 tensors of the largest size that exist at once in a merge."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
@@ -226,7 +226,7 @@ def layer_activations(shape: ModelShape, batch: Batch, *, item_bytes: int, store
 
 def head_memory(shape: ModelShape, batch: Batch, *, item_bytes: int) -> float:
     """A block of logits, and the gradient that each position will pull on its hidden state."""
-    return min(HEAD_BLOCK, batch.tokens) * shape.vocab_size * item_bytes + (
+    return min(BLOCK_N, batch.tokens) * shape.vocab_size * item_bytes + (
         batch.tokens * shape.hidden_size * item_bytes
     )
 

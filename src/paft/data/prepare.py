@@ -1,15 +1,13 @@
 """The data stage: a source, tokenised once, as Parquet files of token ids that training reads by index."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -211,47 +209,3 @@ def _write(rows: Iterator[Tokens], kind: type[Tokens], path: Path) -> None:
     with pq.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             writer.write_table(pa.table([list(column) for column in zip(*group, strict=True)], schema=schema))
-
-
-# --- reading -----------------------------------------------------------------------------------------
-
-
-class TokenRows(Sequence[Tokens]):
-    """Prepared rows by index; the tokens stay in Arrow memory until a row is asked for."""
-
-    def __init__(self, table: pa.Table, kind: type[Tokens]) -> None:
-        self._columns = [table[name] for name in kind._fields]
-        self._kind: type[Tokens] = kind
-
-    def __len__(self) -> int:
-        return len(self._columns[0])
-
-    def __getitem__(self, index: int) -> Tokens:  # type: ignore[override]
-        """Row `index` as lists of int; slices are not offered."""
-        return self._kind(*(column[index].as_py() for column in self._columns))
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row's longest sequence, int64 of shape (rows,); for batches of similar length."""
-        sizes = [pc.list_value_length(column).to_numpy() for column in self._columns]
-        if self._kind is Encoded:
-            return sizes[0].astype(np.int64)
-        return (sizes[0] + np.maximum(sizes[1], sizes[2])).astype(np.int64)
-
-
-def read_sft(folder: Path, split: Split) -> TokenRows[Encoded]:
-    """The rows that `prepare_sft` wrote to `folder`; raises ValueError if the split is not there."""
-    return TokenRows(_table(folder, split), Encoded)
-
-
-def read_preference(folder: Path, split: Split) -> TokenRows[EncodedPair]:
-    """The rows that `prepare_preference` wrote to `folder`; raises ValueError if the split is not there."""
-    return TokenRows(_table(folder, split), EncodedPair)
-
-
-def _table(folder: Path, split: Split) -> pa.Table:
-    path = folder / f"{split}.parquet"
-    if not path.is_file():
-        found = sorted(file.stem for file in folder.glob("*.parquet"))
-        raise ValueError(f"{folder} has no {split} rows; it has {found or 'none at all'}")
-    return pq.read_table(path)

@@ -1,6 +1,6 @@
 """Rows of a source, with the place each came from; all bad rows are reported together, before any work.
 
-Importing this module loads neither torch nor datasets nor pandas: a plan needs `file_fingerprint` only.
+Importing this module loads neither torch nor datasets nor pandas: a plan asks it what a source holds.
 """
 
 from collections import Counter
@@ -22,7 +22,6 @@ from paft.data.rows import (
     parse_preference_pair,
     preference_format,
 )
-from paft.files.fingerprint import file_sha256
 from paft.files.hub import unavailable
 
 Split = Literal["train", "validation", "held_out"]
@@ -30,11 +29,6 @@ Row = TypeVar("Row", Conversation, PreferencePair)
 
 MAX_REPORTED = 20
 DEMO_VALIDATION_ROWS = 64
-
-
-def file_fingerprint(path: str | Path) -> str:
-    """The sha256 of a file's bytes in hexadecimal. Raises ValueError if there is no such file."""
-    return file_sha256(_existing(path))
 
 
 def has_validation(source: Source) -> bool:
@@ -45,22 +39,6 @@ def has_validation(source: Source) -> bool:
         case FileSource():
             return source.validation_path is not None
     return True
-
-
-def read_rows(source: Source, *, split: Split) -> Iterator[tuple[str, dict]]:
-    """Yield (location, raw row) of the first `max_rows` rows; a location is as `pairs.jsonl, row 12`.
-
-    Rows count from 1; in JSONL they are the line numbers. Raises ValueError with the location at the first
-    row that cannot be read at all, as broken JSON.
-    """
-    for location, row in _read(source, split):
-        if isinstance(row, ValueError):
-            raise ValueError(f"{location}: {row}")
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{location}: a row must be an object with named columns, got {type(row).__name__}"
-            )
-        yield location, row
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,20 @@ from typing import Any
 from paft.chat.limits import max_positions
 from paft.config import FileSource
 from paft.data.prepare import prepare_preference, prepare_sft
-from paft.graph.build import DataStage, refuse_changed
+from paft.graph.build import refuse_changed
+from paft.graph.configs import DataStage
 from paft.graph.stage import Stage
 from paft.model.base import base_folder, load_tokenizer
 from paft.store.context import Context
 
 
-def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(stage: Stage[DataStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Write train.parquet, and validation.parquet and held-out rows where there are some; returns their counts.
 
     Raises `ValueError` for a row that cannot be read, by file, row and field, and for a file that changed after the
     run was planned or while it was read.
     """
-    config: DataStage = stage.config
+    config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     prepare = prepare_sft if config.branch == "sft" else prepare_preference

@@ -7,9 +7,8 @@ training.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +23,7 @@ CHUNK = 2**15
 """Elements converted to float64 at a time: they stay in a core's cache, and torch starts no threads."""
 
 
-@dataclass(frozen=True)
-class LowRank:
+class LowRank(NamedTuple):
     """The delta of one linear layer as its factors A [rank, in] and B [out, rank]."""
 
     A: Tensor

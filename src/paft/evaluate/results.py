@@ -32,12 +32,12 @@ def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
     """One column of the table from lm-eval's results. Raises `ValueError` naming what is missing."""
     names = subtasks(config, raw)
     _warn_of_direction(column, config, raw.get("higher_is_better", {}).get(names[0], {}))
-    values = [_value(column, raw["results"], name, config.metric) for name in names]
-    errors = [_stderr(raw["results"][name], config.metric) for name in names]
+    values = [_value(column, raw["results"], name, metric_of(config)) for name in names]
+    errors = [_stderr(raw["results"][name], metric_of(config)) for name in names]
     versions = {str(raw.get("versions", {}).get(name)) for name in names}
     return Score(
         task=config.task,
-        metric=config.metric,
+        metric=metric_of(config),
         score=sum(values) / len(values),
         stderr=_mean_error(errors),
         higher_is_better=config.higher_is_better,
@@ -48,8 +48,14 @@ def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
     )
 
 
+def metric_of(config: TaskConfig) -> str:
+    """The metric a column is scored by, once `columns_of` has chosen where the config does not."""
+    assert config.metric is not None
+    return config.metric
+
+
 def _warn_of_direction(column: str, config: TaskConfig, directions: Mapping[str, bool | None]) -> None:
-    if config.higher_is_better and directions.get(config.metric.partition(",")[0]) is False:
+    if config.higher_is_better and directions.get(metric_of(config).partition(",")[0]) is False:
         log.warning(
             "evaluate.tasks.%s takes more as better, and lm-eval says that lower %s of %s is better: "
             "set higher_is_better: false and in_average: false",
@@ -87,7 +93,7 @@ def items(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[
 
     `item` is the document's number, with its subtask before it where the column is a mean over several.
     """
-    metric, _, filter_name = config.metric.partition(",")
+    metric, _, filter_name = metric_of(config).partition(",")
     return [
         {
             "column": column,

@@ -1,8 +1,7 @@
 """`evaluate.split`: which items of each task are scored, so that what is chosen by some is reported on others."""
 
 import random
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.task import Task
@@ -15,16 +14,22 @@ Samples = dict[str, list[int]]
 
 
 def choose(
-    config: EvaluateConfig, names: Iterable[str], manager: TaskManager
+    config: EvaluateConfig,
+    names: Iterable[str],
+    manager: TaskManager,
+    files: Mapping[str, str] | None = None,
 ) -> tuple[list[Any], Samples | None]:
     """(tasks, samples) for `simple_evaluate`; the task's own items, and None, where the split is `full`.
+
+    `files` are those that some of the tasks are loaded from.
 
     With samples lm-eval takes no limit: `config.limit` is in them. Raises `ValueError` for a task too small to cut.
     """
     wanted = {task.task: task.num_items for task in config.tasks.values()}
+    sources = {name: (files or {}).get(name, name) for name in names}
     if config.split is EvaluateSplit.full and not any(wanted.values()):
-        return list(names), None
-    loaded = manager.load(list(names))
+        return list(sources.values()), None
+    loaded = manager.load(list(sources.values()))
     samples: Samples = {}
     for name, task in loaded["tasks"].items():
         chosen = draw(name, _items(config, name, task), wanted.get(name), config)[: config.limit]
@@ -35,31 +40,7 @@ def choose(
             )
         samples[name] = chosen
     groups = loaded.get("groups", {})
-    return [groups.get(name) or loaded["tasks"][name] for name in names], samples
-
-
-def refuse_tasks(config: EvaluateConfig, manager: TaskManager) -> None:
-    """Raise `ValueError` for a column whose task is none of lm-eval's, or several that it does not say how to count."""
-    several = {*manager.all_groups, *manager.all_tags}
-    for column, task in config.tasks.items():
-        at = f"evaluate.tasks.{column}"
-        if task.task not in manager.all_tasks:
-            near = ", ".join(get_close_matches(task.task, manager.all_tasks)) or "lm-eval ls tasks lists them"
-            raise ValueError(f"{at}.task={task.task} is no task of lm-eval or PAFT; near it: {near}")
-        if task.task in manager.all_tags:
-            raise ValueError(
-                f"{at}.task={task.task} is a tag of several tasks; give each a column of its own"
-            )
-        if task.task in several and task.mean_over is None:
-            raise ValueError(
-                f"{at}.task={task.task} is a group of tasks; {at}.mean_over={task.task}_ makes the column the mean "
-                "over its tasks whose names start so, each counting once; or give tasks columns of their own"
-            )
-        if task.mean_over is not None and (task.task not in several or task.num_items is not None):
-            wrong = f"num_items={task.num_items}" if task.task in several else f"mean_over={task.mean_over}"
-            raise ValueError(
-                f"{at}.{wrong} has no meaning for {task.task}: num_items draws from one task, mean_over is over a group"
-            )
+    return [groups.get(name) or loaded["tasks"][name] for name in sources], samples
 
 
 def draw(name: str, items: Iterable[int], num_items: int | None, config: EvaluateConfig) -> list[int]:

@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from paft.chat.template import adds_bos
 from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.items import from_samples
 from paft.evaluate.lm import SparingLM
 from paft.evaluate.results import Score, as_json, items, score
-from paft.evaluate.splits import choose, refuse_tasks
-from paft.files.hub import unavailable
+from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
-from paft.graph.build import EvaluateStage
+from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
@@ -30,12 +30,10 @@ from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 
-TASKS = Path(__file__).parent / "tasks"
 
-
-def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Score the `model` among the inputs, or the base where there is none; returns every column's score."""
-    config: EvaluateStage = stage.config
+    config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     if "model" in inputs and (inputs["model"] / "merge.json").is_file():
         # the report of the merge outlives the merged model (merge.keep=false)
@@ -110,13 +108,14 @@ def score_tasks(
         # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
         add_bos_token=adds_bos(tokenizer) if config.apply_chat_template else None,
     )
-    manager = task_manager({t.task for t in config.tasks.values()}, rows)
-    refuse_tasks(config, manager)
+    manager = manager_for(config, rows)
+    known = columns_of(config, manager)
+    config = known.config
     scores: dict[str, Score] = {}
     samples: list[dict[str, Any]] = []
     for shots in dict.fromkeys(t.num_fewshot for t in config.tasks.values()):
         columns = {c: t for c, t in config.tasks.items() if t.num_fewshot == shots}
-        raw = _evaluated(lm, config, columns, shots, manager)
+        raw = _evaluated(lm, known, columns, shots, manager)
         for column, task in columns.items():
             scored = items(column, task, raw)
             samples += scored
@@ -126,13 +125,14 @@ def score_tasks(
 
 def _evaluated(
     lm: SparingLM,
-    config: EvaluateConfig,
+    known: Columns,
     columns: Mapping[str, TaskConfig],
     shots: int | None,
     manager: TaskManager,
 ) -> dict[str, Any]:
     """lm-eval's own results of the tasks of some columns."""
-    tasks, chosen = choose(config, dict.fromkeys(t.task for t in columns.values()), manager)
+    config, names = known.config, dict.fromkeys(t.task for t in columns.values())
+    tasks, chosen = choose(config, names, manager, known.files)
     raw = simple_evaluate(
         lm,
         tasks=tasks,
@@ -150,30 +150,6 @@ def _evaluated(
     assert raw is not None, "simple_evaluate returns results on rank 0"
     results: dict[str, Any] = raw
     return results
-
-
-def task_manager(tasks: set[str], rows: Mapping[str, str] | None = None) -> TaskManager:
-    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
-
-    `rows` reach the functions that make a task's documents, by name.
-    """
-    metadata = dict[str, Any](rows) if rows else None
-    own = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-    if tasks <= set(own.all_tasks):
-        return own
-    return TaskManager(include_path=str(TASKS), metadata=metadata)
-
-
-def require_items(tasks: set[str], manager: TaskManager) -> None:
-    """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
-    foreign = sorted(tasks - {path.stem for path in TASKS.glob("*.yaml")})
-    try:
-        if foreign:
-            manager.load(foreign)
-    except (OSError, ValueError, ImportError) as error:
-        what = f"the items of one of {', '.join(foreign)}"
-        instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
-        raise unavailable(what, "datasets", error, instead) from None
 
 
 def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:

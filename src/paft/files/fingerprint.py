@@ -1,8 +1,23 @@
-"""Content hashes of user files, so that an edited file is a new input and a moved one is not."""
+"""Short digests of data, and content hashes of user files: an edited file is a new input and a moved one is not."""
 
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+
+def digest(data: Any) -> str:
+    """16 hexadecimal digits of the sha256 of the canonical JSON of `data`: keys in order, no spaces.
+
+    Raises `ValueError` for a number that is not finite, which JSON does not know.
+    """
+    return text_digest(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def text_digest(text: str) -> str:
+    """16 hexadecimal digits of the sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_sha256(path: Path) -> str:

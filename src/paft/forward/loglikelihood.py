@@ -14,8 +14,9 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from paft.cost.flops_and_bytes import BLOCK_N
 from paft.forward.tree import Request, Row, Trunk, batches, branches_of, grow
-from paft.logps import BLOCK_N, Head
+from paft.logps import Head
 from paft.model.architecture import refuse_not_causal
 from paft.model.paths import can_share, outputs_of, pads, paths_of
 

@@ -11,7 +11,7 @@ of the pairs, whatever the DPO trainings that share it do with them. Baselines a
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from paft.config import (
     BranchConfig,
     DataConfig,
     DemoSource,
-    EvaluateConfig,
     FileSource,
     HubModel,
     LocalModel,
@@ -32,93 +31,35 @@ from paft.config import (
     Source,
     Template,
 )
-from paft.config.checks import UNLESS_DEFAULT
 from paft.config.data import DEMO_VERSION
 from paft.files.fingerprint import content_sha256, file_sha256, folder_sha256
 from paft.files.jsonfile import read_object
 from paft.graph.callbacks import identities
+from paft.graph.configs import (
+    Apply,
+    BranchStage,
+    DataStage,
+    EvaluateStage,
+    FirstSteps,
+    MergeStage,
+    ReferenceStage,
+)
 from paft.graph.stage import Stage
 from paft.graph.stages import STAGES
+from paft.graph.tasks import with_fingerprints
 
 RIGHT_FROM_THE_START = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures of local bases whose stages keep the numbers above; see `_version`."""
 
 
-@dataclass
-class DataStage:
-    """Rows of one source as tokens in one chat template."""
-
-    branch: str
-    model: ModelConfig
-    template: Template
-    source: Source
-    files: dict[str, str] = field(default_factory=dict)
-    """sha256 of the local files the source reads."""
-    generator: int | None = None
-    """Version of the embedded data's generator, where the source is one."""
-
-
-@dataclass
-class FirstSteps:
-    """The rows that the first optimizer steps of a training read."""
-
-    max_steps: int
-    global_batch_size: int
-    seed: int
-
-
-@dataclass
-class ReferenceStage:
-    """Log-probabilities of the training pairs under the base model, or under the base plus an `sft` input."""
-
-    model: ModelConfig
-    only: FirstSteps | None
-    """Score these rows alone; null: all rows."""
-
-
-@dataclass
-class BranchStage:
-    """One adapter trained on the base model, or on the base plus the adapter of an `sft` input."""
-
-    model: ModelConfig
-    branch: BranchConfig
-    template: Template
-    seed: int
-    callbacks: list[dict[str, Any]] | None = field(default=None, metadata=UNLESS_DEFAULT)
-    """The user's, which may change the training."""
-
-
-@dataclass
-class Apply(MergeConfig):
-    """The plain sum of all deltas: the SFT, preference and sequential baselines."""
-
-
-@dataclass
-class MergeStage:
-    """A full model from the base and the deltas of the inputs."""
-
-    model: ModelConfig
-    method: MergeConfig
-    template: Template
-
-
-@dataclass
-class EvaluateStage:
-    """Scores of the merged model, or of the base where there is no input."""
-
-    model: ModelConfig
-    template: Template
-    evaluate: EvaluateConfig
-
-
 def build(config: RunConfig) -> Stage:
     """The evaluate stage of the run's cell; everything else hangs off its inputs.
 
-    Raises `ValueError` for a missing data or model file, which is read here for its sha256.
+    Raises `ValueError` for a missing data, model or task file, which is read here for its sha256.
     """
     model = _with_fingerprint(config.model)
     released, template = model.as_released(), config.data.template
-    evaluate = EvaluateStage(released, template, config.evaluate)
+    evaluate = EvaluateStage(released, template, with_fingerprints(config.evaluate))
     held_out = _held_out(config, released)
     adapters, method = _adapters(config, model)
     if not adapters:

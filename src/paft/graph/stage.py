@@ -5,15 +5,14 @@ the canonical JSON of {stage, version, config with type names, keys of the input
 the same work name the same folder. `paft.store.store` keeps the finished ones.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from paft.config.checks import identifies
+from paft.files.fingerprint import digest
 
 
 def canonical(value: Any, *, whole: bool = False) -> Any:
@@ -36,23 +35,17 @@ def canonical(value: Any, *, whole: bool = False) -> Any:
     raise TypeError(f"a stage config holds only dataclasses, lists, dicts and primitives, got {value!r}")
 
 
-def digest(value: Any) -> str:
-    """16 hexadecimal digits of the sha256 of JSON data, whatever the order of its names.
-
-    Raises `ValueError` for NaN and infinity, which JSON does not have.
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+Config = TypeVar("Config", covariant=True)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One box of the graph: what to do (`config`), on what (`inputs`)."""
+class Stage(Generic[Config]):
+    """One box of the graph: what to do (`config`, one of `paft.graph.configs`), on what (`inputs`)."""
 
     name: str
     version: int
-    config: Any
-    inputs: Mapping[str, "Stage"] = field(default_factory=dict)
+    config: Config
+    inputs: Mapping[str, "Stage[Any]"] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -71,9 +64,9 @@ class Stage:
     def _config(self) -> Any:
         return canonical(self.config)
 
-    def walk(self) -> Iterator["Stage"]:
+    def walk(self) -> Iterator["Stage[Any]"]:
         """Every stage this one needs, inputs first, itself last; each once."""
-        seen: dict[str, Stage] = {}
+        seen: dict[str, Stage[Any]] = {}
         for stage in self.inputs.values():
             seen |= {s.key: s for s in stage.walk()}
         yield from (seen | {self.key: self}).values()

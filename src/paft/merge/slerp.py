@@ -28,15 +28,6 @@ def slerp(deltas: Sequence[Array], t: float) -> Array:
     return along(delta_arc(gram_of(first, second), t), [first, second])
 
 
-def slerp_full(base: Array, deltas: Sequence[Array], t: float) -> Array:
-    """mergekit's slerp of the whole weights base + delta, as a merged delta.
-
-    A straight line where |cosine| > 0.9995, which for LoRA deltas is nearly everywhere: see `full_arc`.
-    """
-    first, second = _two(deltas)
-    return along(full_arc(gram_of(base + first, base + second), t), [first, second], base)
-
-
 class Gram(NamedTuple):
     """Inner products of two matrices with themselves and each other, in float64."""
 

@@ -5,16 +5,16 @@ from typing import Any
 
 from paft.chat.standalone import copy_tokenizer, tokenizer_folder, write_tokenizer
 from paft.files.jsonfile import write_json
-from paft.graph.build import Apply, MergeStage
+from paft.graph.configs import Apply, MergeStage
 from paft.graph.stage import Stage
 from paft.merge.apply import apply_adapters, merge_adapters
 from paft.model.base import base_folder, load_tokenizer
 from paft.store.context import Context
 
 
-def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(stage: Stage[MergeStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Write the merged model with its tokenizer, and merge.json; returns what that holds, but for the layers."""
-    config: MergeStage = stage.config
+    config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}
     if isinstance(config.method, Apply):

@@ -1,6 +1,5 @@
 """Adapters and the base they belong to: what is refused, what is added to weights, what identifies a base."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from paft.config import ModelConfig
 from paft.delta.statistics import LowRank, read_adapter
+from paft.files.fingerprint import text_digest
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
 
@@ -54,10 +54,6 @@ def add_deltas(base: PreTrainedModel, folders: list[Path]) -> None:
         weight.copy_((weight.float() + total).to(weight.dtype))
 
 
-def text_fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """`base` with a saved adapter on top, for inference."""
     return PeftModel.from_pretrained(base, str(folder))
@@ -65,4 +61,4 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 def base_fingerprint(model: ModelConfig) -> str:
     """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
-    return f"{model.name}-{text_fingerprint(json.dumps(canonical(model.as_released()), sort_keys=True))}"
+    return f"{model.name}-{text_digest(json.dumps(canonical(model.as_released()), sort_keys=True))}"

@@ -1,6 +1,5 @@
 """Base models as folders of safetensors, and how they are loaded."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -26,6 +25,7 @@ from paft.chat.limits import refuse_tokens_without_embedding
 from paft.chat.template import template_text
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.files.cache import cache_folder
+from paft.files.fingerprint import text_digest
 from paft.files.hub import unavailable
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import read_checkpoint
@@ -79,7 +79,7 @@ def _made_once(config: WheelModel | TinyModel) -> Path:
     cache = cache_folder("models")
     text = json.dumps([CONVERSION, canonical(config.as_released())], sort_keys=True)
     label = re.sub(r"[^\w.-]", "_", config.name)  # a name is any text, a path into another folder too
-    folder = cache / f"{label:.100}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder = cache / f"{label:.100}-{text_digest(text)[:12]}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -223,4 +223,4 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Hash of vocabulary and special tokens: two tokenizers with the same one give the same ids."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     text = json.dumps([vocabulary, sorted(map(str, tokenizer.all_special_tokens))])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text_digest(text)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paft.config import LoraConfig
+from paft.delta.statistics import LowRank
 from paft.logps import IGNORE, Head, label_logps
 from paft.model.adapters import refuse_unknown_targets
 from paft.model.architecture import refuse_not_causal
@@ -143,11 +144,11 @@ class Policy(nn.Module):
         return outputs_of(self.base, input_ids=input_ids, use_cache=False, **kwargs)
 
     def can_share_prompts(self, longest: int) -> bool:
-        """Whether rows of up to `longest` tokens may hold two answers to one prompt."""
+        """See `paft.model.paths.can_share`."""
         return can_share(self.base, longest)
 
     def packs(self, longest: int) -> bool:
-        """Whether rows of up to `longest` tokens go through the model end to end, without padding."""
+        """See `paft.model.paths.packs`."""
         return packs(self.base, longest)
 
     @contextmanager
@@ -156,30 +157,26 @@ class Policy(nn.Module):
         with torch.no_grad(), self.peft.disable_adapter():
             yield
 
-    def factors(self) -> list[tuple[Tensor, Tensor, float]]:
+    def factors(self) -> list[LowRank]:
         """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
-        return [(whole(A), whole(B), scaling) for A, B, scaling in self.stored_factors()]
+        return [LowRank(whole(A), whole(B), scaling) for A, B, scaling in self.stored_factors()]
 
-    def own_factors(self, *, whole_A: bool = True) -> list[tuple[Tensor, Tensor, float]]:
+    def own_factors(self, *, whole_A: bool = True) -> list[LowRank]:
         """As `factors`, but of sharded ones only this rank's rows of B, and of A too unless `whole_A`.
 
         A function that is a sum over the rows of B (or of both) is then the sum of the ranks' parts, and its
         gradients go where they belong: summed over ranks for the whole A, kept for a rank's own rows.
         """
         return [
-            (_summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
+            LowRank(_summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
             for A, B, scaling in self.stored_factors()
         ]
 
-    def stored_factors(self) -> list[tuple[Tensor, Tensor, float]]:
+    def stored_factors(self) -> list[LowRank]:
         """As `factors`, but the parameters themselves, in shards where they are."""
+        layers: list[Any] = [layer for _, layer in self._adapted()]
         return [
-            (
-                cast(Tensor, m.lora_A[ADAPTER].weight),
-                cast(Tensor, m.lora_B[ADAPTER].weight),
-                m.scaling[ADAPTER],
-            )
-            for _, m in self._adapted()
+            LowRank(m.lora_A[ADAPTER].weight, m.lora_B[ADAPTER].weight, m.scaling[ADAPTER]) for m in layers
         ]
 
     def _adapted(self) -> list[tuple[str, LoraLayer]]:

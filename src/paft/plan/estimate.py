@@ -19,6 +19,7 @@ from paft.cost.flops_and_bytes import (
     weight_bytes,
 )
 from paft.cost.work import Work, forwards_reference, pair_work
+from paft.forward.tree import MAX_TOKENS
 from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
@@ -32,8 +33,6 @@ STEP_SECONDS = 0.04
 """Of one decoding step of transformers' generation, however small the model."""
 MERGED_PER_SECOND = 1e8
 """Bytes of the base read, merged in float32 and written."""
-EVALUATION_TOKENS = 4096
-"""Forwarded at once: `evaluate.tree.MAX_TOKENS`."""
 EVALUATION_BATCH = 512
 """They are pieces of many lengths, each after what it begins with, and go about as fast as batches of this size."""
 
@@ -193,7 +192,7 @@ class Estimator:
 
         found = median(self.precedents.of("evaluate", model), ratio)
         work = scoring(config, model).work
-        batch = Batch(min(EVALUATION_TOKENS, work.tokens), EVALUATION_TOKENS)
+        batch = Batch(min(MAX_TOKENS, work.tokens), MAX_TOKENS)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
         lengths = ("items and lengths of the tasks",)
         return Estimate(

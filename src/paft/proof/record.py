@@ -4,7 +4,6 @@ Importing this module loads no torch: a plan says what is known. The largest dif
 every stage that ran the base.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -18,6 +17,7 @@ from filelock import FileLock
 
 from paft.config import DType, ModelConfig, TrainerConfig
 from paft.files.cache import cache_folder
+from paft.files.fingerprint import text_digest
 from paft.files.jsonfile import read_object, write_json
 from paft.graph.stage import canonical
 
@@ -40,7 +40,7 @@ def proof_file(model: ModelConfig, device: str) -> Path:
     """`bases/<key>.json` in the cache. However a base is stored while it trains, it is proved in float32."""
     base = canonical(replace(model.as_released(), dtype=DType.float32))
     text = json.dumps([PROOF, base, device, list(_versions())], sort_keys=True)
-    return cache_folder("bases") / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    return cache_folder("bases") / f"{text_digest(text)}.json"
 
 
 @cache

@@ -10,6 +10,7 @@ A and B are keys, their beginnings, or selectors such as lambda=1e-4,merge=ties.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from paft.config import Wandb
@@ -94,9 +95,8 @@ def _fill(file: Path, *, check: bool) -> None:
         raise ValueError(f"there is no file {file}")
     text = markdown.filled(file)
     if check and text != file.read_text(encoding="utf-8"):
-        raise ValueError(
-            f"tables of {file} are not what their files hold; run `python -m paft.report docs {file}`"
-        )
+        command = f"python -m paft.report docs {shlex.quote(str(file))}"
+        raise ValueError(f"tables of {file} are not what their files hold; run `{command}`")
     if not check:
         write(file, text.encode())
 
@@ -104,10 +104,15 @@ def _fill(file: Path, *, check: bool) -> None:
 def _ask(given: argparse.Namespace) -> None:
     if not given.file.is_file():
         raise ValueError(f"there is no file {given.file}")
-    answers = questions.answers(given.store, questions.read_questions(given.file))
+    found = questions.answers(given.store, questions.read_questions(given.file))
+    print_answers(found)
+    if all(row["why"] for row in found):
+        raise ValueError(
+            f"{given.store} answers none of the questions of {given.file}, for the reasons above; those of "
+            "docs/study.md need its stores: `make study`, `make study-gsm8k-hh`"
+        )
     given.out.mkdir(parents=True, exist_ok=True)
-    write(given.out / "comparisons.csv", csv_bytes(answers, list(answers[0])))
-    print_answers(answers)
+    write(given.out / "comparisons.csv", csv_bytes(found, list(found[0])))
 
 
 def _report(given: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from paft.graph.stage import digest
+from paft.files.fingerprint import digest
 
 Identity = Mapping[str, Any]
 """`Stage.identity`: stage, version, config, and the identities of the inputs."""

@@ -5,6 +5,7 @@ merged model and its adapters being deleted.
 """
 
 import logging
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ def require_rows(store: Path) -> list[Row]:
     """`rows`. Raises `ValueError` for a store without any."""
     table = rows(store)
     if not table:
+        command = shlex.join(["python", "train.py", f"store={store}"])
         raise ValueError(
-            f"{store} holds no finished evaluation; run `python train.py` or give another --store"
+            f"{store} holds no finished evaluation; run `{command}` (the stores of docs/study.md: `make study`), "
+            "or give another --store"
         )
     return table
 

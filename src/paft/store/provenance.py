@@ -1,16 +1,15 @@
 """What is worth knowing of a run but cannot change its result: command, commit, versions, host, SLURM job, memory."""
 
 import platform
-import resource
 import shlex
 import subprocess
-import sys
 import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from paft.process.memory import peak_resident_bytes
 from paft.process.slurm import job_name
 
 PACKAGES = ("paft", "torch", "lightning", "transformers", "peft", "datasets", "lm-eval", "wandb")
@@ -19,8 +18,6 @@ PACKAGES = ("paft", "torch", "lightning", "transformers", "peft", "datasets", "l
 def provenance() -> dict[str, Any]:
     """JSON-able: the cell's command or null, git commit and dirty flag, package versions, host, SLURM job or null,
     time, peak resident bytes."""
-    # ru_maxrss is in kilobytes on Linux and in bytes on macOS
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "command": command(),
         "git": git_state(),
@@ -28,7 +25,7 @@ def provenance() -> dict[str, Any]:
         "host": platform.node(),
         "job": job_name(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_memory_bytes": peak_resident_bytes(),
     }
 
 

@@ -7,6 +7,7 @@ is written offline and can be uploaded later with `wandb sync`.
 import logging
 import netrc
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -111,7 +112,7 @@ def start(run_id: str, name: str, job_type: str, config: dict[str, Any], context
         let_go()
         run = survive(f"opening {run_id} offline", lambda: open_as("offline"))
         if run is not None:
-            log.warning("W&B: offline from here on; upload with: wandb sync %s/wandb/offline-run-*", folder)
+            log.warning("W&B: offline from here on; upload with: %s", upload_command(folder))
     return run
 
 
@@ -126,3 +127,8 @@ def _patience() -> "Settings":
         finish_timeout=FINISH_SECONDS,
         finish_timeout_raises=True,
     )
+
+
+def upload_command(folder: Path) -> str:
+    """What uploads the runs that were written offline below `folder`, in a shell."""
+    return f"wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paft.config import Quantization, Schedule, TrainerConfig
 from paft.forward.batches import micro_batches
-from paft.graph.build import BranchStage
+from paft.graph.configs import BranchStage
 from paft.model.adapters import add_deltas, refuse_unstored
 from paft.model.paths import FastPaths, paths_of
 from paft.model.policy import Policy

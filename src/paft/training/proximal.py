@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from paft.config import L1Of
+from paft.delta.statistics import LowRank
 from paft.losses import soft_threshold
 from paft.model.policy import whole
 
@@ -28,9 +29,7 @@ BLOCK_ROWS = 512
 
 
 @torch.no_grad()
-def proximal_step(
-    factors: list[tuple[Tensor, Tensor, float]], optimizer: Optimizer, *, of: L1Of, weight: float
-) -> Tensor:
+def proximal_step(factors: list[LowRank], optimizer: Optimizer, *, of: L1Of, weight: float) -> Tensor:
     """Shrink factors in place, after a step of AdamW; returns the penalty before, weight included: a float32 scalar.
 
     `factors` are the optimizer's own parameters A [r, in] and B [out, r], and the scaling. Those in shards are

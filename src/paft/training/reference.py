@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from paft.chat.tokens import EncodedPair
 from paft.config import Quantization, TrainerConfig
-from paft.data.prepare import read_preference
+from paft.data.tokens import read_preference
 from paft.forward.batches import micro_batches
 from paft.forward.pairs import answer_logps, pair_tensors
-from paft.graph.build import FirstSteps, ReferenceStage
+from paft.graph.configs import FirstSteps, ReferenceStage
 from paft.graph.stage import Stage
 from paft.model.adapters import add_deltas
 from paft.model.base import base_folder, pad_token_id
@@ -41,9 +41,9 @@ class ScoredPair(EncodedPair):
     """Log-probability of the chosen and of the rejected answer: sums over their tokens."""
 
 
-def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(stage: Stage[ReferenceStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Write this rank's parts of the scores to `out`; `join` makes one file of them."""
-    config: ReferenceStage = stage.config
+    config = stage.config
     settings = context.running.trainer
     rows = read_preference(inputs["data"], "train")
     wanted = rows_read(len(rows), config.only)

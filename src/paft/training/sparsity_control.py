@@ -71,7 +71,7 @@ def _logit(share: float) -> float:
 
 
 @torch.no_grad()
-def measured_share(factors: list[tuple[Tensor, Tensor, float]], measure: Sparsity) -> float:
+def measured_share(factors: list[LowRank], measure: Sparsity) -> float:
     """The share of the delta that counts as zero by `measure`, mean over layers, of `SAMPLE_ROWS` rows of each.
 
     `factors` are (A [r, in], B [out, r], scaling), whole.

@@ -10,13 +10,14 @@ import lightning as L
 
 from paft.chat.standalone import write_tokenizer
 from paft.config import BranchConfig, SFTConfig
-from paft.data.prepare import read_preference, read_sft
+from paft.data.tokens import read_preference, read_sft
 from paft.delta.statistics import adapter_statistics, read_adapter
+from paft.files.fingerprint import text_digest
 from paft.files.jsonfile import read_object, write_json
-from paft.graph.build import BranchStage
 from paft.graph.callbacks import targets, watches
+from paft.graph.configs import BranchStage
 from paft.graph.stage import Stage, canonical
-from paft.model.adapters import base_fingerprint, text_fingerprint
+from paft.model.adapters import base_fingerprint
 from paft.model.base import base_folder, load_tokenizer, tokenizer_fingerprint
 from paft.process.interrupt import stop
 from paft.proof.record import device_of, proved_paths
@@ -40,19 +41,19 @@ MODULES: dict[str, type[BranchModule]] = {"sft": SFTModule, "preference": Prefer
 READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "preference": read_preference}
 
 
-def run(stage: Stage, inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(stage: Stage[BranchStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Train the stage's branch into `out`: `adapter/` with its tokenizer, `sparsity.json`, `history.csv`.
 
     Continues from a checkpoint in `out/work` where a killed run left one. Returns the metrics for stage.json. Raises
     `ValueError` for a training that ended before its last step, which is no result.
     """
-    config: BranchStage = stage.config
+    config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     fingerprints = {
         "base": base_fingerprint(config.model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": text_fingerprint(str(tokenizer.chat_template)),
+        "template": text_digest(str(tokenizer.chat_template)),
     }
     rows = training_rows(stage.name, inputs)
     module = make_module(stage, inputs, base, len(rows), tokenizer.pad_token_id, context)
@@ -82,10 +83,15 @@ def training_rows(branch: str, inputs: dict[str, Path]) -> Sequence[Any]:
 
 
 def make_module(
-    stage: Stage, inputs: dict[str, Path], base: Path, num_rows: int, pad_id: int, context: Context
+    stage: Stage[BranchStage],
+    inputs: dict[str, Path],
+    base: Path,
+    num_rows: int,
+    pad_id: int,
+    context: Context,
 ) -> BranchModule:
     """The branch's module; it loads its model when Lightning asks for it."""
-    config: BranchStage = stage.config
+    config = stage.config
     branch, settings = config.branch, context.running.trainer
     steps = num_steps(
         num_rows,

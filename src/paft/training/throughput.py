@@ -1,7 +1,5 @@
 """Tokens per second, share of the machine's peak and peak memory, while a branch trains and over its whole run."""
 
-import resource
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from paft.config import HardwareConfig, ModelConfig
 from paft.cost.flops_and_bytes import branch_flops, forward_flops, read_shape
 from paft.cost.work import forwards_reference, rows_work
 from paft.graph.stage import Stage
+from paft.process.memory import peak_resident_bytes
 from paft.store.context import Context
 from paft.training.batches import GlobalBatch
 
@@ -138,8 +137,7 @@ def peak_memory(hardware: HardwareConfig) -> float:
     """Bytes: the most this GPU had allocated, or the most this process, its earlier stages included, has held."""
     if hardware.accelerator == "gpu":
         return float(torch.cuda.max_memory_allocated())
-    # ru_maxrss is in kilobytes on Linux and in bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+    return float(peak_resident_bytes())
 
 
 def peak_flops(hardware: HardwareConfig, model: ModelConfig) -> float:

@@ -1,0 +1,163 @@
+"""What the columns of a table are in lm-eval: which task, loaded from where, and which of its metrics.
+
+Whatever lm-eval's task files tell is refused in words before anything is trained. Loads no torch.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
+from lm_eval.tasks import TaskManager
+
+from paft.config import EvaluateConfig, TaskConfig
+from paft.files.hub import unavailable
+
+TASKS = Path(__file__).parent / "tasks"
+"""Every YAML file in here is a task that a column may name."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """An evaluation in lm-eval's words."""
+
+    config: EvaluateConfig
+    """Each task by its name in lm-eval, and with a metric."""
+    files: dict[str, str]
+    """Name of a task -> the file it is loaded from, where that is the user's."""
+
+
+def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
+    """The columns as lm-eval knows them.
+
+    Raises `ValueError` for a task or metric that lm-eval does not have, a task that is several and does not say how
+    they count, and a file that is no task.
+    """
+    tasks: dict[str, TaskConfig] = {}
+    sources: dict[str, str] = {}
+    for column, task in config.tasks.items():
+        at = f"evaluate.tasks.{column}"
+        if task.file:
+            name, metrics = _in_file(at, task.file, manager)
+        else:
+            _refuse_several(at, task, manager)
+            name, metrics = task.task, _known_metrics(task, manager)
+        tasks[column] = replace(task, task=name, metric=_metric(at, task, metrics))
+        if task.metric is None:  # one that is named was checked with the command line
+            tasks[column].refuse_upside_down(column)
+        if (other := sources.setdefault(name, task.task)) != task.task:
+            raise ValueError(f"{at}.task={task.task} has the name {name}, as {other} has; rename its task:")
+    files = {name: source for name, source in sources.items() if name != source}
+    return Columns(replace(config, tasks=tasks), files)
+
+
+def task_manager(tasks: Iterable[str], rows: Mapping[str, str] | None = None) -> TaskManager:
+    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
+
+    `rows` reach the functions that make a task's documents, by name.
+    """
+    metadata = dict[str, Any](rows) if rows else None
+    own = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    if set(tasks) <= set(own.all_tasks):
+        return own
+    return TaskManager(include_path=str(TASKS), metadata=metadata)
+
+
+def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
+    """Knows every task that a column names; those in files of the user's are loaded from there."""
+    return task_manager({t.task for t in config.tasks.values() if not t.file}, rows)
+
+
+def require_items(config: EvaluateConfig) -> None:
+    """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
+    named = {task.task for task in config.tasks.values() if not task.file}
+    foreign = sorted(named - {path.stem for path in TASKS.glob("*.yaml")})
+    if not foreign:
+        return
+    try:
+        task_manager(foreign).load(foreign)
+    except (OSError, ValueError, ImportError) as error:
+        what = f"the items of one of {', '.join(foreign)}"
+        instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
+        raise unavailable(what, "datasets", error, instead) from None
+
+
+def _refuse_several(at: str, task: TaskConfig, manager: TaskManager) -> None:
+    """Refuse a name that is none of lm-eval's, or of several tasks without how to count them."""
+    several = {*manager.all_groups, *manager.all_tags}
+    if task.task not in manager.all_tasks:
+        near = ", ".join(get_close_matches(task.task, manager.all_tasks)) or "lm-eval ls tasks lists them"
+        raise ValueError(
+            f"{at}.task={task.task} is no task of lm-eval or PAFT; near it: {near}. "
+            "A task of your own is the path of its file, which ends in .yaml"
+        )
+    if task.task in manager.all_tags:
+        raise ValueError(f"{at}.task={task.task} is a tag of several tasks; give each a column of its own")
+    if task.task in several and task.mean_over is None:
+        raise ValueError(
+            f"{at}.task={task.task} is a group of tasks; {at}.mean_over={task.task}_ makes the column the mean "
+            "over its tasks whose names start so, each counting once; or give tasks columns of their own"
+        )
+    if task.mean_over is not None and (task.task not in several or task.num_items is not None):
+        wrong = f"num_items={task.num_items}" if task.task in several else f"mean_over={task.mean_over}"
+        raise ValueError(
+            f"{at}.{wrong} has no meaning for {task.task}: num_items draws from one task, mean_over is over a group"
+        )
+
+
+# --- metrics -----------------------------------------------------------------------------------------
+
+
+def _known_metrics(task: TaskConfig, manager: TaskManager) -> list[str]:
+    """The metrics of a task, or of any member of a group; empty where its file does not tell."""
+    if task.mean_over is None:
+        return metric_keys(manager.task_index[task.task].cfg or {})
+    members = [name for name in manager.all_subtasks if name.startswith(task.mean_over)]
+    each = [metric_keys(manager.task_index[name].cfg or {}) for name in members]
+    return list(dict.fromkeys(key for keys in each for key in keys)) if all(each) else []
+
+
+def metric_keys(task: Mapping[str, Any]) -> list[str]:
+    """`metric,filter` of every metric under every filter, in the order of the task's file; empty where it has none."""
+    metrics = [m.get("metric") for m in task.get("metric_list") or []]
+    if not metrics and "class" not in task:
+        metrics = list(DEFAULT_METRIC_REGISTRY.get(task.get("output_type") or "generate_until", []))
+    # a function counts under its own name
+    names = [str(getattr(m, "__name__", m)).rpartition(".")[2] for m in metrics if m]
+    filters = [f["name"] for f in task.get("filter_list") or []] or ["none"]
+    return [f"{name},{filter_name}" for name in names for filter_name in filters]
+
+
+def _metric(at: str, task: TaskConfig, metrics: list[str]) -> str:
+    """The metric a column asks for, or the first there is."""
+    if task.metric is None:
+        if not metrics:
+            raise ValueError(
+                f"{at}.metric must be given, as acc,none: lm-eval does not say which metrics {task.task} has"
+            )
+        return metrics[0]
+    if metrics and task.metric not in metrics:
+        near = get_close_matches(task.metric, metrics, n=1, cutoff=0.3)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{at}.metric={task.metric} is no metric of {task.task}, which has {' '.join(map(repr, metrics))}{meant}"
+        )
+    return task.metric
+
+
+def _in_file(at: str, file: Path, manager: TaskManager) -> tuple[str, list[str]]:
+    """The name and the metrics of the task in a file of the user's, loaded with its data."""
+    try:
+        loaded = manager.load([str(file)])
+    except Exception as error:  # whatever a file of the user's and its functions raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{at}.task={file} cannot be loaded by lm-eval: {reason}") from error
+    if loaded.get("groups") or len(loaded["tasks"]) != 1:
+        raise ValueError(f"{at}.task={file} must be one task, got a group; give each of its tasks a column")
+    ((name, task),) = loaded["tasks"].items()
+    settings = task.config
+    return name, metric_keys(
+        {k: getattr(settings, k, None) for k in ("metric_list", "filter_list", "output_type")}
+    )
