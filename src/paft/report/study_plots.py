@@ -33,6 +33,8 @@ PARETO = (
     ("tool_call", "honesty", "mmlu_dev"),
 )
 """Columns of known evaluations: the SFT branch's skill, the preference branch's, and what should be retained."""
+EQUAL = 0.8
+"""Where on the scale of colours cells stand that are all equal: a light one, for dark numbers."""
 
 
 # --- lambda x merge ----------------------------------------------------------------------------------
@@ -86,9 +88,9 @@ def _cells(
 
 
 def _shade(shades: Normalize, values: Any) -> Any:
-    """viridis; where all values are equal, the middle of it; what is no number stays white."""
+    """viridis; where all values are equal, one light shade; what is no number stays white."""
     place = np.asarray(
-        shades(values) if shades.vmin != shades.vmax else np.where(np.isnan(values), np.nan, 0.5)
+        shades(values) if shades.vmin != shades.vmax else np.where(np.isnan(values), np.nan, EQUAL)
     )
     return np.where(np.isnan(place)[..., None], 1.0, colormaps["viridis"](place))
 
