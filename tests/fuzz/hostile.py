@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from paft.command.sweep import is_mistake
+from paft.command.mistakes import is_mistake
 
 Result = TypeVar("Result")
 

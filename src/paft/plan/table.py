@@ -1,13 +1,14 @@
 """The plan as a table: every stage with key, hit or miss, and what running it takes."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from paft.config import RunConfig
-from paft.graph.stage import Stage
+from paft.config import PreferenceConfig, RunConfig
+from paft.graph.stage import Stage, canonical
 from paft.graph.stages import STAGES
 from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
 from paft.plan.precedents import Precedents
@@ -137,6 +138,16 @@ def duration(figure: Figure) -> str:
     return f"{mark(figure)}{figure.value:.0f} s"
 
 
+def own_options(objective: PreferenceConfig) -> list[str]:
+    """`name=value` of what a preference objective has beside what all of them have."""
+    shared = {f.name for f in fields(PreferenceConfig)}
+    values = {name: value for name, value in canonical(objective).items() if name not in {*shared, "type"}}
+    return [
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in values.items()
+    ]
+
+
 def describe(stage: Stage) -> str:
     """One line a person can tell stages apart by."""
     config = stage.identity["config"]
@@ -149,10 +160,8 @@ def describe(stage: Stage) -> str:
             branch = config["branch"]
             return f"{stage.config.model.title}, lambda={branch['l1']['weight']:g}, lr={branch['lr']:g}"
         case "preference":
-            branch = config["branch"]
-            return (
-                f"{stage.config.model.title}, {branch['type']} beta={branch['beta']:g}, lr={branch['lr']:g}"
-            )
+            branch = stage.config.branch
+            return f"{stage.config.model.title}, {' '.join([branch.title, *own_options(branch)])}, lr={branch.lr:g}"
         case "reference":
             only = config.get("only")
             pairs = f"{only['max_steps'] * only['global_batch_size']:,} pairs" if only else "every pair"
