@@ -7,9 +7,10 @@ import torch
 from paft.config import Rescale
 from paft.delta.rows import Array, blocks_of
 from paft.merge import sparsify
-from paft.merge.combine import ALL
 from paft.merge.methods import magnitude
 from paft.merge.sparsify import bernoulli_mask, largest, magnitude_threshold, random, tensor_generator, trim
+
+ALL = slice(None)
 
 
 def random_delta(*shape: int, seed: int = 0) -> Array:

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     the adapters bring, else the base's.
     """
     parser = argparse.ArgumentParser(prog="python -m paft.merge", description=__doc__, add_help=False)
-    parser.add_argument("--method", required=True, choices=METHODS)
+    parser.add_argument("--method", required=True, type=_name, choices=METHODS)
     method = _method(arguments)
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     for name in ("base", "sft", "preference", "out"):
@@ -63,10 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{key:16} {value:.6g}")
 
 
+def _name(word: str) -> str:
+    return ALIASES.get(word, word)
+
+
 def _method(arguments: list[str] | None) -> type[MergeConfig] | None:
     """The method of the command line, which says what other options there are; None where it has none."""
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    first.add_argument("--method", choices=METHODS)
+    first.add_argument("--method", type=_name, choices=METHODS)
     try:
         return METHODS.get(first.parse_known_args(arguments)[0].method)
     except argparse.ArgumentError:

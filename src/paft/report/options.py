@@ -99,7 +99,9 @@ def _left_out(schema: type) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return ",".join(map(_text, value)) if isinstance(value, list) else value
+    """A list as text; empty text, which a CSV file cannot tell from nothing, is None."""
+    text = ",".join(map(_text, value)) if isinstance(value, list) else value
+    return None if text == "" else text
 
 
 def _text(value: Any) -> str:
