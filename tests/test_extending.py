@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,16 +28,20 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     chosen = [block for block in BLOCKS if "(Method," in block or "(Objective," in block]
     assert len(chosen) == 2
-    with patch.dict(METHODS), patch.dict(OBJECTIVES), patch.dict(TYPES), patch.dict("sys.modules"):
-        for number, block in enumerate(chosen):
-            (tmp_path / f"printed_entry_{number}.py").write_text(block, encoding="utf-8")
-            importlib.import_module(f"printed_entry_{number}")
+    with patch.dict(METHODS), patch.dict(OBJECTIVES), patch.dict(TYPES):
+        names = [f"printed_entry_{number}" for number in range(len(chosen))]
+        for name, block in zip(names, chosen, strict=True):
+            (tmp_path / f"{name}.py").write_text(block, encoding="utf-8")
+        importlib.invalidate_caches()
+        for name in names:
+            sys.modules.pop(name, None)  # an earlier test's: importing it anew registers the entry
+            importlib.import_module(name)
         yield
 
 
 def test_merge_method_of_the_page_merges(entries):
     method = METHODS["larger"](factor=2.0)
-    first, second = np.float32([1, -3, 0]), np.float32([2, -1, 0])
+    first, second = np.array([1, -3, 0], np.float32), np.array([2, -1, 0], np.float32)
 
     merged = method.combine([first, second], np.zeros(3, np.float32))
 
