@@ -18,7 +18,8 @@ def commands() -> list[str]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         found += re.findall(r"^    (python train\.py.*)$", text, re.M)
         found += re.findall(r"`(python train\.py[^`]*)`", text)
-    return [command for command in dict.fromkeys(found) if not OPEN.search(command)]
+    bare = dict.fromkeys(re.sub(r" +#.*", "", command) for command in found)
+    return [command for command in bare if not OPEN.search(command)]
 
 
 def of_one_cell(command: str) -> list[str]:
