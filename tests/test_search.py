@@ -16,7 +16,7 @@ from paft.graph.build import build
 pytestmark = pytest.mark.slow
 pytest.importorskip("optuna", reason="the search needs pip install 'paft[search]'")
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+STUDY = (ROOT / "docs/study.md").read_text(encoding="utf-8")
 # the smoke experiment by hand: the search is an experiment itself
 STEPS = ("lr=1e-2", "max_steps=8", "global_batch_size=8")
 ROWS = ("num_rows=64", "max_length=512", "max_prompt_length=448")
@@ -117,11 +117,11 @@ def test_the_command_that_trains_what_a_search_lacks_trains_it(tmp_path, run_pri
         assert len(made(tmp_path / "my logs/stages", stage)) == 1
 
 
-README_SEARCH = re.findall(r"^    (python train.py -m hydra/sweeper=optuna .*?)(?:  +#.*)?$", README, re.M)
+PRINTED_SEARCH = re.findall(r"^    (python train.py -m hydra/sweeper=optuna .*?)(?:  +#.*)?$", STUDY, re.M)
 
 
-def test_a_search_of_ones_own_goes_as_the_readme_says(tmp_path, run_printed):
-    (command,) = README_SEARCH
+def test_a_search_of_ones_own_goes_as_the_study_says(tmp_path, run_printed):
+    (command,) = PRINTED_SEARCH
     small = f" experiment=smoke trainer.progress_bar=false hydra.sweeper.n_trials=2 logs={tmp_path / 'logs'}"
 
     planned = run_printed(f"{command}{small} plan=true", cwd=tmp_path)

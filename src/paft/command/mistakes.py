@@ -48,9 +48,12 @@ def explain(error: BaseException) -> str:
 
 GRID_OF_BASES = (
     "a grid over several bases of your own is model=local model.path=DIR1,DIR2, or a file for each in a folder "
-    "of yours (--config-dir FOLDER, with FOLDER/model/NAME.yaml; README, Your base model)"
+    "of yours (--config-dir FOLDER, with FOLDER/model/NAME.yaml; docs/data.md, Your base model)"
 )
-SEARCHED = "what a search varies is given as its own key: 'lambda=interval(1e-5,1e-3)' (README, The study)"
+SEARCHED = (
+    "what a search varies is given as its own key: 'lambda=interval(1e-5,1e-3)' "
+    "(docs/study.md, A search of your own)"
+)
 
 
 def _elsewhere(chain: list[BaseException]) -> list[str]:

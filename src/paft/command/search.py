@@ -72,7 +72,7 @@ def refuse_searched(params: DictConfig | None, one: RunConfig, given: Sequence[s
             choice = next((word for word in given if word.startswith(f"{group}=")), f"the {group}")
             raise ValueError(
                 f"the search varies {key}, which {choice} has not; it is a setting of {', '.join(with_setting(key))}. "
-                "Choose one of these, or search other keys (README, The study)"
+                "Choose one of these, or search other keys (docs/study.md, A search of your own)"
             )
 
 
