@@ -5,7 +5,7 @@ import re
 from dataclasses import Field, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
@@ -71,6 +71,32 @@ class Typed:
         schema: Any = type(self)
         hint = _hints(schema).get(name, Any)
         super().__setattr__(name, as_stated(f"{schema.__name__}.{name}", hint, value))
+
+
+class Entry(Typed):
+    """A config that is a choice of a group: a class given a `name` is known by it on the command line and everywhere.
+
+    Each group's base class has the `entries` that its named classes join as they are defined.
+    """
+
+    entries: ClassVar[dict[str, Any]]
+    """Name -> class, in the order of definition."""
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    """As tables and pictures write it."""
+    source: ClassVar[str] = ""
+    """The paper or code that defines it."""
+
+    def __init_subclass__(cls, *, name: str = "", title: str = "", source: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name:
+            cls.name, cls.title, cls.source = name, title or cls.title_of(name), source
+            cls.entries[name] = cls
+
+    @staticmethod
+    def title_of(name: str) -> str:
+        """The title of an entry that gives none."""
+        return name.replace("_", " ").title()
 
 
 @cache

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-from paft.config.checks import UNLESS_DEFAULT, Typed, incidental
+from paft.config.checks import UNLESS_DEFAULT, Entry, incidental
 from paft.config.model import DType
 
 
@@ -71,24 +71,13 @@ METHODS: dict[str, type["MergeConfig"]] = {}
 
 
 @dataclass
-class MergeConfig(Typed):
+class MergeConfig(Entry):
     """What every method shares. Weights are given in the order SFT, preference.
 
-    A class that is given a `name` is a method of that name everywhere: `merge=<name>`, tables, pictures. See
-    `paft.merge.method.Method`, which says how to write one.
+    `paft.merge.method.Method` says how to write one.
     """
 
-    name: ClassVar[str] = ""
-    title: ClassVar[str] = ""
-    """As tables and pictures write it."""
-    source: ClassVar[str] = ""
-    """The paper or code that defines it."""
-
-    def __init_subclass__(cls, *, name: str = "", title: str = "", source: str = "", **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if name:
-            cls.name, cls.title, cls.source = name, title or name.replace("_", " ").title(), source
-            METHODS[name] = cls
+    entries: ClassVar[dict[str, Any]] = METHODS
 
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-from paft.config.checks import UNLESS_DEFAULT, Typed, require
+from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, require
 
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -164,24 +164,14 @@ OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}
 
 
 @dataclass
-class PreferenceConfig(BranchConfig):
-    """Base of the preference objectives.
+class PreferenceConfig(Entry, BranchConfig):
+    """Base of the preference objectives; `paft.objectives.objective.Objective` says how to write one."""
 
-    A class that is given a `name` is an objective of that name everywhere: `preference=<name>`, tables, pictures. See
-    `paft.objectives.objective.Objective`, which says how to write one.
-    """
+    entries: ClassVar[dict[str, Any]] = OBJECTIVES
 
-    name: ClassVar[str] = ""
-    title: ClassVar[str] = ""
-    """As tables and pictures write it."""
-    source: ClassVar[str] = ""
-    """The paper that defines it."""
-
-    def __init_subclass__(cls, *, name: str = "", title: str = "", source: str = "", **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if name:
-            cls.name, cls.title, cls.source = name, title or name.upper(), source
-            OBJECTIVES[name] = cls
+    @staticmethod
+    def title_of(name: str) -> str:
+        return name.upper()
 
     @property
     def needs_reference(self) -> bool:

@@ -9,10 +9,10 @@ from typing import Any
 from paft.config import DType, HardwareConfig, ModelConfig
 from paft.files.jsonfile import read_object
 from paft.graph.stage import Stage, canonical
+from paft.graph.stages import TRAINED
 
 Record = dict[str, Any]
 """A stage.json."""
-TRAINED = ("sft", "preference")
 
 
 @dataclass(frozen=True)

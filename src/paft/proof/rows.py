@@ -196,10 +196,6 @@ def made_texts(texts: list[list[int]], sequences: Tensor) -> list[list[int]]:
     return [[*text, *row[-2:].tolist()] for text, row in zip(texts, sequences, strict=True)]
 
 
-def _without(values: Sequence[Tensor], number: int) -> list[Tensor]:
-    return [value for i, value in enumerate(values) if i != number]
-
-
 def _refuse_mixing(model: PreTrainedModel) -> None:
     if is_stateful(model) or not sees_whole_rows(model.config, 1):
         raise ValueError(BY_ATTENTION_ALONE)

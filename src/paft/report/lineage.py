@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paft.files.fingerprint import digest
+from paft.graph.stages import TRAINED
 
 Identity = Mapping[str, Any]
 """`Stage.identity`: stage, version, config, and the identities of the inputs."""
@@ -31,7 +32,7 @@ def family(identity: Identity) -> str:
 
 def _seedless(identity: Identity, seed: int | None) -> dict[str, Any]:
     config = dict(identity["config"])
-    if identity["stage"] in ("sft", "preference"):
+    if identity["stage"] in TRAINED:
         config.pop("seed", None)
     for part in ("only", "method"):  # of a reference, of a merge
         if isinstance(config.get(part), dict) and config[part].get("seed") == seed:

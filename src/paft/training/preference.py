@@ -44,8 +44,7 @@ class PreferenceModule(BranchModule):
             return loss, values
         num_tokens = batch.num_sequence_targets if c.learns_prompt else batch.num_chosen_targets
         nll = mean_nll(logps_RT * (pairs.answers != REJECTED), num_tokens)
-        weighted = nll if c.weight_of_nll == 1 else c.weight_of_nll * nll
-        return weighted + loss, values | {"nll": nll, c.term: loss}
+        return c.weight_of_nll * nll + loss, values | {"nll": nll, c.term: loss}
 
     def _pair_logps(self, rows: list[EncodedPair], pairs: PairTensors, logps_RT: Tensor) -> PairLogps:
         tokens = pairs.answer_sums(torch.ones_like(logps_RT))
