@@ -156,8 +156,14 @@ def claims_table(
 
     `beside` are the effects in the paper's own averages for each test, by base model, in shares.
     """
-    head = [Head(text, numeric=False) for text in ("claim", "preference", "λ", "verdict")]
-    head += [Head("effect"), Head("95 % interval"), Head("p"), Head("least contrast, or why", numeric=False)]
+    head = [Head("claim", numeric=False), Head("preference", numeric=False), Head("λ")]
+    head += [
+        Head("verdict", numeric=False),
+        Head("effect"),
+        Head("95 % interval"),
+        Head("p"),
+        Head("least contrast, or why", numeric=False),
+    ]
     head += [Head("items"), Head("seeds")]
     if beside is not None:
         head.append(Head("in the paper's own averages", numeric=False))
