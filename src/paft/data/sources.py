@@ -103,16 +103,20 @@ def _checked(
     detect: Callable[[object, RowFormat], RowFormat],
 ) -> CheckedRows[Row]:
     problems, openings, ignored, row_format = Problems(), list[str](), Counter[str](), None
+    num_good = 0
     for location, row in _read(source, split):
         if isinstance(row, ValueError):
             problems.add(location, row)
             continue
         row_format = row_format or _detected(location, row, source.format, detect)
         try:
-            openings.append(opening(parse(row, row_format)))
+            typed = parse(row, row_format)
         except ValueError as error:
             problems.add(location, error)
             continue
+        num_good += 1
+        if source.held_out:  # a million texts are not kept for nothing
+            openings.append(opening(typed))
         if not isinstance(source, DemoSource):
             ignored.update(ignored_fields(row, row_format))
     if source.bad_rows is BadRows.error:
@@ -122,7 +126,7 @@ def _checked(
     held_out: frozenset[int] = frozenset()
     if source.held_out and split != "validation":
         held_out = draw(openings, source.held_out, source.held_out_seed)
-    num_rows = len(held_out) if split == "held_out" else len(openings) - len(held_out)
+    num_rows = len(held_out) if split == "held_out" else num_good - len(held_out)
     return CheckedRows(source, split, parse, row_format, num_rows, problems.count, dict(ignored), held_out)
 
 
