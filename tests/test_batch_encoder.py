@@ -128,7 +128,7 @@ def test_a_tokenizer_with_code_of_its_own_reads_every_text_in_one_piece() -> Non
     ("template", "at_most"), [("chatml", 1.1), ("llama3", 1.1), ("mistral_v3", 1.1), ("llama2", 2.1)]
 )
 def test_a_text_goes_to_the_tokenizer_once(template: str, at_most: float) -> None:
-    """But for prompts that end in words of their own, as Llama-2's; alone, a row of many turns takes three times its text."""
+    """But for prompts that end in words of their own, as Llama-2's; alone, a row takes three times its text."""
     given: list[str] = []
 
     class Listening(BatchEncoder):

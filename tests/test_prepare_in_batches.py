@@ -23,6 +23,7 @@ TOKENIZERS = {
     "joins line feeds": ("byte level without words", "llama3", False),
     "refuses system messages": ("byte level", "mistral_v1", True),
 }
+FEEDS = ("", "\n", "\n\n")
 SYSTEM = {"role": "system", "content": "Be brief."}
 SOURCES: dict[str, dict] = {
     "all": {},
@@ -37,7 +38,7 @@ def conversation_rows() -> list[dict]:
     rows = [
         turns(
             *(
-                {"content": f"{'\n' * (at % 3)}{at} is it. " * (1 + at * turn % 5)}
+                {"content": FEEDS[at % 3] + f"{at} is it. " * (1 + at * turn % 5)}
                 for turn in range(1 + at % 3)
             )
         )
@@ -57,7 +58,7 @@ def pair_rows() -> list[dict]:
     rows = [
         {
             "prompt": f"Q{at} " * (1 + 9 * (at % 7)),
-            "chosen": f"{'\n' * (at % 3)}yes {at}",
+            "chosen": f"{FEEDS[at % 3]}yes {at}",
             "rejected": "no " * (1 + at % 4),
         }
         for at in range(40)
