@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import pytest
-from chat_tokenizers import KINDS, MARKS, TEMPLATES, tokenizer_of
+from chat_tokenizers import KINDS, MARKS, TEMPLATES, finished, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
-from test_chat_templates import CHATS, NO_SYSTEM, chat
+from test_chat_templates import CHATS, chat
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
@@ -95,37 +95,17 @@ def test_no_cut_where_another_token_may_read_over_it(token: AddedToken, cuts: li
 
 @pytest.mark.parametrize("option", ["lstrip", "rstrip", "normalized"])
 def test_no_cut_at_a_token_that_depends_on_what_stands_beside_it(option: str) -> None:
-    tokenizer = tokenizer_of("sentencepiece legacy", "chatml")
-    tokenizer.add_special_tokens(
-        {
-            "additional_special_tokens": [
-                AddedToken("<|im_end|>", special=True, **({"normalized": False} | {option: True}))
-            ]
-        }
+    core = KINDS["sentencepiece legacy"]()
+    core.add_special_tokens(
+        [AddedToken("<|im_end|>", special=True, **({"normalized": False} | {option: True}))]
     )
+    tokenizer = finished(core, "chatml")
     assert separate_tokens(tokenizer, "<|im_start|>user\n<|im_end|>") == ["<|im_start|>"]
     assert_same(tokenizer, [*CHATS.values(), MARKED])
 
 
-def test_a_tokenizer_with_code_of_its_own_reads_every_text_in_one_piece() -> None:
-    class Counting(PreTrainedTokenizerFast):
-        """Puts the number of line feeds of a text behind it, as no tokenizer should."""
-
-        def _encode_plus(self, text, *args, **options):
-            counted = [f"{t}{'a' * t.count(chr(10))}" for t in text] if isinstance(text, list) else text
-            return super()._encode_plus(counted, *args, **options)
-
-    plain = tokenizer_of("byte level", "chatml")
-    tokenizer = Counting(tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = plain.chat_template
-    cut = BatchEncoder(tokenizer)
-    assert len(cut._pieces("<|im_start|>user\na<|im_end|>")) == 2
-    cut.cut_nowhere()
-    assert cut._pieces("<|im_start|>user\na<|im_end|>") == ["<|im_start|>user\na<|im_end|>"]
-
-
 @pytest.mark.parametrize(
-    ("template", "at_most"), [("chatml", 1.1), ("llama3", 1.1), ("mistral_v3", 1.1), ("llama2", 2.1)]
+    ("template", "at_most"), [("chatml", 1.1), ("llama3", 1.1), ("mistral_v3", 1.6), ("llama2", 1.6)]
 )
 def test_a_text_goes_to_the_tokenizer_once(template: str, at_most: float) -> None:
     """But for prompts that end in words of their own, as Llama-2's; alone, a row takes three times its text."""
@@ -141,7 +121,7 @@ def test_a_text_goes_to_the_tokenizer_once(template: str, at_most: float) -> Non
     given.clear()
     (*_,) = encoder.conversations(rows)
     whole = sum(len(turn.text) for row in rows for turn in encoder.turns(row.messages))
-    assert whole < sum(map(len, given)) < at_most * whole
+    assert 0.9 * whole < sum(map(len, given)) < at_most * whole
 
 
 def test_the_error_of_a_row_is_its_own() -> None:
@@ -149,5 +129,5 @@ def test_the_error_of_a_row_is_its_own() -> None:
     found = proved_encoder(tokenizer, SpecialTokens.token).conversations(
         [Conversation(chat("a", "No")), Conversation(REFUSED), Conversation(chat("b", "No"))]
     )
-    assert [isinstance(row, ValueError) for row in found] == [False, "gemma" in NO_SYSTEM, False]
+    assert [isinstance(row, ValueError) for row in found] == [False, True, False]
     assert "the chat template refuses the messages" in str(found[1])

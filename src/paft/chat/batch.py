@@ -56,7 +56,7 @@ class BatchEncoder(ChatEncoder):
 
     def _reader(self, texts: Iterable[str]) -> Encode:
         """`encode`, with these texts tokenised here and now."""
-        pieces = {text: self._pieces(text) for text in texts}
+        pieces = {text: self.pieces(text) for text in texts}
         distinct = list(dict.fromkeys(chain.from_iterable(pieces.values())))
         try:
             ids = dict(zip(distinct, self.encode_all(distinct) if distinct else [], strict=True))
@@ -70,7 +70,7 @@ class BatchEncoder(ChatEncoder):
 
         return encode
 
-    def _pieces(self, text: str) -> list[str]:
+    def pieces(self, text: str) -> list[str]:
         """The text cut before each of the tokens; put together again they are the text."""
         first, *rest = self.cut.split(text)
         behind = [mark + piece for mark, piece in zip(rest[::2], rest[1::2], strict=True)]
