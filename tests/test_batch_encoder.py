@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_chat_templates import CHATS, chat
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from paft.chat.batch import BatchEncoder, separate_tokens
 from paft.chat.conversation import Conversation, Message, PreferencePair
@@ -131,3 +131,23 @@ def test_the_error_of_a_row_is_its_own() -> None:
     )
     assert [isinstance(row, ValueError) for row in found] == [False, True, False]
     assert "the chat template refuses the messages" in str(found[1])
+
+
+class Greeting(PreTrainedTokenizerFast):
+    """Writes the answer to a greeting otherwise, which no piece of the text shows."""
+
+    def _encode_plus(self, text: str | list[str], **options: object) -> BatchEncoding:
+        texts = [text] if isinstance(text, str) else text
+        texts = [t.replace("Answer", "yes") if "user\nHello" in t else t for t in texts]
+        return super()._encode_plus(texts[0] if isinstance(text, str) else texts, **options)
+
+
+def test_a_tokenizer_with_code_of_its_own_reads_every_text_in_one_piece() -> None:
+    plain, written = tokenizer_of("byte level", "chatml"), "<|im_start|>user\na<|im_end|>"
+    assert len(proved_encoder(plain, SpecialTokens.token).pieces(written)) == 2
+    tokenizer = Greeting(tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = plain.chat_template
+    encoder = proved_encoder(tokenizer, SpecialTokens.token)
+    assert encoder.pieces(written) == [written]
+    rows = [Conversation(messages) for messages in CHATS.values()]
+    assert encoder.conversations(rows) == [ChatEncoder(tokenizer).conversation(row.messages) for row in rows]
