@@ -3,11 +3,13 @@
 A tokenizer takes special tokens out of a text before anything else and then reads what stands between them, each piece
 without a look at the others. So texts are cut before the special tokens that the template writes, and a piece that
 many of them hold, as a question that stands in the prompt, in the turn and in the whole conversation, is tokenised
-once. All pieces of a batch go to the tokenizer in one call, which a fast one spreads over the cores.
+once, and word by word where that is the same (`paft.chat.words`). What a batch asks of the tokenizer is asked in one
+call, which a fast one spreads over the cores.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +18,7 @@ from paft.chat.encode import NEVER, ChatEncoder
 from paft.chat.labels import Encode
 from paft.chat.template import PROBE, render
 from paft.chat.tokens import Encoded, EncodedPair
+from paft.chat.words import Words, reads_words_apart
 from paft.config import SpecialTokens
 
 if TYPE_CHECKING:
@@ -34,15 +37,17 @@ class BatchEncoder(ChatEncoder):
     ) -> None:
         super().__init__(tokenizer, in_text)
         written = render(tokenizer, QUESTION, generation=True) + self.end.marker
-        # what is marked as text must not be cut
-        cuts = [] if self.texts.marked else separate_tokens(tokenizer, written)
-        self.shareable = tokenizer.is_fast and not self.texts.marked
-        """Whether several threads may encode: reading marks as text changes the tokenizer while it lasts."""
-        self.cut = re.compile(f"({'|'.join(map(re.escape, cuts)) or NEVER})")
+        if self.texts.marked:  # to be read as text, which no cut may go through
+            self.cut_at([], by_word=False)
+        else:
+            by_word = reads_words_apart(tokenizer, self.encode_all, self.end.marker)
+            self.cut_at(separate_tokens(tokenizer, written), by_word=by_word)
 
-    def cut_nowhere(self) -> None:
-        """From now on tokenise every text in one piece."""
-        self.cut = re.compile(f"({NEVER})")
+    def cut_at(self, tokens: list[str], *, by_word: bool) -> None:
+        """From now on cut texts before each of the tokens, and into words."""
+        self.cut = re.compile(f"({'|'.join(map(re.escape, tokens)) or NEVER})")
+        self.labels = replace(self.labels, turns_apart=self.end.marker in tokens)
+        self.read = Words(self.encode_all).encode_all if by_word else self.encode_all
 
     def conversations(self, rows: Sequence[Conversation]) -> list[Encoded | ValueError]:
         turns = [_tried(self.turns, row.messages) for row in rows]
@@ -59,7 +64,7 @@ class BatchEncoder(ChatEncoder):
         pieces = {text: self.pieces(text) for text in texts}
         distinct = list(dict.fromkeys(chain.from_iterable(pieces.values())))
         try:
-            ids = dict(zip(distinct, self.encode_all(distinct) if distinct else [], strict=True))
+            ids = dict(zip(distinct, self.read(distinct) if distinct else [], strict=True))
         except ValueError:
             return self.encode  # so that the one row it is about has the error
 

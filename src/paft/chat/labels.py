@@ -41,6 +41,8 @@ class Labels:
     """The token that ends an answer."""
     bos: list[int]
     """What the tokenizer puts before every text by itself: its BOS, or nothing."""
+    turns_apart: bool = False
+    """Whether the tokenizer is known to read what is on either side of the end apart."""
 
     def row(self, turns: Sequence[Turn], encode: Encode) -> Encoded:
         row = Encoded([], [])
@@ -51,7 +53,7 @@ class Labels:
             row.input_ids.extend(ids)
             learnt = ids[start:] if turn.learnt else [IGNORE] * (len(ids) - start)
             row.labels.extend([IGNORE] * start + learnt)
-        if len(turns) > 1 and row.input_ids != self._first(_joined(turns), encode):
+        if self._one_piece(turns) and row.input_ids != self._first(_joined(turns), encode):
             raise ValueError(
                 "the tokenizer writes the conversation otherwise in one piece than turn by turn, so its answers cannot "
                 "be located; set another data.template, whose turns end with a special token"
@@ -65,8 +67,12 @@ class Labels:
             before = self.end if at else ""
             yield before + turn.prompt
             yield before + turn.text
-        if len(turns) > 1:
+        if self._one_piece(turns):
             yield _joined(turns)
+
+    def _one_piece(self, turns: Sequence[Turn]) -> bool:
+        """Whether the row must be compared with what the tokenizer makes of its text in one piece."""
+        return len(turns) > 1 and not self.turns_apart
 
     def pair(self, texts: PairTexts, encode: Encode) -> EncodedPair:
         prompt, chosen, rejected = (self._first(text, encode) for text in texts)

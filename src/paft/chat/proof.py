@@ -68,7 +68,7 @@ def proved_encoder(tokenizer: "PreTrainedTokenizerBase", in_text: SpecialTokens)
     if any(
         not isinstance(ids, ValueError) and ids != encoder.conversation(row.messages) for row, ids in together
     ):
-        encoder.cut_nowhere()
+        encoder.cut_at([], by_word=False)
     return encoder
 
 

@@ -9,6 +9,7 @@ import jinja2
 
 from paft.chat.conversation import Message
 from paft.config import Template
+from paft.private import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *,
     """The text of messages, with `generation` up to where an answer begins. Raises ValueError if it refuses them."""
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
     try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation))
+        return rendered(tokenizer, plain, generation=generation)
     except (jinja2.TemplateError, TypeError) as error:
         raise ValueError(
             f"the chat template refuses the messages: {error}; try another data.template"

@@ -31,7 +31,7 @@ log = logging.getLogger("paft")
 
 QUIET_SECONDS = 3
 """Work shorter than this shows no progress bar."""
-THREADS = 2
+THREADS = 1
 """That encode: while one waits for the tokenizer, which uses every core and not the interpreter, another renders."""
 
 
@@ -183,7 +183,7 @@ def _tokenised(
     bad: Problems,
 ) -> Iterator[tuple[str, Row, Tokens]]:
     """The rows with their tokens; those that the template or tokenizer refuses are noted as bad instead."""
-    threads = THREADS if encoder.shareable else 1
+    threads = THREADS
     with tqdm(desc=f"tokenising {rows.split}", total=len(rows), unit=" rows", delay=QUIET_SECONDS) as bar:
         for batch, encoded in ahead(lambda batch: encode([row for _, row in batch]), batches(rows), threads):
             for (location, row), tokens in zip(batch, encoded, strict=True):
