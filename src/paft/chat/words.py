@@ -9,7 +9,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, cycle, islice, product
+from itertools import chain, product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -118,10 +118,9 @@ def _none_spans(vocabulary: Iterable[str]) -> bool:
 
 
 def _tried(encode_all: EncodeAll, samples: tuple[str, ...]) -> bool:
-    """Each sample, and any two together, before and behind a space."""
-    pairs = [one + other for one, other in product(samples, samples)]
-    texts = [f"{word} {sample}" for word in pairs for sample in samples]
-    texts += [f"{sample} {word}" for word in pairs for sample in samples]
-    texts += [f"{word} {other}" for word, other in zip(pairs, islice(cycle(pairs), 7, None), strict=False)]
-    words = Words(encode_all)
-    return all(made == ids for made, ids in zip(words.encode_all(texts), encode_all(texts), strict=True))
+    """Any two samples as a word, before and behind every other."""
+    texts = [
+        " ".join(chain.from_iterable((one + other, behind) for behind in samples))
+        for one, other in product(samples, samples)
+    ]
+    return Words(encode_all).encode_all(texts) == encode_all(texts)
