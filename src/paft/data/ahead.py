@@ -8,7 +8,8 @@ from typing import TypeVar
 from paft.chat.conversation import Conversation, PreferencePair
 
 Row = TypeVar("Row", Conversation, PreferencePair)
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 ROWS = 256
 CHARACTERS = 2**20
