@@ -12,7 +12,7 @@ DATA = {"src/paft/data/demo.py"}
 
 def test_no_file_is_longer_than_250_lines():
     sizes = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for p in FILES}
-    assert DATA <= sizes.keys()
+    assert sizes.keys() >= DATA
     assert {name: size for name, size in sizes.items() if size > MOST_LINES and name not in DATA} == {}
 
 
