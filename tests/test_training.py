@@ -34,6 +34,7 @@ from paft.model.adapters import add_deltas
 from paft.model.base import base_folder
 from paft.objectives import DPO
 from paft.proof.base import load_base
+from paft.training.preference import refuse_moved_start
 
 # --- reference and base --------------------------------------------------------------------------------
 

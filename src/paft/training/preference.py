@@ -110,6 +110,6 @@ def refuse_moved_start(policy_N: Tensor, reference_N: Tensor, tokens_N: Tensor, 
         i = int(off.argmax())
         raise ValueError(
             f"policy and reference log-probabilities differ by {mean:.3g} of their size before the first step "
-            f"(most in {policy[i].item():.6g} and {reference_N[i].item():.6g}); they must be equal. The adapter does not "
-            "start at zero, or the reference is of another model or other rows"
+            f"(most in {policy[i].item():.6g} and {reference_N[i].item():.6g}); they must be equal. The adapter does "
+            "not start at zero, or the reference is of another model or other rows"
         )
