@@ -17,12 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from whole_weights import slerp_full
 
 from paft.config import MergeConfig, Rescale, Scope, SlerpSpace
-from paft.delta.adapter import read_adapter, zero_factors
+from paft.delta.adapter import read_adapter
+from paft.delta.delta import zero_delta
 from paft.files.safetensors import read_checkpoint
 from paft.merge import stream
 from paft.merge.__main__ import main
 from paft.merge.apply import apply_adapters, merge_adapters, variant
-from paft.merge.method import gram_of_factors
+from paft.merge.method import gram_of_deltas
 from paft.merge.methods import (
     DareLinear,
     DareTies,
@@ -96,7 +97,7 @@ def in_memory(base: Path, adapters: dict[str, Path], method: MergeConfig) -> dic
     weights = weights_of(base)
     for name in {name for adapter in read.values() for name in adapter}:
         weight = weights[name].float().numpy()
-        factors = [a[name].load() if name in a else zero_factors(weight.shape) for a in read.values()]
+        factors = [a[name].load() if name in a else zero_delta(weight.shape) for a in read.values()]
         deltas = [delta[:] for delta in factors]
         match method:
             case Linear():
@@ -104,7 +105,7 @@ def in_memory(base: Path, adapters: dict[str, Path], method: MergeConfig) -> dic
             case TaskArithmetic():
                 merged = task_arithmetic(deltas, method.weights, scale=method.scale)
             case Slerp(space=SlerpSpace.delta):
-                merged = along(delta_arc(gram_of_factors(*factors), method.t), deltas)
+                merged = along(delta_arc(gram_of_deltas(*factors), method.t), deltas)
             case Slerp():
                 merged = slerp_full(weight, deltas, method.t)
             case Ties(scope=Scope.all):

@@ -3,14 +3,14 @@
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paft.delta.rows import FLOATS, PANEL, Array, decode, row_blocks
+from paft.delta.rows import FLOATS, Array
+from paft.delta.stored import StoredFactors
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import Stored, read_header
 
@@ -26,65 +26,6 @@ NOT_PLAIN = (
 """PEFT settings under which a weight is no longer the base's plus `scaling * B @ A`."""
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` that rewrite the base weights the factors belong to."""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The delta scaling * B @ A of one linear layer: float32 A [rank, in] and B [out, rank]."""
-
-    A: Array
-    B: Array
-    scaling: float
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)"""
-        return self.B.shape[0], self.A.shape[1]
-
-    def __getitem__(self, rows: slice) -> Array:
-        """Some rows of the delta, computed now."""
-        block: Array = self.B[rows] @ self.A
-        block *= self.scaling
-        return block
-
-    def dense(self, buffer: Array) -> Array:
-        """The whole delta, in an array [out * in]."""
-        whole = buffer.reshape(self.shape)
-        for rows in row_blocks(self.shape, PANEL):
-            np.matmul(self.B[rows], self.A, out=whole[rows])
-            whole[rows] *= self.scaling
-        return whole
-
-
-@dataclass(frozen=True)
-class StoredFactors:
-    """`Factors` that are still in their file."""
-
-    path: Path
-    A: Stored
-    B: Stored
-    scaling: float
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)"""
-        return self.B.shape[0], self.A.shape[1]
-
-    def load(self) -> Factors:
-        return Factors(_read(self.path, self.A), _read(self.path, self.B), self.scaling)
-
-
-def zero_factors(shape: tuple[int, ...]) -> Factors:
-    """A delta of rank 0: what an adapter does to a layer that it leaves alone."""
-    out, width = shape
-    return Factors(np.zeros((0, width), np.float32), np.zeros((out, 0), np.float32), 1.0)
-
-
-def inner(a: Factors, b: Factors) -> float:
-    """Sum of products over all elements, in float64: <B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T)."""
-    over_out = a.B.T.astype(np.float64) @ b.B.astype(np.float64)
-    over_in = a.A.astype(np.float64) @ b.A.T.astype(np.float64)
-    return a.scaling * b.scaling * float(np.vdot(over_out, over_in))
 
 
 def read_adapters(
@@ -223,8 +164,3 @@ def _refuse_unfinished(folder: Path, adapter: Mapping[str, StoredFactors]) -> No
 def _largest(factor: Array) -> float:
     """The largest magnitude, NaN where there is one."""
     return max(float(factor.max(initial=0.0)), -float(factor.min(initial=0.0)))
-
-
-def _read(path: Path, stored: Stored) -> Array:
-    bits = np.fromfile(path, FLOATS[stored.dtype], math.prod(stored.shape), offset=stored.begin)
-    return decode(bits, stored.dtype).reshape(stored.shape)

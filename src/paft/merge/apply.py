@@ -13,10 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from paft.config import DType, MergeConfig, Norm
 from paft.config.checks import identifies
-from paft.delta.adapter import StoredFactors, read_adapters
-from paft.delta.rows import Array, Bits, blocks_of, decode
+from paft.delta.adapter import read_adapters
+from paft.delta.delta import StoredDelta
+from paft.delta.rows import Array, Bits, blocks_of, decode, matrix_shape
 from paft.files.safetensors import Stored, read_checkpoint
-from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_factors
+from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_deltas
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
 from paft.merge.slerp import Gram
@@ -110,7 +111,7 @@ def _write(base: Path, adapters: Adapters, plan: Plan, out: Path, dtype: DType |
     def change(weight: Weight) -> Iterator[Bits]:
         deltas = deltas_of(adapters, weight)
         tensor = plan(weight.name, deltas, weight)
-        gram = gram_of_factors(*deltas) if len(deltas) == 2 else None
+        gram = gram_of_deltas(*deltas) if len(deltas) == 2 else None
         count = counts[weight.name] = _Counts(math.prod(weight.shape), gram, tensor.linear)
         yield from _merged_rows(weight, tensor, count)
 
@@ -119,10 +120,10 @@ def _write(base: Path, adapters: Adapters, plan: Plan, out: Path, dtype: DType |
 
 
 def _refuse_other_shapes(
-    branch: str, adapter: Mapping[str, StoredFactors], stored: Mapping[str, Stored]
+    branch: str, adapter: Mapping[str, StoredDelta], stored: Mapping[str, Stored]
 ) -> None:
     for name, delta in adapter.items():
-        if name in stored and delta.shape != stored[name].shape:
+        if name in stored and delta.shape != matrix_shape(stored[name].shape):
             raise ValueError(
                 f"the {branch} adapter changes {name} as {list(delta.shape)}, the base has "
                 f"{list(stored[name].shape)}: was it trained on another model?"

@@ -20,13 +20,13 @@ import numpy as np
 
 from paft.config import MergeConfig, require
 from paft.config.checks import incidental
-from paft.delta.adapter import Factors, StoredFactors, inner
+from paft.delta.delta import Delta, StoredDelta, inner
 from paft.delta.rows import Array, Rows
 from paft.merge.slerp import Gram
 from paft.merge.sparsify import Sparsifier, everything
 
-Adapters = Mapping[str, Mapping[str, StoredFactors]]
-"""Branch name -> its adapter."""
+Adapters = Mapping[str, Mapping[str, StoredDelta]]
+"""Branch name -> tensor name -> its delta."""
 Combine = Callable[[Sequence[Array], Array], Array]
 """(the same rows of every sparse delta, of the base) -> those rows of the merged delta."""
 
@@ -46,7 +46,7 @@ class TensorMerge:
         return self.combine(kept, base)
 
 
-Plan = Callable[[str, Sequence[Factors], Rows], TensorMerge]
+Plan = Callable[[str, Sequence[Delta], Rows], TensorMerge]
 """(tensor name, one delta per branch, base weight) -> how they are merged. Called from several threads."""
 
 
@@ -63,14 +63,14 @@ class Method(MergeConfig):
         """How each tensor is merged; `adapters` are for methods that look at all of them first."""
         branches = list(adapters)
 
-        def plan(name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
+        def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
             each = zip(branches, deltas, strict=True)
             keep = [self.sparsifier(i, branch, name, delta) for i, (branch, delta) in enumerate(each)]
             return TensorMerge(deltas, self.combine, keep)
 
         return plan
 
-    def sparsifier(self, number: int, branch: str, name: str, delta: Factors) -> Sparsifier:
+    def sparsifier(self, number: int, branch: str, name: str, delta: Delta) -> Sparsifier:
         """What is kept of one branch's delta (0: SFT, 1: preference) of the tensor `name`."""
         return everything
 
@@ -125,8 +125,8 @@ class SparseMerge(WeightedMerge):
         return [self.density if value is None else value for value in own]
 
 
-def gram_of_factors(first: Factors, second: Factors) -> Gram:
-    """`gram_of` two deltas without computing them."""
+def gram_of_deltas(first: Delta, second: Delta) -> Gram:
+    """`gram_of` two deltas, without computing those that are factors."""
     return Gram(inner(first, first), inner(second, second), inner(first, second))
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paft.config import SlerpSpace, require
-from paft.delta.adapter import Factors
+from paft.delta.delta import Delta
 from paft.delta.rows import Rows, blocks_of
-from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_factors
+from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_deltas
 from paft.merge.slerp import Gram, along, delta_arc, full_arc, gram_of
 from paft.merge.sparsify import everything
 
@@ -30,11 +30,11 @@ class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1
     def plan(self, adapters: Adapters) -> Plan:
         return self._of_deltas if self.space is SlerpSpace.delta else self._of_weights
 
-    def _of_deltas(self, name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
-        arc = delta_arc(gram_of_factors(*deltas), self.t)
+    def _of_deltas(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
+        arc = delta_arc(gram_of_deltas(*deltas), self.t)
         return TensorMerge(deltas, lambda d, _: along(arc, d), [everything] * 2, arc.linear)
 
-    def _of_weights(self, name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
+    def _of_weights(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
         gram = Gram()
         for _, (weight, one, other) in blocks_of(base, *deltas):
             gram = gram.add(gram_of(weight + one, weight + other))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from paft.config import Election, ElectOn, Normalize, Scope
-from paft.delta.adapter import Factors, StoredFactors
+from paft.delta.delta import Delta, StoredDelta
 from paft.delta.rows import Array, Rows
 from paft.merge.combine import checked, choice, each_density, elected
 from paft.merge.method import Adapters, Buffers, Plan, SparseMerge, TensorMerge
@@ -31,7 +31,7 @@ class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, ar
             partial(self._trimmed, Buffers()) if self.scope is Scope.tensor else self._of_adapters(adapters)
         )
 
-    def _trimmed(self, buffers: Buffers, name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
+    def _trimmed(self, buffers: Buffers, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
         size = math.prod(base.shape)
         dense = [delta.dense(buffers.get(i, size)) for i, delta in enumerate(deltas)]
         scratch = buffers.get(len(deltas), size)
@@ -39,7 +39,7 @@ class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, ar
         return TensorMerge(dense, self.combine, keep)
 
     def _of_adapters(self, adapters: Adapters) -> Plan:
-        def load(adapter: Mapping[str, StoredFactors]) -> Iterator[Factors]:
+        def load(adapter: Mapping[str, StoredDelta]) -> Iterator[Delta]:
             return (stored.load() for stored in adapter.values())
 
         each = zip(adapters.values(), self.densities, strict=True)
