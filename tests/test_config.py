@@ -254,7 +254,7 @@ def test_text_stands_for_the_option_it_names():
     changed = Slerp()
     changed.space = "full"
 
-    assert made.norm is schema.Norm.branches and changed.space is schema.SlerpSpace.full
+    assert made.norm is schema.Norm.branches and changed.space is schema.Space.full
     assert DareTies(rescale="none", elect_on="unweighted").rescale is schema.Rescale.none
     assert Ties(scope="global").scope is schema.Scope.all
     assert DPO(lr=1e-4, loss="ipo").loss is DPOLoss.ipo

@@ -43,7 +43,7 @@ def test_merge_method_of_the_page_merges(entries):
     method = METHODS["larger"](factor=2.0)
     first, second = np.array([1, -3, 0], np.float32), np.array([2, -1, 0], np.float32)
 
-    merged = method.combine([first, second], np.zeros(3, np.float32))
+    merged = method.merge_deltas([first, second], np.zeros(3, np.float32))
 
     assert merged.dtype == np.float32 and merged.tolist() == [4.0, -6.0, 0.0]
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paft.config import MergeConfig, Normalize, SlerpSpace
+from paft.config import MergeConfig, Normalize, Space
 from paft.delta.statistics import read_adapter
 from paft.merge import methods
 from paft.merge.apply import apply_adapters, merge_adapters
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[MergeConfig, tuple[str, list[dict[str, Any]], dict[str, A
         TaskArithmetic(weights=[0.7, 0.3], scale=0.6),
         ("task_arithmetic", W, {"lambda": 0.6}),
     ),
-    "slerp": (Slerp(t=0.3, space=SlerpSpace.full), ("slerp", [{}, {}], {"t": 0.3})),
+    "slerp": (Slerp(t=0.3, space=Space.full), ("slerp", [{}, {}], {"t": 0.3})),
     "ties": (Ties(**TIES), ("ties", WD, {})),
     "ties lambda": (Ties(**TIES, scale=0.7), ("ties", WD, {"lambda": 0.7})),
     "ties sum": (Ties(**TIES, normalize=Normalize.none), ("ties", WD, {"normalize": False})),

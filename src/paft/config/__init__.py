@@ -31,6 +31,7 @@ from paft.config.data import (
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
 from paft.config.merge import (
     METHODS,
+    Combine,
     Election,
     ElectOn,
     MergeConfig,
@@ -38,7 +39,7 @@ from paft.config.merge import (
     Normalize,
     Rescale,
     Scope,
-    SlerpSpace,
+    Space,
 )
 from paft.config.model import (
     DType,
@@ -83,6 +84,7 @@ __all__ = [
     "SCHEMAS",
     "BadRows",
     "BranchConfig",
+    "Combine",
     "Csv",
     "DType",
     "DataConfig",
@@ -121,8 +123,8 @@ __all__ = [
     "Schedule",
     "Scope",
     "Skill",
-    "SlerpSpace",
     "Source",
+    "Space",
     "Sparsity",
     "SpecialTokens",
     "StrategyConfig",

@@ -21,6 +21,7 @@ from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_delta
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
 from paft.merge.slerp import Gram
+from paft.merge.space import in_space
 from paft.merge.sparsify import Mask
 from paft.merge.stream import Weight, rewrite
 
@@ -57,7 +58,7 @@ def merge_adapters(
             labels["norm"] = common_norm(read)
         if method.norm is Norm.branches:
             read = with_norm(read, labels["norm"])
-        plan = method.plan(read)
+        plan = in_space(method.space, method.plan(read))
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
         return labels | _write(base, read, plan, out, method.dtype)
@@ -155,7 +156,7 @@ class _Counts:
 
     def add(self, deltas: Sequence[Array], merged: Array, unchanged: Mask) -> None:
         if self.gram is not None:
-            self.conflicts += _opposite(*deltas)
+            self.conflicts += _opposite(*deltas[:2])
         wide = merged.reshape(-1).astype(np.float64)
         self.squares += float(wide @ wide)
         moved = merged != 0

@@ -7,7 +7,7 @@ new one is a class in a file of `paft.merge.methods`:
     class Larger(Method, name="larger", title="Larger", source="..."):
         \"""Of either delta's values the larger one.\"""
 
-        def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+        def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
             first, second = deltas
             return np.where(abs(first) > abs(second), first, second)
 """
@@ -36,6 +36,7 @@ class TensorMerge:
     """How the rows of one tensor are merged."""
 
     deltas: Sequence[Rows]
+    """The branches', and behind them what else `combine` needs rows of."""
     combine: Combine
     sparsify: Sequence[Sparsifier]
     linear: bool | None = None
@@ -52,7 +53,7 @@ Plan = Callable[[str, Sequence[Delta], Rows], TensorMerge]
 
 @dataclass
 class Method(MergeConfig):
-    """A merge method. Most say `combine`, some `sparsifier`; those that need more say `plan`."""
+    """A merge method. Most say `merge_deltas`, some `sparsifier`; those that need more say `plan`."""
 
     @property
     def shares(self) -> list[float]:
@@ -66,7 +67,7 @@ class Method(MergeConfig):
         def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
             each = zip(branches, deltas, strict=True)
             keep = [self.sparsifier(i, branch, name, delta) for i, (branch, delta) in enumerate(each)]
-            return TensorMerge(deltas, self.combine, keep)
+            return TensorMerge(deltas, self.merge_deltas, keep)
 
         return plan
 
@@ -74,7 +75,7 @@ class Method(MergeConfig):
         """What is kept of one branch's delta (0: SFT, 1: preference) of the tensor `name`."""
         return everything
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         """The merged delta of some rows, float32: of what is kept of each delta, and of the base's weight."""
         raise NotImplementedError(f"{type(self).__name__} must say how it combines deltas")
 
@@ -93,6 +94,7 @@ class WeightedMerge(Method):
     """The same for the second."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.weights) == 2, "merge.weights", self.weights, "two numbers: [sft, preference]")
         own = (self.sft_weight, self.preference_weight)
         self.weights = [w if given is None else given for w, given in zip(self.weights, own, strict=True)]

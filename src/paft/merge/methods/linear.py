@@ -22,7 +22,7 @@ class Linear(WeightedMerge, name="linear", title="Linear", source="Wortsman et a
             not self.normalize or sum(self.weights) != 0, "merge.weights", self.weights, "not summing to 0"
         )
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return linear(deltas, self.weights, normalize=self.normalize, scale=self.scale)
 
 

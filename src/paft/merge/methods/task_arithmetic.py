@@ -19,7 +19,7 @@ class TaskArithmetic(
 ):
     """Weighted sum of the deltas times `scale`."""
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return task_arithmetic(deltas, self.weights, scale=self.scale)
 
 
