@@ -21,7 +21,7 @@ from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_delta
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
 from paft.merge.slerp import Gram
-from paft.merge.space import in_space
+from paft.merge.space import plan_of
 from paft.merge.sparsify import Mask
 from paft.merge.stream import Weight, rewrite
 
@@ -58,7 +58,7 @@ def merge_adapters(
             labels["norm"] = common_norm(read)
         if method.norm is Norm.branches:
             read = with_norm(read, labels["norm"])
-        plan = in_space(method.space, method.plan(read))
+        plan = plan_of(method, read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
         return labels | _write(base, read, plan, out, method.dtype)

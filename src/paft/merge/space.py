@@ -15,7 +15,7 @@ from paft.config import Space
 from paft.config.checks import UNLESS_DEFAULT
 from paft.delta.delta import Delta, Dense, Factors
 from paft.delta.rows import Array, Rows, blocks_of
-from paft.merge.method import Adapters, Plan, TensorMerge, WeightedMerge
+from paft.merge.method import Adapters, Method, Plan, TensorMerge, WeightedMerge
 from paft.merge.sparsify import everything
 
 Wide = NDArray[np.float64]
@@ -39,11 +39,12 @@ class Cores(NamedTuple):
         return Factors(self.right.astype(np.float32), left, 1.0)
 
 
-def in_space(space: Space, plan: Plan) -> Plan:
-    """The same merge of what the deltas are in another space; `delta` and `full` are the plan itself."""
-    if space is Space.core:
-        return _through(core_space, plan)
-    return _through(knots_space, plan) if space is Space.svd else plan
+def plan_of(method: Method, adapters: Adapters) -> Plan:
+    """How each tensor is merged in the method's space."""
+    plan = method.plan(adapters)
+    if isinstance(method, CoreMerge) or method.space in (Space.delta, Space.full):
+        return plan
+    return _through(core_space if method.space is Space.core else knots_space, plan)
 
 
 def core_space(deltas: Sequence[Delta], name: str = "a tensor") -> Cores:
@@ -92,6 +93,16 @@ def rows_merged(tensor: TensorMerge) -> Array:
     return np.concatenate(
         [tensor.merge(rows, d, np.zeros_like(d[0])) for rows, d in blocks_of(*tensor.deltas)]
     )
+
+
+def merge_tensor(method: Method, deltas: Sequence[Delta | Array], *, name: str = "weight") -> Array:
+    """The merged delta of one tensor, float32 [out, in], by a method that looks at no other tensor.
+
+    Arrays are deltas of any rank; `name` is what seeded methods draw by.
+    """
+    read = [Dense(d) if isinstance(d, np.ndarray) else d for d in deltas]
+    branches = {branch: {} for branch in ("sft", "preference")[: len(read)]}
+    return rows_merged(plan_of(method, branches)(name, read, np.zeros(read[0].shape, np.float32)))
 
 
 def as_whole(deltas: Sequence[Delta], result: Delta, linear: bool | None = None) -> TensorMerge:
