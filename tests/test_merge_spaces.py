@@ -89,10 +89,10 @@ def test_core_space_refuses_a_delta_of_full_rank_by_name() -> None:
 
 def test_spaces_that_a_method_cannot_merge_in_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="merge.space must be delta or core or svd for merge=ties, got 'full'"
+        ValueError, match=r"merge\.space must be delta or core or svd for merge=ties, got 'full'"
     ):
         Ties(space=Space.full)
-    with pytest.raises(ValueError, match="merge.space must be core for merge=tsv, got 'delta'"):
+    with pytest.raises(ValueError, match=r"merge\.space must be core for merge=tsv, got 'delta'"):
         Tsv(space=Space.delta)
     with pytest.raises(ValueError, match=r"merge.scope=global .* got merge.space='core'"):
         Ties(scope=Scope.all, space=Space.core)

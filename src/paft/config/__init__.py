@@ -40,6 +40,7 @@ from paft.config.merge import (
     Rescale,
     Scope,
     Space,
+    Statistic,
 )
 from paft.config.model import (
     DType,
@@ -127,6 +128,7 @@ __all__ = [
     "Space",
     "Sparsity",
     "SpecialTokens",
+    "Statistic",
     "StrategyConfig",
     "StrategyName",
     "TaskConfig",

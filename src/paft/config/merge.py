@@ -80,6 +80,14 @@ class Norm(str, Enum):
     merged = "merged"
 
 
+class Statistic(str, Enum):
+    """What a merge may ask of a branch's rows: `fisher`: squared gradients of each weight; `gram`: the second moments
+    of each layer's inputs."""
+
+    fisher = "fisher"
+    gram = "gram"
+
+
 METHODS: dict[str, type["MergeConfig"]] = {}
 """Name on the command line -> the config of a merge method, in the order of the paper's Table 1, then of definition."""
 
@@ -94,6 +102,8 @@ class MergeConfig(Entry):
     entries: ClassVar[dict[str, Any]] = METHODS
     spaces: ClassVar[tuple[Space, ...]] = (Space.delta, Space.core, Space.svd)
     """Those that the method can merge in."""
+    needs: ClassVar[Statistic | None] = None
+    """What it asks of each branch's training rows."""
 
     space: Space = field(default=Space.delta, metadata=UNLESS_DEFAULT)
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)
