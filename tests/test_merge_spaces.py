@@ -179,6 +179,24 @@ def test_weights_and_scale_multiply_deltas_and_result(method: Any) -> None:
     )
 
 
+def test_weights_by_name_are_the_method_with_those_weights() -> None:
+    method = Ties(density=0.5, weights=[1, 1], weights_by={"q_proj": [0.25, 1.0], "layers.0": [0.0, 2.0]})
+    for name, weights in (
+        ("model.layers.0.q_proj.weight", [0.25, 1.0]),
+        ("model.layers.0.k_proj.weight", [0.0, 2.0]),
+        ("model.layers.1.k_proj.weight", [1.0, 1.0]),
+    ):
+        expected = merge_tensor(Ties(density=0.5, weights=weights), PAIR, name=name)
+        assert np.array_equal(merge_tensor(method, PAIR, name=name), expected)
+
+
+def test_wrong_weights_by_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"merge\.weights_by\.q must be two numbers.*got \[1\.0\]"):
+        Linear(weights_by={"q": [1.0]})
+    with pytest.raises(ValueError, match=r"merge\.weights_by must be regular expressions .* got '\('"):
+        Linear(weights_by={"(": [1.0, 1.0]})
+
+
 # --- by element -----------------------------------------------------------------------------------------------------
 
 

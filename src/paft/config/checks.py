@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import MISSING as NOT_GIVEN
 from dataclasses import Field, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -16,7 +17,10 @@ UNLESS_DEFAULT = {"identity": "unless default"}
 def identifies(option: "Field[Any]", value: object) -> bool:
     """Whether a field with this value is part of what a result is known by: it can change it."""
     rule = option.metadata.get("identity", True)
-    return value != option.default if rule == "unless default" else bool(rule)
+    if rule != "unless default":
+        return bool(rule)
+    made = None if option.default_factory is NOT_GIVEN else option.default_factory()
+    return value != (made if option.default is NOT_GIVEN else option.default)
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:

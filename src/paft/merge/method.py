@@ -12,6 +12,7 @@ new one is a class in a file of `paft.merge.methods`:
             return np.where(abs(first) > abs(second), first, second)
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import local
@@ -19,7 +20,7 @@ from threading import local
 import numpy as np
 
 from paft.config import MergeConfig, require
-from paft.config.checks import incidental
+from paft.config.checks import UNLESS_DEFAULT, incidental
 from paft.delta.delta import Delta, StoredDelta, inner
 from paft.delta.rows import Array, Rows
 from paft.merge.slerp import Gram
@@ -92,9 +93,18 @@ class WeightedMerge(Method):
     """Another way to write the first of `weights`, for a search over numbers; null leaves it."""
     preference_weight: float | None = incidental(None)
     """The same for the second."""
+    weights_by: dict[str, list[float]] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
+    """Weights of some tensors alone: {pattern: [sft, preference]}, as {q_proj: [1, 0.5], "layers.0\\.": [0, 1]}. The
+    first pattern found in a tensor's name counts, in regular expressions; `weights` are those of all others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for pattern, weights in self.weights_by.items():
+            name = f"merge.weights_by.{pattern}"
+            require(len(weights) == 2, name, weights, "two numbers: [sft, preference]")
+            require(
+                _is_pattern(pattern), "merge.weights_by", pattern, "regular expressions for names of tensors"
+            )
         require(len(self.weights) == 2, "merge.weights", self.weights, "two numbers: [sft, preference]")
         own = (self.sft_weight, self.preference_weight)
         self.weights = [w if given is None else given for w, given in zip(self.weights, own, strict=True)]
@@ -130,6 +140,14 @@ class SparseMerge(WeightedMerge):
 def gram_of_deltas(first: Delta, second: Delta) -> Gram:
     """`gram_of` two deltas, without computing those that are factors."""
     return Gram(inner(first, first), inner(second, second), inner(first, second))
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 class Buffers(local):
