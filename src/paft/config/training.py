@@ -187,3 +187,8 @@ class PreferenceConfig(Entry, BranchConfig):
     def learns_prompt(self) -> bool:
         """Whether the likelihood of the prompt is part of the loss."""
         return False
+
+    @property
+    def weight_of_tail(self) -> float:
+        """Weight of what the longer answer of a pair has beyond as many tokens as the shorter one has."""
+        return 1.0

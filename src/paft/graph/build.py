@@ -96,9 +96,8 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
         branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
     if isinstance(branch, PreferenceConfig) and branch.has_reference_stage:
-        inputs["reference"] = _stage(
-            "reference", ReferenceStage(model, _first_steps(branch, config.seed)), **inputs
-        )
+        reference = ReferenceStage(model, _first_steps(branch, config.seed), branch.weight_of_tail != 1)
+        inputs["reference"] = _stage("reference", reference, **inputs)
     callbacks = identities(config.callbacks)
     return _stage(name, BranchStage(model, branch, config.data.template, config.seed, callbacks), **inputs)
 

@@ -37,6 +37,8 @@ class ReferenceStage:
     model: ModelConfig
     only: FirstSteps | None
     """Score these rows alone; null: all rows."""
+    shorter: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """Also sum either answer up to the length of the shorter one, for an objective with a weight of the tail."""
 
 
 @dataclass

@@ -50,21 +50,31 @@ class PreferenceModule(BranchModule):
         tokens = pairs.answer_sums(torch.ones_like(logps_RT))
         ones = torch.ones_like(tokens[0])
         per = tokens if self.config.per_token else (ones, ones)
-        chosen, rejected = (sums / n for sums, n in zip(pairs.answer_sums(logps_RT), per, strict=True))
+        chosen, rejected = (sums / n for sums, n in zip(self._sums(pairs, logps_RT), per, strict=True))
         logps = PairLogps(chosen, rejected, *tokens)
         if not self.config.needs_reference:
             return logps
         reference = (sums / n for sums, n in zip(self._reference(rows, pairs), per, strict=True))
         return logps._replace(**dict(zip(("reference_chosen", "reference_rejected"), reference, strict=True)))
 
+    def _sums(self, pairs: PairTensors, logps_RT: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums [B] over either answer, its tail with the objective's weight."""
+        weight = self.config.weight_of_tail
+        if weight == 1:
+            return pairs.answer_sums(logps_RT)
+        return pairs.answer_sums(torch.where(pairs.within_shorter(), logps_RT, weight * logps_RT))
+
     def _reference(self, rows: list[EncodedPair], pairs: PairTensors) -> tuple[Tensor, Tensor]:
         """Sums [B] under the reference policy: as its own stage found them, or by another forward pass."""
         scored = [row.reference for row in rows if isinstance(row, ScoredPair)]
         if len(scored) < len(rows):
             with self.backbone.reference():
-                return pairs.answer_sums(pairs.logps(self.backbone))
-        chosen, rejected = torch.tensor(scored, device=self.device).unbind(1)
-        return chosen, rejected
+                return self._sums(pairs, pairs.logps(self.backbone))
+        chosen, rejected, *shorter = torch.tensor(scored, device=self.device).unbind(1)
+        if not shorter:
+            return chosen, rejected
+        weight = self.config.weight_of_tail
+        return shorter[0].lerp(chosen, weight), shorter[1].lerp(rejected, weight)
 
     def _refuse_moved_start(self, logps: PairLogps) -> None:
         assert logps.reference_chosen is not None and logps.reference_rejected is not None
