@@ -81,11 +81,12 @@ class Norm(str, Enum):
 
 
 class Statistic(str, Enum):
-    """What a merge may ask of a branch's rows: `fisher`: squared gradients of each weight; `gram`: the second moments
-    of each layer's inputs."""
+    """What a merge may ask of the branches' rows: `fisher`: squared gradients of each weight; `gram`: second moments of
+    each layer's inputs; `coefficients`: the best weights of both branches for each layer."""
 
     fisher = "fisher"
     gram = "gram"
+    coefficients = "coefficients"
 
 
 METHODS: dict[str, type["MergeConfig"]] = {}
