@@ -1,7 +1,7 @@
-"""From adapter folders to a merged model folder: each tensor is merged, measured and written in one pass."""
+"""From adapters and models to a merged model folder: each tensor is merged, measured and written in one pass."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
@@ -13,10 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from paft.config import DType, MergeConfig, Norm
 from paft.config.checks import identifies
-from paft.delta.adapter import read_adapters
 from paft.delta.delta import StoredDelta
 from paft.delta.rows import Array, Bits, blocks_of, decode, matrix_shape
 from paft.files.safetensors import Stored, read_checkpoint
+from paft.merge.branches import read_branches
 from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_deltas
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
@@ -31,17 +31,17 @@ single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
 def merge_adapters(
     base: Path, adapters: Mapping[str, Path], method: MergeConfig, out: Path, *, same: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Write `base` plus the merged delta of two PEFT adapter folders to `out`, and report on it as JSON data.
+    """Write `base` plus the merged delta of two branches to `out`, and report on it as JSON data.
 
-    `adapters` maps branch names to folders in the order of the method's weights; ranks and target modules may
-    differ, a module that one branch does not adapt has a zero delta there. The report holds "method",
+    `adapters` maps branch names to folders, of PEFT adapters or whole fine-tuned models, in the order of the method's
+    weights; what one branch does not change has a zero delta there. The report holds "method",
     "variant" (every option in one line), "weights", "layers" (cosine and sign conflict of the two deltas, for
     slerp also whether it was linear), their means ("cosine", "sign_conflict", "linear_share"), "rounded_back"
     (share of the elements with a non-zero merged delta whose stored value is the base's), "changed_tensors"
     and "delta_l2"; with `method.norm` also the common "norm".
 
     Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not
-    known to be the `same` (see `read_adapters`), and for those that `read_adapter` or `rewrite` refuse.
+    known to be the `same` (see `read_adapters`), and for those that `read_branches` or `rewrite` refuse.
     """
     name = method_name(method)
     assert isinstance(method, Method)
@@ -50,7 +50,7 @@ def merge_adapters(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
-    read: Adapters = read_adapters(adapters, same=same)
+    read = read_branches(base, adapters, same=same)
     labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": method.shares}
     with single_threaded_blas():
         if method.norm is not Norm.own:
@@ -60,7 +60,7 @@ def merge_adapters(
         plan = method.plan(read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
-        return labels | _write(base, read, plan, out, method.dtype)
+        return labels | write_merged(base, read, plan, out, method.dtype)
 
 
 def apply_adapters(
@@ -70,11 +70,11 @@ def apply_adapters(
 
     Takes one adapter or more; reports and refuses as `merge_adapters` does, cosines only where there are two.
     """
-    read = read_adapters(adapters)
+    read = read_branches(base, adapters)
     weights = [1.0] * len(read)
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     with single_threaded_blas():
-        return labels | _write(base, read, plain_sum(len(weights)), out, dtype)
+        return labels | write_merged(base, read, plain_sum(len(weights)), out, dtype)
 
 
 def method_name(method: MergeConfig) -> str:
@@ -101,8 +101,20 @@ def _text(value: object) -> str:
     return str(value.value if isinstance(value, Enum) else value).lower()
 
 
-def _write(base: Path, adapters: Adapters, plan: Plan, out: Path, dtype: DType | None) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for adapter in adapters.values() for name in adapter))
+def write_merged(
+    base: Path,
+    adapters: Adapters,
+    plan: Plan,
+    out: Path,
+    dtype: str | None,
+    *,
+    also: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Write `base` with what `plan` makes of the deltas to `out`; returns what is counted on the way.
+
+    The tensors that change are stored as `dtype`: those that have a delta, and those in `also`.
+    """
+    names = list(dict.fromkeys([*also, *(name for adapter in adapters.values() for name in adapter)]))
     stored = {name: tensor for file in read_checkpoint(base).values() for name, tensor in file.items()}
     for branch, adapter in adapters.items():
         _refuse_other_shapes(branch, adapter, stored)
