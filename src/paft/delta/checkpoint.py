@@ -4,7 +4,7 @@ Both models are read where they lie, sharded or not, each tensor in its own floa
 delta, so what a training froze is copied from the base.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +67,17 @@ def _pairs(base: Path, tuned: Path) -> Iterator[tuple[str, StoredTensor, StoredT
             if not name.endswith(BUFFERS) and not _has_twin(name, here):
                 holder = base if here is before else tuned
                 raise ValueError(_not_a_tuned(base, tuned, f"only {holder} holds {name}"))
-    tied = read_object(base / "config.json").get("tie_word_embeddings", False)
+    tied = ties_head(base)
     for name in before:
-        head_of_embedding = tied and name.split(".")[-2:-1] == ["lm_head"]
-        if name in after and not head_of_embedding:
+        if name in after and not tied(name):
             _refuse_other_form(base, tuned, name, before[name], after[name])
             yield name, before[name], after[name]
+
+
+def ties_head(folder: Path) -> Callable[[str], bool]:
+    """Whether loading a model makes the tensor of a name from its embedding, whatever the file holds."""
+    tied = bool(read_object(folder / "config.json").get("tie_word_embeddings", False))
+    return lambda name: tied and name.split(".")[-2:-1] == ["lm_head"]
 
 
 def _has_twin(name: str, tensors: Mapping[str, StoredTensor]) -> bool:

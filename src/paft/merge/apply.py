@@ -115,6 +115,8 @@ def write_merged(
     The tensors that change are stored as `dtype`: those that have a delta, and those in `also`.
     """
     names = list(dict.fromkeys([*also, *(name for adapter in adapters.values() for name in adapter)]))
+    if not names:
+        raise ValueError(f"no branch differs from {base}: there is nothing to merge")
     stored = {name: tensor for file in read_checkpoint(base).values() for name, tensor in file.items()}
     for branch, adapter in adapters.items():
         _refuse_other_shapes(branch, adapter, stored)
