@@ -71,7 +71,7 @@ def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
     if (base / GENERATION).is_file():
         settings = read_object(base / GENERATION)
     else:
-        config = read_object(base / "config.json")
+        config = read_object(base / "config.json") if (base / "config.json").is_file() else {}
         config |= config.get("text_config") or {}
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         settings = {name: config[name] for name in names if config.get(name) is not None}

@@ -1,7 +1,7 @@
 """What the graph of a cell does not read need not be given: `paradigm=sft` asks for no preference rows.
 
 A part is the beginning of a key, as `data.preference`. `merge` is read by `paradigm=parallel` alone, but for the
-settings that every stage of that name has (`merge.keep`, `merge.dtype`), which have defaults.
+settings that every stage of that name has (`merge.keep`, `merge.dtype`, ...), which have defaults.
 """
 
 from dataclasses import MISSING as NO_DEFAULT

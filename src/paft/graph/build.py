@@ -11,7 +11,7 @@ of the pairs, whatever the DPO trainings that share it do with them. Baselines a
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    apply = Apply(keep=config.merge.keep, dtype=config.merge.dtype)
+    shared = [f.name for f in fields(Apply) if f.name != "norm"]  # which only two deltas can have in common
+    apply = Apply(**{name: getattr(config.merge, name) for name in shared})
     if config.paradigm is Paradigm.base:
         return {}, apply
     if config.paradigm is Paradigm.preference:  # nothing of the other branch is read, its files included

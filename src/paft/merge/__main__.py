@@ -1,4 +1,4 @@
-"""Merge two adapter folders into a model: python -m paft.merge --method ties --base DIR --sft DIR ...
+"""Merge two adapter folders into a model or an adapter: python -m paft.merge --method ties --base DIR --sft DIR ...
 
 With --method given, --help also lists the options of that method.
 """
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from paft.chat.standalone import brought_tokenizer, copy_tokenizer
-from paft.config import MergeConfig, require
+from paft.config import MergeConfig, MergeOutput, require
 from paft.files.appearing import appearing
-from paft.merge.apply import merge_adapters
+from paft.merge.apply import plan_merge, write_model
+from paft.merge.as_adapter import write_adapter
 from paft.merge.methods import METHODS
 from paft.merge.origin import refuse_other_base
+from paft.merge.planned import PlannedMerge
 
 NAMES_OF_BASE = ("base_model_name_or_path", "revision", "base")
 """What two adapters say of their base: the first is compared with the base itself, the others with each other."""
@@ -36,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
     known = "the adapters were trained on this base, whatever name or path they give it"
     parser.add_argument("--same-base", action="store_true", help=known)
+    compared = "read the result back with transformers and compare its logits with base + delta"
+    parser.add_argument("--prove", action=argparse.BooleanOptionalAction, default=True, help=compared)
     options = [f for f in fields(method) if f.metadata.get("identity", True)] if method else []
     for option in options:
         assert method is not None
@@ -52,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         same = NAMES_OF_BASE if given.same_base else NAMES_OF_BASE[:1]
         brought = brought_tokenizer(adapters.values(), given.base)
         with appearing(given.out) as out:
-            report = merge_adapters(given.base, adapters, chosen, out, same=same)
+            merge = plan_merge(given.base, adapters, chosen, same=same)
+            report = written(merge, chosen, out, prove=given.prove)
             if brought is not None:
                 copy_tokenizer(brought, out)
     except (ValueError, OSError) as error:
@@ -61,6 +66,21 @@ def main(arguments: list[str] | None = None) -> None:
     for key, value in report.items():
         if isinstance(value, int | float):
             print(f"{key:16} {value:.6g}")
+    if "proof" in report:
+        print(f"{'proof':16} {report['proof']}")
+
+
+def written(merge: PlannedMerge, method: MergeConfig, out: Path, *, prove: bool) -> dict[str, Any]:
+    """The report of what was written to `out`, with what its proof says in words."""
+    as_adapter = method.output is MergeOutput.adapter
+    report = write_adapter(merge, out, rank=method.rank) if as_adapter else write_model(merge, out)
+    if prove:
+        from paft.merge.proof import described, prove_adapter, prove_model  # torch, and seconds
+
+        report["proof"] = described(
+            prove_adapter(merge, out) if as_adapter else prove_model(merge, out, report)
+        )
+    return report
 
 
 def _name(word: str) -> str:
@@ -89,7 +109,7 @@ def add_option(parser: argparse.ArgumentParser, option: "Field[Any]", kind: Any)
     elif isinstance(default, list):
         parser.add_argument(flag, type=get_args(kind)[0], nargs=len(default), default=default)
     else:
-        number = int if kind is int else float
+        number = int if int in (kind, *get_args(kind)) else float
         parser.add_argument(flag, type=number, default=default)
 
 

@@ -1,29 +1,61 @@
-"""The `merge` stage: the base and the adapters of its inputs as one model folder."""
+"""The `merge` stage: the base and the adapters of its inputs as one model folder, or as one adapter."""
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 from paft.chat.standalone import copy_tokenizer, tokenizer_folder, write_tokenizer
+from paft.config import HubModel, MergeOutput
 from paft.files.jsonfile import write_json
 from paft.graph.configs import Apply, MergeStage
 from paft.graph.stage import Stage
-from paft.merge.apply import apply_adapters, merge_adapters
+from paft.merge.apply import plan_merge, plan_sum, write_model
+from paft.merge.as_adapter import write_adapter
+from paft.merge.planned import PlannedMerge
+from paft.merge.proof import described, prove_adapter, prove_model
 from paft.model.base import base_folder, load_tokenizer
 from paft.store.context import Context
 
+log = logging.getLogger("paft")
+
 
 def run(stage: Stage[MergeStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Write the merged model with its tokenizer, and merge.json; returns what that holds, but for the layers."""
+    """Write the merged model, or `adapter/`, with its tokenizer, and merge.json; returns what that holds, but for the
+    layers."""
     config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}
     if isinstance(config.method, Apply):
-        report = apply_adapters(base, adapters, out, config.method.dtype)
+        merge = plan_sum(base, adapters, config.method.dtype)
     else:
-        report = merge_adapters(base, adapters, config.method, out)
-    write_tokenizer_of(config, base, adapters, out)
+        merge = plan_merge(base, adapters, config.method)
+    as_adapter = config.method.output is MergeOutput.adapter
+    report = _adapter(merge, config, adapters, out / "adapter") if as_adapter else _model(merge, config, out)
+    write_tokenizer_of(config, base, adapters, out / "adapter" if as_adapter else out)
     write_json(out / "merge.json", report)
     return {name: value for name, value in report.items() if name != "layers"}
+
+
+def _model(merge: PlannedMerge, config: MergeStage, out: Path) -> dict[str, Any]:
+    report = write_model(merge, out)
+    if config.method.prove:
+        trusted = config.model.trust_remote_code
+        report["proof"] = prove_model(merge, out, report, trust_remote_code=trusted)
+        log.info("merge: %s", described(report["proof"]))
+    return report
+
+
+def _adapter(merge: PlannedMerge, config: MergeStage, adapters: dict[str, Path], out: Path) -> dict[str, Any]:
+    name = config.model.repo if isinstance(config.model, HubModel) else None
+    report = write_adapter(merge, out, rank=config.method.rank, base_name=name)
+    origins = [folder / "paft.json" for folder in adapters.values()]
+    if all(path.is_file() for path in origins):  # all the same, or they had not been merged
+        shutil.copyfile(origins[0], out / "paft.json")
+    if config.method.prove:
+        report["proof"] = prove_adapter(merge, out, trust_remote_code=config.model.trust_remote_code)
+        log.info("merge: %s", described(report["proof"]))
+    return report
 
 
 def write_tokenizer_of(config: MergeStage, base: Path, adapters: dict[str, Path], out: Path) -> None:
