@@ -14,9 +14,8 @@ from threadpoolctl import threadpool_limits
 from paft.config import DType, MergeConfig, Norm
 from paft.config.checks import identifies
 from paft.delta.adapter import read_adapters
-from paft.delta.delta import StoredDelta
-from paft.delta.rows import Array, Bits, blocks_of, decode, matrix_shape
-from paft.files.safetensors import Stored, read_checkpoint
+from paft.delta.rows import Array, Bits, blocks_of, decode
+from paft.files.safetensors import read_checkpoint
 from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_deltas
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
@@ -50,7 +49,7 @@ def merge_adapters(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
-    read: Adapters = read_adapters(adapters, same=same)
+    read: Adapters = read_adapters(adapters, base, same=same)
     labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": method.shares}
     with single_threaded_blas():
         if method.norm is not Norm.own:
@@ -64,13 +63,18 @@ def merge_adapters(
 
 
 def apply_adapters(
-    base: Path, adapters: Mapping[str, Path], out: Path, dtype: DType | None = None
+    base: Path,
+    adapters: Mapping[str, Path],
+    out: Path,
+    dtype: DType | None = None,
+    *,
+    same: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write `base` plus the plain sum of all deltas to `out`: the single-branch and sequential baselines.
 
     Takes one adapter or more; reports and refuses as `merge_adapters` does, cosines only where there are two.
     """
-    read = read_adapters(adapters)
+    read = read_adapters(adapters, base, same=same)
     weights = [1.0] * len(read)
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     with single_threaded_blas():
@@ -104,8 +108,6 @@ def _text(value: object) -> str:
 def _write(base: Path, adapters: Adapters, plan: Plan, out: Path, dtype: DType | None) -> dict[str, Any]:
     names = list(dict.fromkeys(name for adapter in adapters.values() for name in adapter))
     stored = {name: tensor for file in read_checkpoint(base).values() for name, tensor in file.items()}
-    for branch, adapter in adapters.items():
-        _refuse_other_shapes(branch, adapter, stored)
     counts: dict[str, _Counts] = {}
 
     def change(weight: Weight) -> Iterator[Bits]:
@@ -117,17 +119,6 @@ def _write(base: Path, adapters: Adapters, plan: Plan, out: Path, dtype: DType |
 
     rewrite(base, out, names, change, dtype=dtype)
     return _summary({name: counts[name] for name in stored if name in counts})
-
-
-def _refuse_other_shapes(
-    branch: str, adapter: Mapping[str, StoredDelta], stored: Mapping[str, Stored]
-) -> None:
-    for name, delta in adapter.items():
-        if name in stored and delta.shape != matrix_shape(stored[name].shape):
-            raise ValueError(
-                f"the {branch} adapter changes {name} as {list(delta.shape)}, the base has "
-                f"{list(stored[name].shape)}: was it trained on another model?"
-            )
 
 
 def _merged_rows(weight: Weight, tensor: TensorMerge, count: "_Counts") -> Iterator[Bits]:
@@ -179,7 +170,7 @@ def _summary(counts: Mapping[str, _Counts]) -> dict[str, Any]:
     rows = list(layers.values())
     means = {
         f"{key}_share" if key == "linear" else key: sum(row[key] for row in rows) / len(rows)
-        for key in rows[0]
+        for key in (rows[0] if rows else {})
     }
     moved = sum(count.moved for count in counts.values())
     return means | {
