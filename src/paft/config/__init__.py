@@ -74,6 +74,7 @@ from paft.config.training import (
     Schedule,
     SFTConfig,
     Sparsity,
+    TakenKind,
 )
 
 __all__ = [
@@ -127,6 +128,7 @@ __all__ = [
     "SpecialTokens",
     "StrategyConfig",
     "StrategyName",
+    "TakenKind",
     "TaskConfig",
     "Template",
     "TinyModel",

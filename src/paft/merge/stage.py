@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from paft.chat.standalone import copy_tokenizer, tokenizer_folder, write_tokenizer
+from paft.delta.adapter import NAMES_OF_BASE
 from paft.files.jsonfile import write_json
-from paft.graph.configs import Apply, MergeStage
+from paft.graph.configs import Apply, MergeStage, TakenStage
 from paft.graph.stage import Stage
 from paft.merge.apply import apply_adapters, merge_adapters
 from paft.model.base import base_folder, load_tokenizer
@@ -17,10 +18,12 @@ def run(stage: Stage[MergeStage], inputs: dict[str, Path], out: Path, context: C
     config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}
+    taken = any(isinstance(branch.config, TakenStage) for branch in stage.inputs.values())
+    same = NAMES_OF_BASE if taken else ()  # the user says what a taken one is a change of
     if isinstance(config.method, Apply):
-        report = apply_adapters(base, adapters, out, config.method.dtype)
+        report = apply_adapters(base, adapters, out, config.method.dtype, same=same)
     else:
-        report = merge_adapters(base, adapters, config.method, out)
+        report = merge_adapters(base, adapters, config.method, out, same=same)
     write_tokenizer_of(config, base, adapters, out)
     write_json(out / "merge.json", report)
     return {name: value for name, value in report.items() if name != "layers"}
