@@ -75,6 +75,7 @@ from paft.config.training import (
     Schedule,
     SFTConfig,
     Sparsity,
+    TakenKind,
 )
 
 __all__ = [
@@ -129,6 +130,7 @@ __all__ = [
     "SpecialTokens",
     "StrategyConfig",
     "StrategyName",
+    "TakenKind",
     "TaskConfig",
     "Template",
     "TinyModel",

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from paft.chat.standalone import brought_tokenizer, copy_tokenizer
 from paft.config import MergeConfig, MergeOutput, require
+from paft.delta.adapter import NAMES_OF_BASE
 from paft.files.appearing import appearing
 from paft.merge.apply import plan_merge, write_model
 from paft.merge.as_adapter import write_adapter
@@ -18,8 +19,6 @@ from paft.merge.methods import METHODS
 from paft.merge.origin import refuse_other_base
 from paft.merge.planned import PlannedMerge
 
-NAMES_OF_BASE = ("base_model_name_or_path", "revision", "base")
-"""What two adapters say of their base: the first is compared with the base itself, the others with each other."""
 ALIASES = {"dare_ties": "dare"}
 """mergekit's name of a method -> ours."""
 
@@ -53,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
             require(folder.is_dir(), f"--{name}", str(folder), "a folder")
         if not given.same_base:
             refuse_other_base(given.base, adapters)
+        # the first is compared with the base itself, the others with each other
         same = NAMES_OF_BASE if given.same_base else NAMES_OF_BASE[:1]
         brought = brought_tokenizer(adapters.values(), given.base)
         with appearing(given.out) as out:

@@ -32,10 +32,15 @@ def merge_adapters(
 
 
 def apply_adapters(
-    base: Path, adapters: Mapping[str, Path], out: Path, dtype: DType | None = None
+    base: Path,
+    adapters: Mapping[str, Path],
+    out: Path,
+    dtype: DType | None = None,
+    *,
+    same: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write `base` plus the plain sum of all deltas to `out`: `plan_sum`, then `write_model`."""
-    return write_model(plan_sum(base, adapters, dtype), out)
+    return write_model(plan_sum(base, adapters, dtype, same=same), out)
 
 
 def plan_merge(
@@ -54,7 +59,7 @@ def plan_merge(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
-    read: Adapters = read_adapters(adapters, same=same)
+    read: Adapters = read_adapters(adapters, base, same=same)
     labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": method.shares}
     with single_threaded_blas():
         if method.norm is not Norm.own:
@@ -67,12 +72,14 @@ def plan_merge(
     return PlannedMerge(base, read, plan, method.dtype, labels)
 
 
-def plan_sum(base: Path, adapters: Mapping[str, Path], dtype: DType | None = None) -> PlannedMerge:
+def plan_sum(
+    base: Path, adapters: Mapping[str, Path], dtype: DType | None = None, *, same: Collection[str] = ()
+) -> PlannedMerge:
     """The plain sum of one adapter's delta or more: the single-branch and sequential baselines.
 
     Refuses as `plan_merge` does.
     """
-    read = read_adapters(adapters)
+    read = read_adapters(adapters, base, same=same)
     weights = [1.0] * len(read)
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     return PlannedMerge(base, read, plain_sum(len(weights)), dtype, labels)
@@ -84,10 +91,8 @@ def write_model(merge: PlannedMerge, out: Path) -> dict[str, Any]:
     The report holds "method", "variant" (every option in one line), "weights", "layers" (cosine and sign conflict of
     two deltas, for slerp also whether it was linear), their means ("cosine", "sign_conflict", "linear_share"),
     "rounded_back" (share of the elements with a non-zero merged delta whose stored value is the base's),
-    "changed_tensors" and "delta_l2"; with `method.norm` also the common "norm". Raises `ValueError` for deltas that do
-    not fit the base, and as `rewrite` does.
+    "changed_tensors" and "delta_l2"; with `method.norm` also the common "norm". Raises `ValueError` as `rewrite` does.
     """
-    merge.refuse_misfits()
     counts: dict[str, Counts] = {}
 
     def change(weight: Weight) -> Iterator[Bits]:

@@ -25,7 +25,7 @@ from paft.merge.apply import single_threaded_blas
 from paft.merge.counts import Counts, summary
 from paft.merge.low_rank import exact_factors, nearest_factors, padded
 from paft.merge.planned import PlannedMerge, merged_blocks
-from paft.merge.stream import THREADS, Weight
+from paft.merge.stream import THREADS, Weight, refuse_absent
 
 EMBEDDINGS = ("embed_tokens", "embed_positions", "embed_in", "word_embeddings", "wte", "wpe")
 """Names of layers that are no matrix products, to which peft would add another kind of factors."""
@@ -44,7 +44,9 @@ def write_adapter(
     adapters, `base_name` what the folder calls its base. Raises `ValueError` for a delta that no LoRA adapter can
     hold: of a bias, a norm or an embedding, or of no stated rank.
     """
-    merge.refuse_misfits()
+    if not merge.names:
+        raise ValueError("the merge changes no tensor, so there is nothing for an adapter to hold")
+    refuse_absent(merge.base, merge.names, merge.stored)
     limit = rank or _sum_of_ranks(merge)
     refuse_not_linear(merge)
     work = partial(_factors_of, merge, limit)

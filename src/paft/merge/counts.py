@@ -53,7 +53,7 @@ def summary(counts: Mapping[str, Counts]) -> dict[str, Any]:
     rows = list(layers.values())
     means = {
         f"{key}_share" if key == "linear" else key: sum(row[key] for row in rows) / len(rows)
-        for key in rows[0]
+        for key in (rows[0] if rows else {})
     }
     moved = sum(count.moved for count in counts.values())
     return means | {

@@ -1,7 +1,7 @@
 """Logits of a few rows in float32: of a folder as transformers loads it, and of a merge that no file holds.
 
-Loads torch. However a model is stored, each module's weights are widened to float32 while it runs, so that memory is that of the
-stored model.
+Loads torch. However a model is stored, each module's weights are widened to float32 while it runs, so that memory is
+that of the stored model.
 """
 
 from collections.abc import Iterator, Mapping

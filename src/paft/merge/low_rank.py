@@ -32,7 +32,8 @@ def exact_factors(tensor: TensorMerge) -> Factors | None:
 def nearest_factors(delta: Array, rank: int, name: str) -> Factors:
     """The truncated SVD of a float32 delta [out, in].
 
-    By randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4). Singular values are shared evenly by A and B. Draws depend on the tensor's `name` alone.
+    By randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4). Singular values are shared
+    evenly by A and B. Draws depend on the tensor's `name` alone.
     """
     rank = min(rank, *delta.shape)
     width = min(rank + OVERSAMPLED, *delta.shape)

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from paft.config import DType
-from paft.delta.delta import StoredDelta
-from paft.delta.rows import Array, Bits, blocks_of, decode, matrix_shape
+from paft.delta.rows import Array, Bits, blocks_of, decode
 from paft.files.safetensors import Stored, read_checkpoint
 from paft.merge.counts import Counts
 from paft.merge.layout import STORED
 from paft.merge.method import Adapters, Plan, TensorMerge, gram_of_deltas
 from paft.merge.norm import deltas_of
-from paft.merge.stream import Weight, refuse_absent
+from paft.merge.stream import Weight
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,6 @@ class PlannedMerge:
         changed = dict.fromkeys(name for adapter in self.adapters.values() for name in adapter)
         held = [name for name in self.stored if name in changed]
         return [*held, *(name for name in changed if name not in self.stored)]
-
-    def refuse_misfits(self) -> None:
-        """Raise `ValueError` for a tensor that the base does not hold, or holds in another shape."""
-        for branch, adapter in self.adapters.items():
-            _refuse_other_shapes(branch, adapter, self.stored)
-        refuse_absent(self.base, self.names, self.stored)
 
     @contextmanager
     def weights(self) -> Iterator[dict[str, Weight]]:
@@ -98,14 +91,3 @@ def merged_blocks(tensor: TensorMerge, weight: Weight) -> Iterator[Block]:
         before = weight.bits(rows)
         base = decode(before, weight.stored.dtype)
         yield Block(deltas, before, base, tensor.merge(rows, deltas, base))
-
-
-def _refuse_other_shapes(
-    branch: str, adapter: Mapping[str, StoredDelta], stored: Mapping[str, Stored]
-) -> None:
-    for name, delta in adapter.items():
-        if name in stored and delta.shape != matrix_shape(stored[name].shape):
-            raise ValueError(
-                f"the {branch} adapter changes {name} as {list(delta.shape)}, the base has "
-                f"{list(stored[name].shape)}: was it trained on another model?"
-            )

@@ -7,8 +7,9 @@ from typing import Any
 
 from paft.chat.standalone import copy_tokenizer, tokenizer_folder, write_tokenizer
 from paft.config import HubModel, MergeOutput
+from paft.delta.adapter import NAMES_OF_BASE
 from paft.files.jsonfile import write_json
-from paft.graph.configs import Apply, MergeStage
+from paft.graph.configs import Apply, MergeStage, TakenStage
 from paft.graph.stage import Stage
 from paft.merge.apply import plan_merge, plan_sum, write_model
 from paft.merge.as_adapter import write_adapter
@@ -26,10 +27,12 @@ def run(stage: Stage[MergeStage], inputs: dict[str, Path], out: Path, context: C
     config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     adapters = {name: folder / "adapter" for name, folder in inputs.items()}
+    taken = any(isinstance(branch.config, TakenStage) for branch in stage.inputs.values())
+    same = NAMES_OF_BASE if taken else ()  # the user says what a taken one is a change of
     if isinstance(config.method, Apply):
-        merge = plan_sum(base, adapters, config.method.dtype)
+        merge = plan_sum(base, adapters, config.method.dtype, same=same)
     else:
-        merge = plan_merge(base, adapters, config.method)
+        merge = plan_merge(base, adapters, config.method, same=same)
     as_adapter = config.method.output is MergeOutput.adapter
     report = _adapter(merge, config, adapters, out / "adapter") if as_adapter else _model(merge, config, out)
     write_tokenizer_of(config, base, adapters, out / "adapter" if as_adapter else out)
