@@ -28,11 +28,13 @@ HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", 
 TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
-    "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
-    "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished",
+    "sign_conflict", "cosine", "rounded_back", "adapter_error", "sft_lr", "preference_lr", "preference_beta", "l1_of",
+    "l1_method", "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished",
     "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
+MERGED = ("sign_conflict", "cosine", "rounded_back", "adapter_error")
+"""What a merge says of itself in merge.json."""
 COMMAND = "command"
 """The column with the command line that made a row, where its stage.json tells."""
 SPARSITY = {
@@ -95,7 +97,7 @@ def row(folder: Path) -> Row:
     columns |= {"variant": report.get("variant", ""), "family": family(identity)} | _scores(results)
     for name in branches(identity):
         columns |= _measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])
-    columns |= {name: finite(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
+    columns |= {name: finite(report.get(name)) for name in MERGED}
     run = record.get("run", {})
     columns |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
     last = options(identity) | {COMMAND: run.get("command") or ""}
