@@ -70,7 +70,7 @@ def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
     if (base / GENERATION).is_file():
         settings = read_object(base / GENERATION)
     else:
-        config = read_object(base / "config.json")
+        config = read_object(base / "config.json") if (base / "config.json").is_file() else {}
         config |= config.get("text_config") or {}
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         settings = {name: config[name] for name in names if config.get(name) is not None}
@@ -99,7 +99,8 @@ def tokenizer_folder(adapters: Iterable[Path]) -> Path | None:
         if first != second:
             raise ValueError(
                 f"{a} and {b} were trained with different chat templates, so no merge of them answers in "
-                "either; train both with one, or remove the tokenizer files from the one that is not to be used"
+                "either; train both with one, remove the tokenizer files from the one that is not to be used, or say "
+                "which it is with --tokenizer of python -m paft.merge"
             )
     return templates[0][0] if templates else None
 

@@ -34,6 +34,7 @@ from paft.config.merge import (
     Election,
     ElectOn,
     MergeConfig,
+    MergeOutput,
     Norm,
     Normalize,
     Rescale,
@@ -74,6 +75,7 @@ from paft.config.training import (
     Schedule,
     SFTConfig,
     Sparsity,
+    TakenKind,
 )
 
 __all__ = [
@@ -105,6 +107,7 @@ __all__ = [
     "LoggerConfig",
     "LoraConfig",
     "MergeConfig",
+    "MergeOutput",
     "ModelConfig",
     "ModelShape",
     "Norm",
@@ -127,6 +130,7 @@ __all__ = [
     "SpecialTokens",
     "StrategyConfig",
     "StrategyName",
+    "TakenKind",
     "TaskConfig",
     "Template",
     "TinyModel",

@@ -4,37 +4,64 @@ Both models are read where they lie, sharded or not, each tensor in its own floa
 delta, so what a training froze is copied from the base.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from paft.delta.base import BaseTensors
 from paft.delta.rows import FLOATS, blocks_of
 from paft.delta.settings import difference_of_settings
 from paft.delta.stored import StoredDifference, StoredTensor
 from paft.files.jsonfile import read_object
-from paft.files.safetensors import read_checkpoint
 
 BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
 """How tensors end that older releases saved and models compute: angles of positions, masks of the future."""
+
+Pairs = dict[str, tuple[StoredTensor, StoredTensor]]
+"""The base's name of a tensor -> the base's, the fine-tuned model's."""
 
 
 def read_difference(base: Path, tuned: Path) -> dict[str, StoredDifference]:
     """The delta of every tensor in which the model folder `tuned` differs from `base`, under its name in the base.
 
-    Settings and names are compared from the headers alone, values until the first that differs. Raises `ValueError`
-    naming the difference for a model that is no fine-tuned `base`: another architecture, other tensors or shapes; for
-    one that is quantised or pickled; and for one that is equal to the base.
+    Values are read until the first that differs. Raises `ValueError` as `pair_tensors` does, and for a model that is
+    equal to the base.
     """
-    for folder in (base, tuned):
-        refuse_quantised(folder)
-    if wrong := difference_of_settings(base, tuned, here="in the base", there="in the other"):
-        raise ValueError(_not_a_tuned(base, tuned, wrong))
-    pairs = list(_pairs(base, tuned))
-    delta = {name: StoredDifference(after, before) for name, before, after in pairs if _differ(before, after)}
+    pairs = pair_tensors(base, tuned)
+    delta = {
+        name: StoredDifference(after, before)
+        for name, (before, after) in pairs.items()
+        if _differ(before, after)
+    }
     if not delta:
         raise ValueError(f"{tuned} has the weights of {base}: there is no delta; give the fine-tuned model")
     return delta
+
+
+def pair_tensors(base: Path, tuned: Path) -> Pairs:
+    """The tensors of a base and of a model that was fine-tuned from it, found from settings and headers alone.
+
+    A tied output head is left out: loading makes it from the embedding. Raises `ValueError` naming the difference for a
+    model that is no fine-tuned `base`, that of another architecture, other tensors or shapes; and for one that is
+    quantised or pickled.
+    """
+    for folder in (base, tuned):
+        _refuse_quantised(folder)
+    wrong = difference_of_settings(base, tuned, here="in the base", there="in the other")
+    of_base, of_tuned = BaseTensors.of(base), BaseTensors.of(tuned)
+    wrong = wrong or next(_differences(of_base, of_tuned), None)
+    if wrong:
+        raise ValueError(
+            f"{tuned} is not {base} fine-tuned, so there is no delta between them: {wrong}. Give the base that it was "
+            "trained on, both saved by save_pretrained"
+        )
+    after = _named_as_in(of_base, of_tuned)
+    return {
+        name: (before, after[name])
+        for name, before in of_base.tensors.items()
+        if name in after and before.stored.dtype in FLOATS and not of_base.is_tied_head(name)
+    }
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -42,14 +69,7 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
 
 
-def tensors_of(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model folder."""
-    files = read_checkpoint(folder).items()
-    return {name: StoredTensor(path, stored) for path, tensors in files for name, stored in tensors.items()}
-
-
-def refuse_quantised(folder: Path) -> None:
-    """Raise `ValueError` for a model whose stored weights are not those it computes with."""
+def _refuse_quantised(folder: Path) -> None:
     config = read_object(folder / "config.json")
     settings = config.get("quantization_config") or config.get("quantization")
     if settings:
@@ -59,61 +79,49 @@ def refuse_quantised(folder: Path) -> None:
         )
 
 
-def _pairs(base: Path, tuned: Path) -> Iterator[tuple[str, StoredTensor, StoredTensor]]:
-    """(name, the base's tensor, the fine-tuned model's) of those that both hold and loading does not overwrite."""
-    before, after = tensors_of(base), tensors_of(tuned)
-    for here, there in ((before, after), (after, before)):
-        for name in here.keys() - there.keys():
-            if not name.endswith(BUFFERS) and not _has_twin(name, here):
-                holder = base if here is before else tuned
-                raise ValueError(_not_a_tuned(base, tuned, f"only {holder} holds {name}"))
-    tied = ties_head(base)
+def _named_as_in(base: BaseTensors, other: BaseTensors) -> dict[str, StoredTensor]:
+    return {base.name_of(name) or name: tensor for name, tensor in other.tensors.items()}
+
+
+def _differences(base: BaseTensors, tuned: BaseTensors) -> Iterator[str]:
+    """In what the tensors of two models differ other than by their values, in words."""
+    before, after = base.tensors, _named_as_in(base, tuned)
+    for holder, here, there in ((base, before, after), (tuned, after, before)):
+        for name in here:
+            if name not in there and not name.endswith(BUFFERS) and not _has_twin(name, here):
+                yield f"only {holder.folder} holds {name}"
     for name in before:
-        if name in after and not tied(name):
-            _refuse_other_form(base, tuned, name, before[name], after[name])
-            yield name, before[name], after[name]
-
-
-def ties_head(folder: Path) -> Callable[[str], bool]:
-    """Whether loading a model makes the tensor of a name from its embedding, whatever the file holds."""
-    tied = bool(read_object(folder / "config.json").get("tie_word_embeddings", False))
-    return lambda name: tied and name.split(".")[-2:-1] == ["lm_head"]
+        if name in after:
+            yield from _differing_form(base, tuned, name, before[name], after[name])
 
 
 def _has_twin(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
     """Whether another tensor of the model has the same values, as an output head tied to the embedding."""
     tensor = tensors[name]
-    same_shape = (t for n, t in tensors.items() if n != name and t.stored.shape == tensor.stored.shape)
-    return any(not _differ(tensor, other) for other in same_shape)
+    others = (t for n, t in tensors.items() if n != name and t.stored.shape == tensor.stored.shape)
+    return any(not _differ(tensor, other) for other in others)
 
 
-def _refuse_other_form(base: Path, tuned: Path, name: str, before: StoredTensor, after: StoredTensor) -> None:
+def _differing_form(
+    base: BaseTensors, tuned: BaseTensors, name: str, before: StoredTensor, after: StoredTensor
+) -> Iterator[str]:
     if before.stored.shape != after.stored.shape:
-        shapes = f"{list(before.stored.shape)} in {base} and {list(after.stored.shape)} in {tuned}"
-        raise ValueError(_not_a_tuned(base, tuned, f"{name} is {shapes}"))
-    if before.stored.dtype in FLOATS and after.stored.dtype in FLOATS:
-        return
-    if before.stored.dtype != after.stored.dtype or _bytes(before) != _bytes(after):
-        types = f"{before.stored.dtype} in {base} and {after.stored.dtype} in {tuned}"
-        floats = f"a delta is of {', '.join(FLOATS)}"
-        raise ValueError(_not_a_tuned(base, tuned, f"{name} differs and is stored as {types}; {floats}"))
+        yield f"{name} is {list(before.stored.shape)} in {base.folder} and {list(after.stored.shape)} in {tuned.folder}"
+    elif not {before.stored.dtype, after.stored.dtype} <= FLOATS.keys() and _differ(before, after):
+        yield (
+            f"{name} differs and is stored as {before.stored.dtype} in {base.folder} and {after.stored.dtype} in "
+            f"{tuned.folder}; a delta is of {', '.join(FLOATS)}"
+        )
 
 
 def _differ(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether any value differs; NaN differs from everything. Stops at the first block that does."""
-    if not {a.stored.dtype, b.stored.dtype} <= FLOATS.keys():
-        return a.stored.dtype != b.stored.dtype or _bytes(a) != _bytes(b)
-    return not all(np.array_equal(x, y) for _, (x, y) in blocks_of(a, b))
+    if {a.stored.dtype, b.stored.dtype} <= FLOATS.keys():
+        return not all(np.array_equal(x, y) for _, (x, y) in blocks_of(a, b))
+    return a.stored.dtype != b.stored.dtype or _bytes(a) != _bytes(b)
 
 
 def _bytes(tensor: StoredTensor) -> bytes:
     with tensor.path.open("rb") as file:
         file.seek(tensor.stored.begin)
         return file.read(tensor.stored.end - tensor.stored.begin)
-
-
-def _not_a_tuned(base: Path, tuned: Path, difference: str) -> str:
-    return (
-        f"{tuned} is not {base} fine-tuned, so there is no delta between them: {difference}. Give the base that it "
-        "was trained on, both saved by save_pretrained"
-    )

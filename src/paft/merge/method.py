@@ -41,6 +41,8 @@ class TensorMerge:
     sparsify: Sequence[Sparsifier]
     linear: bool | None = None
     """Whether slerp is a straight line here; None for the other methods."""
+    coefficients: Sequence[float] | None = None
+    """Where the merged delta is a sum of the deltas, each times a number: these; so it has the sum of their ranks."""
 
     def merge(self, rows: slice, deltas: Sequence[Array], base: Array) -> Array:
         kept = [keep(rows, delta) for keep, delta in zip(self.sparsify, deltas, strict=True)]
@@ -67,9 +69,14 @@ class Method(MergeConfig):
         def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
             each = zip(branches, deltas, strict=True)
             keep = [self.sparsifier(i, branch, name, delta) for i, (branch, delta) in enumerate(each)]
-            return TensorMerge(deltas, self.combine, keep)
+            return TensorMerge(deltas, self.combine, keep, coefficients=self.coefficients)
 
         return plan
+
+    @property
+    def coefficients(self) -> list[float] | None:
+        """The factors of SFT and preference in a method that only adds them; None for any other."""
+        return None
 
     def sparsifier(self, number: int, branch: str, name: str, delta: Delta) -> Sparsifier:
         """What is kept of one branch's delta (0: SFT, 1: preference) of the tensor `name`."""
@@ -94,6 +101,7 @@ class WeightedMerge(Method):
     """The same for the second."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.weights) == 2, "merge.weights", self.weights, "two numbers: [sft, preference]")
         own = (self.sft_weight, self.preference_weight)
         self.weights = [w if given is None else given for w, given in zip(self.weights, own, strict=True)]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from paft.delta.checkpoint import tensors_of
+from paft.delta.base import BaseTensors
 from paft.delta.rows import FLOATS, Array
 from paft.delta.settings import difference_of_settings
 from paft.delta.stored import StoredTensor
@@ -36,16 +36,39 @@ CLOSE = 2.0**-7
 def refuse_other_base(base: Path, adapters: Mapping[str, Path]) -> None:
     """Raise `ValueError` naming the difference if an adapter was trained on another model than `base`."""
     for branch, folder in adapters.items():
-        told = _settings(folder / "adapter_config.json")
-        name = told.get("base_model_name_or_path") or None
-        if wrong := _difference(base, str(name) if name else None, told):
+        name, told = _stated(folder)
+        if wrong := _difference(base, name, told) or _other_name(base, name):
             raise ValueError(
                 f"the {branch} adapter {folder} was trained on {name or 'another model'}, not on {base}: {wrong}. "
                 "Give the base it was trained on; or add --same-base if you know that this is the one"
             )
 
 
+def base_by_another_name(base: Path, branch: str, folder: Path) -> str | None:
+    """A sentence where an adapter names its base otherwise, and nothing on this disk says that it is another one.
+
+    Raises `ValueError` where the models themselves differ.
+    """
+    name, told = _stated(folder)
+    if wrong := _difference(base, name, told):
+        raise ValueError(
+            f"the {branch} adapter {folder} was trained on {name or 'another model'}, not on {base}: {wrong}. "
+            "Give the base it was trained on"
+        )
+    if wrong := _other_name(base, name):
+        return f"the {branch} adapter {folder} says that it was trained on {name}, {wrong}: taken to be the same model"
+    return None
+
+
+def _stated(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """What an adapter says of its base: the name, and all of its settings."""
+    told = _settings(folder / "adapter_config.json")
+    name = told.get("base_model_name_or_path") or None
+    return str(name) if name else None, told
+
+
 def _difference(base: Path, name: str | None, told: Mapping[str, Any]) -> str | None:
+    """In what the models themselves differ, as far as they are known."""
     if name and (Path(name) / "config.json").is_file():
         return difference_of_models(base, Path(name))
     mapping = told.get("auto_mapping")
@@ -53,10 +76,17 @@ def _difference(base: Path, name: str | None, told: Mapping[str, Any]) -> str | 
     given = _settings(base / "config.json").get("architectures") or []
     if trained and given and trained not in given:
         return f"that is a {trained}, this is a {', '.join(map(str, given))}"
+    return None
+
+
+def _other_name(base: Path, name: str | None) -> str | None:
     known = list(dict.fromkeys(names_of(base)))
-    if name is None or _short(name) in map(_short, known):
-        return None
-    return f"the base is known as {', '.join(known)}"
+    seen = name is None or (Path(name) / "config.json").is_file()
+    return (
+        None
+        if seen or _short(str(name)) in map(_short, known)
+        else f"the base is known as {', '.join(known)}"
+    )
 
 
 def names_of(base: Path) -> Iterator[str]:
@@ -82,7 +112,7 @@ def difference_of_models(a: Path, b: Path) -> str | None:
         return None
     if differing := difference_of_settings(a, b):
         return differing
-    here, there = tensors_of(a), tensors_of(b)
+    here, there = BaseTensors.of(a).tensors, BaseTensors.of(b).tensors
     if apart := sorted(here.keys() ^ there.keys()):
         where = "here" if apart[0] in here else "there"
         return f"only the model {where} holds {apart[0]}"

@@ -21,6 +21,7 @@ class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1
     """Interpolate the deltas, or the whole weights."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 <= self.t <= 1, "merge.t", self.t, "in [0, 1]")
 
     @property
@@ -32,7 +33,8 @@ class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1
 
     def _of_deltas(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
         arc = delta_arc(gram_of_deltas(*deltas), self.t)
-        return TensorMerge(deltas, lambda d, _: along(arc, d), [everything] * 2, arc.linear)
+        ends = arc.first, arc.second
+        return TensorMerge(deltas, lambda d, _: along(arc, d), [everything] * 2, arc.linear, ends)
 
     def _of_weights(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
         arc = full_arc(gram_of_weights(base, *deltas), self.t)
