@@ -1,26 +1,37 @@
 """What a cell needs of this machine and of its bases, asked before its first stage runs."""
 
+import logging
 from collections.abc import Iterable
 
-from paft.config import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
+from paft.config import EvaluateConfig, ModelConfig, RunConfig, TakenKind, TrainerConfig
+from paft.delta.adapter import describe_adapter
+from paft.delta.checkpoint import pair_tensors
 from paft.files.fingerprint import digest
+from paft.files.hub import folder_of
+from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage, canonical
-from paft.graph.stages import STAGES, TRAINED
+from paft.merge.branches import refuse_other_vocabulary
+from paft.merge.origin import base_by_another_name
 from paft.store.store import Store
+
+log = logging.getLogger("paft")
 
 
 def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
     """Raise `ValueError` for what the `missing` stages would fail of, be it hours later: no GPU, a base that cannot be
     had, `lora.target_modules` that the base has not."""
     stages = list(missing)
-    forwarding = [stage for stage in stages if STAGES[stage.name].runs_base]
+    forwarding = [stage for stage in stages if stage.kind.runs_base]
     if forwarding:
         require_devices(config.trainer)
     models = {stage.config.model.name: stage.config.model for stage in stages}
     for model in models.values():
-        trained = (s for s in stages if s.name in TRAINED and s.config.model.name == model.name)
+        trained = (s for s in stages if s.kind.trains and s.config.model.name == model.name)
         targets = {stage.name: stage.config.branch.lora.target_modules for stage in trained}
         require_base(model, targets, offline=config.offline)
+    for stage in stages:
+        if isinstance(stage.config, TakenStage):
+            require_taken(stage.name, stage.config, offline=config.offline)
 
 
 def refuse_columns_of(cells: Iterable[tuple[RunConfig, Stage]]) -> None:
@@ -37,6 +48,21 @@ def refuse_columns(evaluations: Iterable[EvaluateConfig]) -> None:
         from paft.evaluate.columns import columns_of, manager_for  # lm-eval
 
         columns_of(evaluate, manager_for(evaluate))
+
+
+def require_taken(branch: str, config: TakenStage, *, offline: bool) -> None:
+    """Raise `ValueError` for a taken branch that is no change of its base; names and shapes alone are looked at."""
+    from paft.model.base import base_folder
+
+    base = base_folder(config.model, offline=offline)
+    folder = folder_of(config.path or config.hub, offline=offline)
+    if config.kind is TakenKind.adapter:
+        describe_adapter(folder, base)
+        if said := base_by_another_name(base, branch, folder):
+            log.info(said)
+    else:
+        refuse_other_vocabulary(base, folder)
+        pair_tensors(base, folder)
 
 
 def require_devices(trainer: TrainerConfig) -> None:

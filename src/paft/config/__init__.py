@@ -35,6 +35,7 @@ from paft.config.merge import (
     Election,
     ElectOn,
     MergeConfig,
+    MergeOutput,
     Norm,
     Normalize,
     Rescale,
@@ -76,6 +77,7 @@ from paft.config.training import (
     Schedule,
     SFTConfig,
     Sparsity,
+    TakenKind,
 )
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
     "LoggerConfig",
     "LoraConfig",
     "MergeConfig",
+    "MergeOutput",
     "ModelConfig",
     "ModelShape",
     "Norm",
@@ -131,6 +134,7 @@ __all__ = [
     "Statistic",
     "StrategyConfig",
     "StrategyName",
+    "TakenKind",
     "TaskConfig",
     "Template",
     "TinyModel",

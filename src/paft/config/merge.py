@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-from paft.config.checks import UNLESS_DEFAULT, Entry, incidental
+from paft.config.checks import UNLESS_DEFAULT, Entry, incidental, require
 from paft.config.model import DType
 
 
@@ -89,6 +89,17 @@ class Statistic(str, Enum):
     coefficients = "coefficients"
 
 
+class MergeOutput(str, Enum):
+    """`model`: the base with merged weights; `adapter`: a LoRA adapter of the merged delta, for peft and vLLM.
+
+    A linear merge of LoRA deltas is exact as an adapter, at the sum of their ranks; of any other the nearest delta of
+    `rank` is taken (a truncated SVD of each tensor), and how far off it is stands beside the result.
+    """
+
+    model = "model"
+    adapter = "adapter"
+
+
 METHODS: dict[str, type["MergeConfig"]] = {}
 """Name on the command line -> the config of a merge method, in the order of the paper's Table 1, then of definition."""
 
@@ -110,12 +121,24 @@ class MergeConfig(Entry):
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Storage type of the weights that change; null keeps the base's. For float32 also `evaluate.dtype=float32`."""
+    output: MergeOutput = field(default=MergeOutput.model, metadata=UNLESS_DEFAULT)
+    rank: int | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """Of a merged adapter; null is the sum of the ranks it is merged of."""
     keep: bool = incidental(True)
     """False deletes a merged model once it is evaluated."""
+    prove: bool = incidental(True)
+    """Read what was written back with transformers, and compare its logits with the base plus the merged delta."""
 
     def __post_init__(self) -> None:
-        spaces = [space.value for space in self.spaces]
         if self.space not in self.spaces:
+            allowed = " or ".join(space.value for space in self.spaces)
+            raise ValueError(f"merge.space must be {allowed} for merge={self.name}, got {self.space.value!r}")
+        require(self.rank is None or self.rank > 0, "merge.rank", self.rank, "positive or null")
+        if self.output is MergeOutput.model and self.rank is not None:
             raise ValueError(
-                f"merge.space must be {' or '.join(spaces)} for merge={self.name}, got {self.space.value!r}"
+                f"merge.rank={self.rank} is the rank of a merged adapter; add merge.output=adapter, or leave it out"
+            )
+        if self.output is MergeOutput.adapter and self.dtype is not None:
+            raise ValueError(
+                f"merge.dtype={self.dtype.value} is of merged models, and an adapter is float32; leave it out"
             )

@@ -82,6 +82,7 @@ class RunConfig(Typed):
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         self._check_tasks()
+        self._check_taken()
         loaded_as = self.evaluate.dtype or self.model.dtype
         if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
             raise ValueError(
@@ -97,6 +98,30 @@ class RunConfig(Typed):
                 held_out = getattr(self.data, task.rows.value).held_out
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"
                 require(held_out > 0, f"data.{task.rows.value}.held_out", held_out, allowed)
+
+    def _check_taken(self) -> None:
+        """Nothing is taken that is not used; and sequential training makes the preference branch on top of SFT's."""
+        for branch in (self.sft, self.preference):
+            if branch.taken and branch.branch not in self.paradigm.branches:
+                kind, place = branch.taken
+                raise ValueError(
+                    f"{branch.branch}.{kind.value}={place} is not used by paradigm={self.paradigm.value}; leave it "
+                    f"out, or set paradigm=parallel or paradigm={branch.branch}"
+                )
+        if self.paradigm is not Paradigm.sequential:
+            return
+        for branch in (self.sft, self.preference):
+            if branch.checkpoint is not None:
+                raise ValueError(
+                    f"{branch.branch}.checkpoint={branch.checkpoint} cannot be part of paradigm=sequential: to train "
+                    "on top of a whole model give it as the base (model=local model.path=... paradigm=preference); "
+                    "to merge it, paradigm=parallel"
+                )
+        if self.preference.adapter is not None and self.sft.adapter is None:
+            raise ValueError(
+                f"preference.adapter={self.preference.adapter} was not trained on top of an SFT that is still to be "
+                "trained; paradigm=parallel merges it, or give sft.adapter too, and both are added to the base"
+            )
 
     def _check_devices(self) -> None:
         if self.hardware.accelerator != self.trainer.accelerator:
@@ -116,6 +141,8 @@ class RunConfig(Typed):
         if self.strategy.cpu_offload and devices == 1:
             raise ValueError("strategy.cpu_offload=true needs trainer.devices of at least 2, got 1 device")
         for at in self.paradigm.branches:
+            if getattr(self, at).taken:
+                continue
             rows = getattr(self, at).global_batch_size
             require(
                 rows % devices == 0,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, require
+from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
 
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -16,6 +16,13 @@ class Schedule(str, Enum):
     linear = "linear"
     constant = "constant"
     inverse_sqrt = "inverse_sqrt"
+
+
+class TakenKind(str, Enum):
+    """What is taken in place of a training: a LoRA `adapter`, or a whole fine-tuned model, a `checkpoint`."""
+
+    adapter = "adapter"
+    checkpoint = "checkpoint"
 
 
 class L1Of(str, Enum):
@@ -89,9 +96,22 @@ class BranchConfig(Typed):
     """Times that every row is seen; the last rows that fill no global batch are left out of each."""
     max_steps: int | None = None
     """Optimizer steps; overrides `epochs`."""
+    adapter: str | None = incidental(None)
+    """A LoRA that is taken, not trained: a PEFT folder, or `user/repo@commit` of the Hugging Face hub. Its content is
+    its identity."""
+    checkpoint: str | None = incidental(None)
+    """A fine-tuned model that is taken, not trained: its folder, or `user/repo@commit`. What it adds is its difference
+    from the base."""
 
     def __post_init__(self) -> None:
         at = self.branch
+        if self.adapter is not None and self.checkpoint is not None:
+            raise ValueError(
+                f"{at}.adapter={self.adapter} and {at}.checkpoint={self.checkpoint} are two answers to what the "
+                "branch is; give one of them"
+            )
+        for kind, place in (("adapter", self.adapter), ("checkpoint", self.checkpoint)):
+            require(place != "", f"{at}.{kind}", place, "a folder, user/repo@commit, or null")
         require(self.lr > 0, f"{at}.lr", self.lr, "positive")
         require(0 <= self.warmup_ratio < 1, f"{at}.warmup_ratio", self.warmup_ratio, "in [0, 1)")
         require(self.weight_decay >= 0, f"{at}.weight_decay", self.weight_decay, "at least 0")
@@ -110,6 +130,13 @@ class BranchConfig(Typed):
     @property
     def branch(self) -> str:
         return "preference"
+
+    @property
+    def taken(self) -> tuple[TakenKind, str] | None:
+        """What stands in place of a training, and where it is; None for a branch that is trained."""
+        if self.adapter is not None:
+            return TakenKind.adapter, self.adapter
+        return None if self.checkpoint is None else (TakenKind.checkpoint, self.checkpoint)
 
 
 @dataclass

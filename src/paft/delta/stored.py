@@ -1,13 +1,15 @@
 """Deltas in safetensors files: factors, a tensor as it is, or one model's tensor minus another's. Without torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from paft.delta.delta import Dense, Factors
-from paft.delta.rows import FLOATS, Array, Bits, Rows, decode, matrix_shape
+from paft.delta.delta import Dense, Factors, StoredDelta
+from paft.delta.rows import FLOATS, PANEL, Array, Bits, Rows, decode, matrix_shape, row_blocks
 from paft.files.safetensors import SIZES, Stored
 
 
@@ -26,6 +28,13 @@ class StoredTensor:
     def __getitem__(self, rows: slice) -> Array:
         start, stop, _ = rows.indices(self.shape[0])
         return decode(self._bits(start, stop), self.stored.dtype).reshape(-1, self.shape[1])
+
+    def same_bytes(self, other: "StoredTensor") -> bool:
+        """Whether another tensor is this one, bit for bit."""
+        if (self.stored.dtype, self.shape) != (other.stored.dtype, other.shape):
+            return False
+        panels = ((rows.start, rows.stop) for rows in row_blocks(self.shape, PANEL))
+        return all(np.array_equal(self._bits(*panel), other._bits(*panel)) for panel in panels)
 
     def _bits(self, start: int, stop: int) -> Bits:
         width, dtype = self.shape[1], self.stored.dtype
@@ -82,3 +91,32 @@ class StoredDifference:
 
     def scaled(self, factor: float) -> Self:
         return replace(self, scaling=self.scaling * factor)
+
+
+@dataclass(frozen=True)
+class StoredSum:
+    """The sum of several deltas of one tensor."""
+
+    parts: Sequence[StoredDelta]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[0].shape
+
+    def load(self) -> Dense:
+        return Dense(_Sum([part.load() for part in self.parts]))
+
+    def scaled(self, factor: float) -> Self:
+        return replace(self, parts=[part.scaled(factor) for part in self.parts])
+
+
+@dataclass(frozen=True)
+class _Sum:
+    parts: Sequence[Rows]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parts[0].shape
+
+    def __getitem__(self, rows: slice) -> Array:
+        return reduce(np.add, (part[rows] for part in self.parts))

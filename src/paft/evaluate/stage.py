@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from paft.chat.template import adds_bos
-from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.config import DType, EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.items import from_samples
 from paft.evaluate.lm import SparingLM
@@ -24,11 +24,13 @@ from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
 from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
+from paft.merge.apply import apply_adapters
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
 from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
+from paft.store.damage import WORK
 
 
 def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
     device = device_of(context.running.trainer)
     results = evaluate_model(
-        inputs.get("model", base),
+        _model(inputs, base, out / WORK / "model", config.evaluate.dtype),
         base,
         config.model,
         config.template,
@@ -51,6 +53,17 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         paths=proved_paths(base, config.model, device),
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
+
+
+def _model(inputs: Mapping[str, Path], base: Path, here: Path, dtype: DType | None) -> Path:
+    """The folder to load. One adapter of a whole merge is added to the base first, in a folder that goes with the run's
+    other leftovers: its scores are those of the weights that are loaded from it anywhere."""
+    folder = inputs.get("model", base)
+    if not (folder / "adapter").is_dir():
+        return folder
+    shutil.rmtree(here, ignore_errors=True)
+    apply_adapters(base, {"merged": folder / "adapter"}, here, dtype)
+    return here
 
 
 def evaluate_model(

@@ -7,11 +7,12 @@
 
 Each stage gets its own slice of the config and nothing else. `reference` holds the base model's log-probabilities
 of the pairs, whatever the DPO trainings that share it do with them. Baselines are graphs, not code paths: `sft` and
-`preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none.
+`preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none. A branch
+that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ from paft.graph.configs import (
     ReferenceStage,
 )
 from paft.graph.stage import Stage
-from paft.graph.stages import STAGES
+from paft.graph.stages import kind_of
+from paft.graph.taken import checkpoints, taken
 from paft.graph.tasks import with_fingerprints
 
 RIGHT_FROM_THE_START = ("llama", "mistral", "qwen2", "qwen3")
@@ -64,7 +66,7 @@ def build(config: RunConfig) -> Stage:
     adapters, method = _adapters(config, model)
     if not adapters:
         return _stage("evaluate", evaluate, **held_out)
-    merge = _stage("merge", MergeStage(released, method, template), **adapters)
+    merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **adapters)
     return _stage("evaluate", evaluate, model=merge, **held_out)
 
 
@@ -75,7 +77,8 @@ def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    apply = Apply(keep=config.merge.keep, dtype=config.merge.dtype)
+    shared = [f.name for f in fields(Apply) if f.name != "norm"]  # which only two deltas can have in common
+    apply = Apply(**{name: getattr(config.merge, name) for name in shared})
     if config.paradigm is Paradigm.base:
         return {}, apply
     if config.paradigm is Paradigm.preference:  # nothing of the other branch is read, its files included
@@ -92,6 +95,8 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
 
 def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
     branch: BranchConfig = getattr(config, name)
+    if branch.taken:
+        return _stage(name, taken(name, branch, model.as_released()))
     if isinstance(branch, SFTConfig):
         branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
@@ -139,9 +144,10 @@ def _version(name: str, config: Any) -> int:
             changed = brought and template is not Template.zephyr
         case _:
             changed = False
-    if STAGES[name].runs_base and isinstance(config.model, LocalModel):
+    kind = kind_of(name, config)
+    if kind.runs_base and isinstance(config.model, LocalModel):
         changed = changed or not _was_right(Path(config.model.path))
-    return STAGES[name].version + changed
+    return kind.version + changed
 
 
 def _was_right(folder: Path) -> bool:
@@ -184,7 +190,8 @@ def _with_fingerprint(model: ModelConfig) -> ModelConfig:
 
 def lambda_of(stage: Stage) -> float | None:
     """The L1 weight of the SFT stage in this graph, or None where there is none."""
-    weights = [s.config.branch.l1.weight for s in stage.walk() if s.name == "sft"]
+    trained = (s.config for s in stage.walk() if s.name == "sft" and isinstance(s.config, BranchStage))
+    weights = [config.branch.l1.weight for config in trained]
     return weights[0] if weights else None
 
 

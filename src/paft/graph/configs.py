@@ -1,10 +1,12 @@
 """What each stage is told: its own slice of the config, and nothing else. It makes up the stage's key."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
-from paft.config import BranchConfig, EvaluateConfig, MergeConfig, ModelConfig, Source, Template
-from paft.config.checks import UNLESS_DEFAULT
+from paft.config import BranchConfig, EvaluateConfig, MergeConfig, ModelConfig, Source, TakenKind, Template
+from paft.config.checks import UNLESS_DEFAULT, incidental
 
 
 @dataclass
@@ -54,6 +56,26 @@ class BranchStage:
 
 
 @dataclass
+class TakenStage:
+    """A branch that was trained elsewhere. Its content is its identity, not where it lies."""
+
+    model: ModelConfig
+    """The base that it is a change of."""
+    kind: TakenKind
+    sha256: str = ""
+    """Of its files; empty of one on the hub, which its commit tells."""
+    hub: str = ""
+    """`user/repo@commit`; empty of a folder on this disk."""
+    path: str = incidental("")
+    """The folder; empty of one on the hub."""
+
+    @property
+    def title(self) -> str:
+        """What people call it: the repository, or the last part of the path."""
+        return self.hub.partition("@")[0] or PurePath(os.path.abspath(self.path)).name
+
+
+@dataclass
 class Apply(MergeConfig):
     """The plain sum of all deltas: the SFT, preference and sequential baselines."""
 
@@ -65,6 +87,8 @@ class MergeStage:
     model: ModelConfig
     method: MergeConfig
     template: Template
+    checkpoints: dict[str, str] = field(default_factory=dict, metadata={"identity": False})
+    """Branch -> where the whole model lies that it was taken as; its content is in the branch's own key."""
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from paft.graph.configs import TakenStage
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -29,4 +31,11 @@ STAGES = {
     "merge": Kind(1, "paft.merge.stage"),
     "evaluate": Kind(1, "paft.evaluate.stage", runs_base=True),
 }
+TAKEN = Kind(1, "paft.training.taken")
+"""A branch that is taken, not trained, whatever its name."""
 TRAINED = tuple(name for name, kind in STAGES.items() if kind.trains)
+
+
+def kind_of(name: str, config: object) -> Kind:
+    """What the stage of this name does with this config."""
+    return TAKEN if isinstance(config, TakenStage) else STAGES[name]

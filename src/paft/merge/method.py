@@ -15,15 +15,16 @@ new one is a class in a file of `paft.merge.methods`:
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from threading import local
 
 import numpy as np
 
 from paft.config import MergeConfig, require
 from paft.config.checks import UNLESS_DEFAULT, incidental
-from paft.delta.delta import Delta, StoredDelta, inner
-from paft.delta.rows import Array, Rows
-from paft.merge.slerp import Gram
+from paft.delta.delta import Delta, Factors, StoredDelta, inner
+from paft.delta.rows import Array, Rows, blocks_of
+from paft.merge.slerp import Gram, gram_of
 from paft.merge.sparsify import Sparsifier, everything
 
 Adapters = Mapping[str, Mapping[str, StoredDelta]]
@@ -42,6 +43,8 @@ class TensorMerge:
     sparsify: Sequence[Sparsifier]
     linear: bool | None = None
     """Whether slerp is a straight line here; None for the other methods."""
+    coefficients: Sequence[float] | None = None
+    """Where the merged delta is a sum of the deltas, each times a number: these; so it has the sum of their ranks."""
 
     def merge(self, rows: slice, deltas: Sequence[Array], base: Array) -> Array:
         kept = [keep(rows, delta) for keep, delta in zip(self.sparsify, deltas, strict=True)]
@@ -68,9 +71,14 @@ class Method(MergeConfig):
         def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
             each = zip(branches, deltas, strict=True)
             keep = [self.sparsifier(i, branch, name, delta) for i, (branch, delta) in enumerate(each)]
-            return TensorMerge(deltas, self.merge_deltas, keep)
+            return TensorMerge(deltas, self.merge_deltas, keep, coefficients=self.coefficients)
 
         return plan
+
+    @property
+    def coefficients(self) -> list[float] | None:
+        """The factors of SFT and preference in a method that only adds them; None for any other."""
+        return None
 
     def sparsifier(self, number: int, branch: str, name: str, delta: Delta) -> Sparsifier:
         """What is kept of one branch's delta (0: SFT, 1: preference) of the tensor `name`."""
@@ -138,7 +146,10 @@ class SparseMerge(WeightedMerge):
 
 
 def gram_of_deltas(first: Delta, second: Delta) -> Gram:
-    """`gram_of` two deltas, without computing those that are factors."""
+    """`gram_of` two deltas; where both are factors without computing them."""
+    if not (isinstance(first, Factors) and isinstance(second, Factors)):
+        grams = (gram_of(one, other) for _, (one, other) in blocks_of(first, second))
+        return reduce(Gram.add, grams, Gram())
     return Gram(inner(first, first), inner(second, second), inner(first, second))
 
 

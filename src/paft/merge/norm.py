@@ -48,7 +48,12 @@ def scaled(plan: Plan, factor: float) -> Plan:
 
     def scaled_plan(name: str, deltas: list[Delta], base: Rows) -> TensorMerge:
         merge = plan(name, deltas, base)
-        return replace(merge, combine=lambda kept, rows: np.float32(factor) * merge.combine(kept, rows))
+        ends = merge.coefficients
+        return replace(
+            merge,
+            combine=lambda kept, rows: np.float32(factor) * merge.combine(kept, rows),
+            coefficients=None if ends is None else [factor * c for c in ends],
+        )
 
     return scaled_plan  # type: ignore[return-value]
 

@@ -129,7 +129,9 @@ def merge_tensor(method: Method, deltas: Sequence[Delta | Array], *, name: str =
 
 def as_whole(deltas: Sequence[Delta], result: Delta, linear: bool | None = None) -> TensorMerge:
     """The merge of `deltas` whose result is known; only its rows are still to be taken."""
-    return TensorMerge([*deltas, result], lambda d, _: d[-1], [everything] * (len(deltas) + 1), linear)
+    only_result = [0.0] * len(deltas) + [1.0]
+    keep = [everything] * len(only_result)
+    return TensorMerge([*deltas, result], lambda d, _: d[-1], keep, linear, only_result)
 
 
 def _svd(matrix: Wide) -> tuple[Wide, Wide, Wide]:

@@ -26,7 +26,7 @@ from paft.chat.template import template_text
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.files.cache import cache_folder
 from paft.files.fingerprint import text_digest
-from paft.files.hub import unavailable
+from paft.files.hub import download
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
@@ -67,20 +67,11 @@ def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
 
 
 def _from_hub(config: HubModel, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
     if config.trust_remote_code:
-        patterns.append("*.py")
-    try:
-        folder = snapshot_download(
-            config.repo, revision=config.revision, allow_patterns=patterns, local_files_only=offline
-        )
-    except (OSError, ValueError) as error:
-        what = f"{config.repo} at {config.revision:.12}"
-        instead = "with a folder of it on this disk: model=local model.path=..."
-        raise unavailable(what, config.repo, error, instead) from None
-    return Path(folder)
+        wanted.append("*.py")
+    instead = "with a folder of it on this disk: model=local model.path=..."
+    return download(config.repo, config.revision, wanted, instead, offline=offline)
 
 
 def _made_once(config: WheelModel | TinyModel) -> Path:
@@ -185,8 +176,8 @@ def load_tokenizer(
 def pad_token_id(folder: Path, config: ModelConfig) -> int:
     """The token that fills rows up, whatever the template; raises as `load_tokenizer`."""
     tokenizer = _own_tokenizer(folder, config.trust_remote_code)
-    pad_id = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad_id is None else pad_id)
+    own = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if own is None else own)
 
 
 def _own_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":

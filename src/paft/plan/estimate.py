@@ -20,6 +20,7 @@ from paft.cost.flops_and_bytes import (
 )
 from paft.cost.work import Work, forwards_reference, pair_work
 from paft.forward.tree import MAX_TOKENS
+from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
@@ -29,6 +30,8 @@ from paft.store.store import Store
 
 TOKENISED_PER_SECOND = 2.5e5
 """One process with a fast tokenizer."""
+TAKING_SECONDS = 2.0
+"""Of copying and measuring an adapter."""
 STEP_SECONDS = 0.04
 """Of one decoding step of transformers' generation, however small the model."""
 MERGED_PER_SECOND = 1e8
@@ -71,6 +74,8 @@ class Estimator:
     def __call__(self, stage: Stage) -> Estimate:
         if stage.name == "data":
             return self.data(stage)
+        if isinstance(stage.config, TakenStage):
+            return Estimate(seconds=Figure(TAKING_SECONDS, True))
         shape = shape_of(stage.config.model)
         if shape is None:
             return Estimate(assumed=(f"{stage.config.model.title} is of unknown shape: set model.shape",))

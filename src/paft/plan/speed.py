@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from paft.config import HardwareConfig
 from paft.graph.stage import Stage
-from paft.graph.stages import TRAINED
 from paft.plan.precedents import (
     Precedents,
     flops_per_second,
@@ -44,7 +43,7 @@ class Speed:
         if training is None or start is None:
             return cls.assumed_of(stage, hardware, precedents, batches)
         forward = median(trainings, forward_flops_per_second) or training
-        startup = start if stage.name in TRAINED else STARTUP_SECONDS[stage.name]
+        startup = start if stage.kind.trains else STARTUP_SECONDS[stage.name]
         reached = f"{training / 1e12:.3g} TFLOP/s in training, {forward / 1e12:.3g} in scoring"
         said = f"{stage.name} of {stage.config.model.title}: {reached}, {startup:.3g} s to start"
         return cls(training, forward, startup, measured=(said,))
@@ -60,7 +59,7 @@ class Speed:
         training = hardware.efficiency * batches.training / (batches.training + half)
         forward = hardware.forward_efficiency * batches.scoring / (batches.scoring + half)
         shares = [f"{forward:.0%} in scoring"]
-        if stage.name in TRAINED:
+        if stage.kind.trains:
             shares.insert(0, f"{training:.0%} in training")
         where = "measured on this store" if measured_peak else f"hardware={hardware.name}"
         startup = STARTUP_SECONDS[stage.name]

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from paft.config import PreferenceConfig, RunConfig
+from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage, canonical
-from paft.graph.stages import STAGES
 from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
 from paft.plan.precedents import Precedents
 from paft.proof.record import describe as describe_base
@@ -48,7 +48,7 @@ def print_bases(missing: Iterable[Planned]) -> None:
     bases = {
         proof_file(stage.config.model, device): (stage.config.model, device)
         for stage, config in missing
-        if STAGES[stage.name].runs_base and (device := device_of(config.trainer))
+        if stage.kind.runs_base and (device := device_of(config.trainer))
     }
     for model, device in bases.values():
         print(f"base: {describe_base(model, known(model, device))}")
@@ -151,6 +151,9 @@ def own_options(objective: PreferenceConfig) -> list[str]:
 def describe(stage: Stage) -> str:
     """One line a person can tell stages apart by."""
     config = stage.identity["config"]
+    if isinstance(stage.config, TakenStage):
+        content = stage.config.hub.partition("@")[2] or stage.config.sha256
+        return f"taken: {stage.config.title}, {stage.config.kind.value} {content[:8]} of {stage.config.model.title}"
     match stage.name:
         case "data":
             source = config["source"]

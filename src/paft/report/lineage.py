@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paft.files.fingerprint import digest
+from paft.graph.configs import TakenStage
 from paft.graph.stages import TRAINED
 
 Identity = Mapping[str, Any]
@@ -16,9 +17,14 @@ def key_of(identity: Identity) -> str:
 
 
 def branches(identity: Identity) -> dict[str, Identity]:
-    """The trainings behind an evaluation, `sft` and `preference`, as far as there are any."""
+    """The branches behind an evaluation, `sft` and `preference`, as far as there are any."""
     merge = identity["inputs"].get("model")
     return dict(merge["inputs"]) if merge else {}
+
+
+def is_taken(identity: Identity) -> bool:
+    """Whether a branch was taken from elsewhere, not trained."""
+    return identity["config"].get("type") == TakenStage.__name__
 
 
 def family(identity: Identity) -> str:

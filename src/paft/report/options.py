@@ -8,7 +8,7 @@ from typing import Any
 
 from paft.config.checks import TYPES, UNLESS_DEFAULT
 from paft.graph.stage import canonical
-from paft.report.lineage import Identity, branches
+from paft.report.lineage import Identity, branches, is_taken
 from paft.report.row import Row, is_option
 
 ALIASES = {
@@ -37,6 +37,8 @@ def options(evaluate: Identity) -> dict[str, Any]:
     model = next((stage["config"]["model"] for stage in trained.values()), evaluate["config"]["model"])
     options = dict(_flat("model", model))
     for name, stage in trained.items():
+        if is_taken(stage):
+            continue
         data = stage["inputs"]["data"]["config"]
         options |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
         options |= _flat(name, _in_effect(stage["config"]["branch"]))

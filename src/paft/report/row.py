@@ -67,6 +67,10 @@ class Row(Mapping[str, Any]):
         value = self["lambda"]
         return None if value is None else float(value)
 
+    def taken(self, branch: str) -> str:
+        """What a branch that was taken, not trained, is called; empty where it was trained, or there is none."""
+        return str(self.get(f"{branch}.adapter") or self.get(f"{branch}.checkpoint") or "")
+
     @property
     def merged(self) -> bool:
         """Whether two branches were trained side by side and merged."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.report.labels import Differences, apart
-from paft.report.names import objective_title
+from paft.report.names import TAKEN, objective_title
 from paft.report.numbers import short
 from paft.report.row import Row
 from paft.report.table import merge_report
@@ -62,6 +62,8 @@ def trained(block: Sequence[Row], branch: str) -> dict[str, Row]:
 
 def _kind(row: Row, branch: str) -> str:
     """What an adapter is of, without its lambda."""
+    if name := row.taken(branch):
+        return f"{TAKEN}: {name}"
     sft = "SFT_sparse" if row.weight else "SFT"
     if branch == "sft":
         return sft

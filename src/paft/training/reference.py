@@ -74,7 +74,7 @@ def load_reference(
     settings = context.running.trainer
     folder = base_folder(config.model, offline=context.running.offline)
     base = load_base(folder, config.model, proved_paths(folder, config.model, device_of(settings)))
-    add_deltas(base, [inputs["sft"] / "adapter"] if "sft" in inputs else [])
+    add_deltas(base, [inputs["sft"] / "adapter"] if "sft" in inputs else [], folder)
     gpu = settings.accelerator == "gpu"
     device = torch.device("cuda", rank % settings.devices) if gpu else torch.device("cpu")
     if config.model.quantization is Quantization.nf4:

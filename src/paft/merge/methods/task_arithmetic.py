@@ -19,6 +19,10 @@ class TaskArithmetic(
 ):
     """Weighted sum of the deltas times `scale`."""
 
+    @property
+    def coefficients(self) -> list[float]:
+        return [self.scale * weight for weight in self.weights]
+
     def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return task_arithmetic(deltas, self.weights, scale=self.scale)
 
@@ -32,5 +36,5 @@ def plain_sum(count: int) -> Plan:
     """Of so many deltas, none weighted: what the baselines apply."""
     weights = [1.0] * count
     return lambda _, deltas, __: TensorMerge(
-        deltas, lambda d, _: task_arithmetic(d, weights), [everything] * count
+        deltas, lambda d, _: task_arithmetic(d, weights), [everything] * count, coefficients=weights
     )
