@@ -25,6 +25,7 @@ def unread_parts(cfg: DictConfig) -> list[str]:
         return []
     trained = Paradigm(value).branches
     with_rows = {branch for branch in trained if not _is_taken(cfg, branch)} | _scored_rows(cfg)
+    with_rows |= set(trained) if Paradigm(value) is Paradigm.parallel and _needs_rows(cfg) else set()
     parts = [branch for branch in BRANCHES if branch not in trained]
     parts += [f"data.{branch}" for branch in BRANCHES if branch not in with_rows]
     return parts if Paradigm(value) is Paradigm.parallel else [*parts, "merge"]
@@ -34,6 +35,12 @@ def _is_taken(cfg: DictConfig, branch: str) -> bool:
     """Whether a branch is taken from elsewhere, and trained on no rows."""
     places = (OmegaConf.select(cfg, f"{branch}.{kind.value}") for kind in TakenKind)
     return any(place is not None for place in places)
+
+
+def _needs_rows(cfg: DictConfig) -> bool:
+    """Whether the merge looks at training rows of the branches."""
+    method = OmegaConf.get_type(cfg, "merge") if "merge" in cfg else None
+    return isinstance(method, type) and getattr(method, "needs", None) is not None
 
 
 def refuse_unused(words: Iterable[str], configs: Sequence[RunConfig]) -> None:

@@ -8,7 +8,8 @@
 Each stage gets its own slice of the config and nothing else. `reference` holds the base model's log-probabilities
 of the pairs, whatever the DPO trainings that share it do with them. Baselines are graphs, not code paths: `sft` and
 `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none. A branch
-that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content.
+that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content. A merge that looks at data
+has one more input for each branch, `statistics` of its rows, or one of both, `coefficients`.
 """
 
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from paft.config import (
     RunConfig,
     SFTConfig,
     Source,
+    Statistic,
     Template,
 )
 from paft.config.data import DEMO_VERSION
@@ -39,11 +41,13 @@ from paft.graph.callbacks import identities
 from paft.graph.configs import (
     Apply,
     BranchStage,
+    CoefficientsStage,
     DataStage,
     EvaluateStage,
     FirstSteps,
     MergeStage,
     ReferenceStage,
+    StatisticsStage,
 )
 from paft.graph.stage import Stage
 from paft.graph.stages import kind_of
@@ -66,8 +70,41 @@ def build(config: RunConfig) -> Stage:
     adapters, method = _adapters(config, model)
     if not adapters:
         return _stage("evaluate", evaluate, **held_out)
-    merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **adapters)
+    inputs = adapters | _measured(method, adapters, config, released)
+    merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **inputs)
     return _stage("evaluate", evaluate, model=merge, **held_out)
+
+
+def _measured(
+    method: Any, branches: dict[str, Stage], config: RunConfig, model: ModelConfig
+) -> dict[str, Stage]:
+    """The stages that measure on training rows what the merge method asks; shared by all merges that ask the same.
+
+    Raises `ValueError` for a branch that was taken as a whole model, of which nothing is measured.
+    """
+    if method.needs is None:
+        return {}
+    if whole := checkpoints(branches):
+        raise ValueError(
+            f"merge={method.name} measures LoRA branches on their training rows, and {', '.join(whole)} is taken as a "
+            "whole model; give an adapter, or choose another merge"
+        )
+    data = {f"{name}_data": _data(name, config.data, model) for name in branches}
+    if method.needs is Statistic.coefficients:
+        names = [f.name for f in fields(CoefficientsStage) if f.name not in ("model", "preference")]
+        given = {name: getattr(method, name) for name in names}
+        stage = CoefficientsStage(model, config.preference, **given)
+        scored = {n: s for n, s in branches["preference"].inputs.items() if n == "reference"}
+        return {"coefficients": _stage("coefficients", stage, **branches, **data, **scored)}
+    return {
+        f"{name}_statistics": _stage(
+            "statistics",
+            StatisticsStage(model, method.needs, name, method.num_rows, method.seed),
+            branch=branch,
+            data=data[f"{name}_data"],
+        )
+        for name, branch in branches.items()
+    }
 
 
 def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
@@ -77,7 +114,8 @@ def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    shared = [f.name for f in fields(Apply) if f.name != "norm"]  # which only two deltas can have in common
+    # what two deltas alone can have: a common norm, a common space
+    shared = [f.name for f in fields(Apply) if f.name not in ("norm", "space")]
     apply = Apply(**{name: getattr(config.merge, name) for name in shared})
     if config.paradigm is Paradigm.base:
         return {}, apply

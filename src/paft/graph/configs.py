@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from paft.config import BranchConfig, EvaluateConfig, MergeConfig, ModelConfig, Source, TakenKind, Template
+from paft.config import (
+    BranchConfig,
+    EvaluateConfig,
+    MergeConfig,
+    ModelConfig,
+    PreferenceConfig,
+    Source,
+    Statistic,
+    TakenKind,
+    Template,
+)
 from paft.config.checks import UNLESS_DEFAULT, incidental
 
 
@@ -73,6 +83,34 @@ class TakenStage:
     def title(self) -> str:
         """What people call it: the repository, or the last part of the path."""
         return self.hub.partition("@")[0] or PurePath(os.path.abspath(self.path)).name
+
+
+@dataclass
+class StatisticsStage:
+    """What a branch's own training rows say of the layers that its adapter changes, for merges that ask."""
+
+    model: ModelConfig
+    statistic: Statistic
+    branch: str
+    num_rows: int
+    seed: int
+
+
+@dataclass
+class CoefficientsStage:
+    """How much of each branch's delta every layer takes, learnt on a few rows of both."""
+
+    model: ModelConfig
+    preference: PreferenceConfig
+    """Its loss is minimised beside the SFT loss."""
+    weights: list[float]
+    """What the coefficients start from."""
+    num_rows: int
+    batch_size: int
+    steps: int
+    lr: float
+    preference_loss_weight: float
+    seed: int
 
 
 @dataclass

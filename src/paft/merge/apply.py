@@ -45,9 +45,16 @@ def apply_adapters(
 
 
 def plan_merge(
-    base: Path, adapters: Mapping[str, Path], method: MergeConfig, *, same: Collection[str] = ()
+    base: Path,
+    adapters: Mapping[str, Path],
+    method: MergeConfig,
+    *,
+    same: Collection[str] = (),
+    inputs: Mapping[str, Path] | None = None,
 ) -> PlannedMerge:
     """The merge of two branches into `base`, by branch name in the order of the method's weights.
+
+    `inputs` hold the folders of what was measured for a method that looks at data.
 
     A folder is a PEFT adapter or a whole fine-tuned model; what one branch does not change has a zero delta there.
     Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not known
@@ -67,7 +74,7 @@ def plan_merge(
             labels["norm"] = common_norm(read)
         if method.norm is Norm.branches:
             read = with_norm(read, labels["norm"])
-        plan = plan_of(method, read)
+        plan = plan_of(method.informed(inputs or {}), read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
     return PlannedMerge(base, read, plan, method.dtype, labels)

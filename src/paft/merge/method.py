@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from pathlib import Path
 from threading import local
 
 import numpy as np
@@ -63,6 +64,10 @@ class Method(MergeConfig):
     def shares(self) -> list[float]:
         """The weights of SFT and preference, for reports; empty where a method has none."""
         return []
+
+    def informed(self, inputs: Mapping[str, Path]) -> "Method":
+        """The method with what stages of its own have measured, whose folders are among the `inputs` of its merge."""
+        return self
 
     def plan(self, adapters: Adapters) -> Plan:
         """How each tensor is merged; `adapters` are for methods that look at all of them first."""

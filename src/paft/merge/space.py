@@ -6,7 +6,8 @@ share a left basis and differ in their right factors; either way what is merged 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from paft.delta.delta import Delta, Dense, Factors
 from paft.delta.rows import Array, Rows, blocks_of
 from paft.merge.method import Adapters, Method, Plan, TensorMerge, WeightedMerge
 from paft.merge.sparsify import everything
-from paft.merge.statistics import DataMerge, Measured
 
 Wide = NDArray[np.float64]
 SMALL = 1e-5
@@ -41,26 +41,26 @@ class Cores(NamedTuple):
         return Factors(self.right.astype(np.float32), left, 1.0)
 
 
-def plan_of(method: Method, adapters: Adapters, measured: Sequence[Measured] = ()) -> Plan:
-    """How each tensor is merged, in the method's space and by its weights; `measured` is for methods that need data."""
+def plan_of(method: Method, adapters: Adapters) -> Plan:
+    """How each tensor is merged, in the method's space and by its weights."""
     if isinstance(method, WeightedMerge) and method.weights_by:
-        return _by_name(method, adapters, measured)
-    if isinstance(method, DataMerge) and measured:
-        return method.plan_by(adapters, measured)
+        return _by_name(method, adapters)
     plan = method.plan(adapters)
     if isinstance(method, CoreMerge) or method.space in (Space.delta, Space.full):
         return plan
     return _through(core_space if method.space is Space.core else knots_space, plan)
 
 
-def _by_name(method: WeightedMerge, adapters: Adapters, measured: Sequence[Measured]) -> Plan:
+def _by_name(method: WeightedMerge, adapters: Adapters) -> Plan:
     """The same method once for each pattern of `weights_by`, and once for what none of them is found in."""
-    everywhere = replace(method, weights_by={}, sft_weight=None, preference_weight=None)
-    others = plan_of(everywhere, adapters, measured)
-    plans = {
-        re.compile(pattern): plan_of(replace(everywhere, weights=weights), adapters, measured)
-        for pattern, weights in method.weights_by.items()
-    }
+
+    def with_weights(weights: list[float]) -> Plan:
+        alike = copy(method)  # with all that it holds beside its fields
+        alike.weights, alike.weights_by = weights, {}
+        return plan_of(alike, adapters)
+
+    others = with_weights(method.weights)
+    plans = {re.compile(pattern): with_weights(w) for pattern, w in method.weights_by.items()}
 
     def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
         mine = next((mine for pattern, mine in plans.items() if pattern.search(name)), others)

@@ -1,6 +1,7 @@
 """Merge methods that look at data: what was measured on each branch's own training rows, read tensor by tensor."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,9 +14,11 @@ from paft.delta.rows import Rows
 from paft.delta.stored import StoredTensor
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import read_header
-from paft.merge.method import Adapters, Plan, TensorMerge, WeightedMerge
+from paft.merge.method import Adapters, Method, Plan, TensorMerge, WeightedMerge
 from paft.merge.sparsify import everything
 
+INPUT = "_statistics"
+"""How a merge's inputs of this kind end, as `sft_statistics`."""
 FILE, ALIKE = "statistics.safetensors", "alike.json"
 """Tensors by the name of the weight; weights that have the statistics of another, as layers of one input."""
 Measured = Mapping[str, Rows]
@@ -42,11 +45,23 @@ class DataMerge(WeightedMerge):
         super().__post_init__()
         require(self.num_rows > 0, "merge.num_rows", self.num_rows, "positive")
 
+    measured: ClassVar[Sequence[Measured]] = ()
+    """Of each branch in the order of its adapters; `informed` gives a copy of its own."""
+
+    def informed(self, inputs: Mapping[str, Path]) -> Method:
+        """A copy that holds what the `statistics` stages wrote."""
+        folders = [folder for name, folder in inputs.items() if name.endswith(INPUT)]
+        informed = copy(self)
+        informed.measured = [read_statistics(folder) for folder in folders]  # type: ignore[misc]
+        return informed
+
     def plan(self, adapters: Adapters) -> Plan:
-        raise ValueError(
-            f"merge={self.name} looks at training rows of each branch, which adapter folders alone do not bring; "
-            "merge with train.py, whose statistics stage measures them"
-        )
+        if not self.measured:
+            raise ValueError(
+                f"merge={self.name} looks at training rows of each branch, which adapter folders alone do not bring; "
+                "merge with train.py, whose statistics stage measures them"
+            )
+        return self.plan_by(adapters, self.measured)
 
     def plan_by(self, adapters: Adapters, measured: Sequence[Measured]) -> Plan:
         """How each tensor is merged; `measured` of each branch in the order of `adapters`."""

@@ -22,6 +22,7 @@ from paft.cost.work import Work, forwards_reference, pair_work
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage
+from paft.plan.measured import bytes_of, flops_of
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
 from paft.plan.speed import STARTUP_SECONDS, Batches, Speed
@@ -86,6 +87,8 @@ class Estimator:
                 return self.evaluation(stage, shape)
             case "reference":
                 return self.reference(stage, shape)
+            case "statistics" | "coefficients":
+                return self.measuring(stage, shape)
         return self.training(stage, shape)
 
     def data(self, stage: Stage) -> Estimate:
@@ -137,6 +140,15 @@ class Estimator:
         speed, flops = self.speed(stage, Batches(tokens, tokens)), forward_flops(shape, row * num)
         return self._estimate(
             stage, rows, num, (0.0, flops), self._as_before(stage, flops / num, speed), memory
+        )
+
+    def measuring(self, stage: Stage, shape: ModelShape) -> Estimate:
+        """Passes over a few training rows, forward and back, for a merge that looks at data."""
+        flops, rows = flops_of(stage, shape, self.store)
+        tokens = rows.prompt + rows.answer
+        speed = self.speed(stage, Batches(tokens, tokens))
+        return replace(
+            self._estimate(stage, rows, 1, (0.0, flops), speed, bytes_of(stage, shape)), tokens=None
         )
 
     def _as_before(self, stage: Stage, flops: float, speed: Speed) -> Speed:

@@ -169,6 +169,10 @@ def describe(stage: Stage) -> str:
             only = config.get("only")
             pairs = f"{only['max_steps'] * only['global_batch_size']:,} pairs" if only else "every pair"
             return f"{stage.config.model.title}, log-probabilities of {pairs}"
+        case "statistics":
+            return f"{config['statistic']} of {config['num_rows']} {config['branch']} rows, {stage.config.model.title}"
+        case "coefficients":
+            return f"{config['steps']} steps on {config['num_rows']} rows of each branch, {stage.config.model.title}"
         case "merge":
             method = {k: v for k, v in config["method"].items() if k != "type" and v is not None}
             return " ".join([config["method"]["type"], *(f"{k}={v}" for k, v in method.items())])

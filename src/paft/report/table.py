@@ -139,7 +139,7 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
     cell |= {"evaluate": _evaluation(config["evaluate"]), "limit": config["evaluate"]["limit"]}
     if merge is None:
         return cell
-    method, inputs = merge["config"]["method"], sorted(merge["inputs"])
+    method, inputs = merge["config"]["method"], sorted(branches(evaluate))
     kind = method["type"]
     cell |= merge_options(method)
     if kind != "Apply":

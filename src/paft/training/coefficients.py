@@ -94,7 +94,7 @@ def run(
     paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
     branches = [read_adapter(inputs[name] / "adapter") for name in ("sft", "preference")]
     base = load_base(folder, config.model, paths).to(device)
-    policy = MixedPolicy(base, branches, config.learned.weights)
+    policy = MixedPolicy(base, branches, config.weights)
     policy.train()
     texts = drawn(read_sft(inputs["sft_data"], "train"), config)
     pairs = read_preference(inputs["preference_data"], "train")
@@ -106,7 +106,7 @@ def run(
 
 
 def drawn(rows: Sequence[Any], config: CoefficientsStage) -> list[Any]:
-    order = row_order(len(rows), seed=config.learned.seed, epoch=0)[: config.learned.num_rows]
+    order = row_order(len(rows), seed=config.seed, epoch=0)[: config.num_rows]
     return [rows[i] for i in order]
 
 
@@ -119,14 +119,14 @@ def learn(
     settings: Any,
 ) -> list[float]:
     """Adam on the coefficients alone; the loss of every step, before it."""
-    learned, losses = config.learned, []
+    losses: list[float] = []
     parameters = [layer.coefficients for layer in policy.mixed.values()]
-    optimizer = torch.optim.Adam(parameters, lr=learned.lr)
-    batches = zip(cycled(texts, learned.batch_size), cycled(pairs, learned.batch_size), strict=True)
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    batches = zip(cycled(texts, config.batch_size), cycled(pairs, config.batch_size), strict=True)
     steps = tqdm(
-        islice(batches, learned.steps),
+        islice(batches, config.steps),
         "coefficients",
-        total=learned.steps,
+        total=config.steps,
         unit=" steps",
         disable=not settings.progress_bar,
     )
@@ -134,7 +134,7 @@ def learn(
         optimizer.zero_grad()
         text = text_loss(policy, some_texts, pad_id)
         text.backward()
-        pair = learned.preference_loss_weight * pair_loss(policy, config.preference, some_pairs, pad_id)
+        pair = config.preference_loss_weight * pair_loss(policy, config.preference, some_pairs, pad_id)
         pair.backward()
         optimizer.step()
         losses.append(float(text.detach() + pair.detach()))

@@ -1,16 +1,17 @@
 """Coefficients of every layer, learnt on a few rows of both branches."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from paft.config import Space, Statistic, require
 from paft.files.jsonfile import read_object
-from paft.merge.method import Adapters, Plan
+from paft.merge.method import Adapters, Method, Plan
 from paft.merge.methods.task_arithmetic import TaskArithmetic
 
-FILE = "coefficients.json"
+INPUT, FILE = "coefficients", "coefficients.json"
 """{tensor: [sft, preference]}."""
 
 
@@ -55,9 +56,12 @@ class Learned(
             "merge with train.py, whose coefficients stage learns them"
         )
 
-    def with_coefficients(self, folder: Path) -> TaskArithmetic:
-        """The merge with the coefficients that a stage wrote to `folder`."""
-        given = {f"^{re.escape(name)}$": weights for name, weights in read_object(folder / FILE).items()}
+    def informed(self, inputs: Mapping[str, Path]) -> Method:
+        """Task arithmetic with the coefficients that the `coefficients` stage wrote."""
+        if INPUT not in inputs:
+            return self
+        learnt = read_object(inputs[INPUT] / FILE)
+        given = {f"^{re.escape(name)}$": weights for name, weights in learnt.items()}
         return TaskArithmetic(
             weights=self.weights,
             scale=self.scale,
