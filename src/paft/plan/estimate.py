@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from paft.config import EvaluateConfig, HardwareConfig, ModelShape, RunConfig, TrainerConfig, decode
+from paft.config import EvaluateConfig, HardwareConfig, ModelShape, RunConfig, decode
 from paft.cost.flops_and_bytes import (
     Batch,
     branch_flops,
@@ -25,7 +25,7 @@ from paft.graph.stage import Stage
 from paft.plan.measured import bytes_of, flops_of
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
-from paft.plan.speed import STARTUP_SECONDS, Batches, Speed
+from paft.plan.speed import STARTUP_SECONDS, Batches, Speed, largest_batch, mean_batch
 from paft.plan.tasks import scoring
 from paft.store.store import Store
 
@@ -240,18 +240,6 @@ class Estimator:
     @property
     def runtime(self) -> float:
         return 1e9 * self.hardware.runtime_gb
-
-
-def mean_batch(row: Work, trainer: TrainerConfig, *, most: float) -> float:
-    """Tokens of a micro-batch of mean rows, of which there are at most `most` at a time."""
-    return max(min(trainer.micro_batch_size * row.tokens, most * row.tokens, trainer.micro_batch_tokens), 1.0)
-
-
-def largest_batch(rows: Rows, row: Work, trainer: TrainerConfig, *, most: int) -> Batch:
-    """A micro-batch of at most `most` rows, as much longer than a mean one as the longest sequence is."""
-    longest = row.tokens * rows.longest / (rows.prompt + rows.answer)
-    num = max(min(trainer.micro_batch_size, most, trainer.micro_batch_tokens // longest), 1)
-    return Batch(num * longest, longest)
 
 
 def memory_limit(hardware: HardwareConfig) -> float:

@@ -31,8 +31,13 @@ def flops_of(stage: Stage, shape: ModelShape, store: Store) -> tuple[float, Rows
 
 def gram_flops(shape: ModelShape, work: Work) -> float:
     """x x^T of the inputs of each layer, once for layers of one input."""
-    widths = {width for _, width in linear_sizes(shape).values()}
-    return 2.0 * work.tokens * shape.layers * sum(width**2 for width in widths)
+    return 2.0 * work.tokens * gram_values(shape)
+
+
+def gram_values(shape: ModelShape) -> float:
+    """Values of all Gram matrices of a model."""
+    inputs = [linear_sizes(shape)[name][0] for name in ("q_proj", "o_proj", "gate_proj", "down_proj")]
+    return float(shape.num_hidden_layers * sum(size**2 for size in inputs))
 
 
 def bytes_of(stage: Stage, shape: ModelShape) -> float:
@@ -42,5 +47,4 @@ def bytes_of(stage: Stage, shape: ModelShape) -> float:
         return 2 * model
     if stage.config.statistic is Statistic.fisher:
         return model + 2 * 4.0 * linear_parameters(shape)
-    widths = [width for _, width in linear_sizes(shape).values()]
-    return model + 4.0 * shape.layers * sum(width**2 for width in set(widths))
+    return model + 4.0 * gram_values(shape)
