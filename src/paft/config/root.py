@@ -19,22 +19,23 @@ from paft.config.running import (
     StrategyName,
     TrainerConfig,
 )
-from paft.config.training import PreferenceConfig, SFTConfig
+from paft.config.training import JointConfig, PreferenceConfig, SFTConfig
 
 
 class Paradigm(str, Enum):
     """Which branches are trained, and how: `parallel` merges both, `sequential` trains preference on top of SFT,
-    `sft` and `preference` train one alone, `base` scores the base model."""
+    `joint` one adapter on both losses at once, `sft` and `preference` train one alone, `base` scores the base model."""
 
     parallel = "parallel"
     sequential = "sequential"
     sft = "sft"
     preference = "preference"
     base = "base"
+    joint = "joint"
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The branches that are trained."""
+        """The branches whose settings and rows are read."""
         match self:
             case Paradigm.base:
                 return ()
@@ -51,6 +52,7 @@ class RunConfig(Typed):
     data: DataConfig = MISSING
     sft: SFTConfig = field(default_factory=SFTConfig)
     preference: PreferenceConfig = MISSING
+    joint: JointConfig = field(default_factory=JointConfig)
     merge: MergeConfig = MISSING
     evaluate: EvaluateConfig = MISSING
     trainer: TrainerConfig = MISSING

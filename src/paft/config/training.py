@@ -186,6 +186,17 @@ class SFTConfig(BranchConfig):
         return "sft"
 
 
+@dataclass
+class JointConfig(Typed):
+    """`paradigm=joint`: one adapter by the preference branch's settings, on SFT rows and pairs in the same steps."""
+
+    sft_weight: float = 1.0
+    """Of the SFT loss, the mean negative log-likelihood per answer token, beside the preference loss."""
+
+    def __post_init__(self) -> None:
+        require(self.sft_weight > 0, "joint.sft_weight", self.sft_weight, "positive")
+
+
 OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}
 """Name on the command line -> the config of a preference objective, in the order of definition."""
 

@@ -22,7 +22,6 @@ from paft.config import (
     DataConfig,
     DemoSource,
     FileSource,
-    HubModel,
     LocalModel,
     MergeConfig,
     ModelConfig,
@@ -32,11 +31,9 @@ from paft.config import (
     SFTConfig,
     Source,
     Statistic,
-    Template,
 )
 from paft.config.data import DEMO_VERSION
 from paft.files.fingerprint import content_sha256, file_sha256, folder_sha256
-from paft.files.jsonfile import read_object
 from paft.graph.callbacks import identities
 from paft.graph.configs import (
     Apply,
@@ -45,17 +42,15 @@ from paft.graph.configs import (
     DataStage,
     EvaluateStage,
     FirstSteps,
+    JointRows,
     MergeStage,
     ReferenceStage,
     StatisticsStage,
 )
 from paft.graph.stage import Stage
-from paft.graph.stages import kind_of
 from paft.graph.taken import checkpoints, taken
 from paft.graph.tasks import with_fingerprints
-
-RIGHT_FROM_THE_START = ("llama", "mistral", "qwen2", "qwen3")
-"""Architectures of local bases whose stages keep the numbers above; see `_version`."""
+from paft.graph.versions import version_of
 
 
 def build(config: RunConfig) -> Stage:
@@ -121,6 +116,8 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
         return {}, apply
     if config.paradigm is Paradigm.preference:  # nothing of the other branch is read, its files included
         return {"preference": _branch("preference", config, model)}, apply
+    if config.paradigm is Paradigm.joint:
+        return {"preference": _joint(config, model)}, apply
     sft = _branch("sft", config, model)
     match config.paradigm:
         case Paradigm.sft:
@@ -129,6 +126,21 @@ def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], 
             return {"sft": sft, "preference": _branch("preference", config, model, sft=sft)}, apply
         case Paradigm.parallel:
             return {"sft": sft, "preference": _branch("preference", config, model)}, config.merge
+
+
+def _joint(config: RunConfig, model: ModelConfig) -> Stage:
+    """The preference branch trained on SFT rows too. Raises `ValueError` for a branch that is taken."""
+    for name in Paradigm.joint.branches:
+        if (branch := getattr(config, name)).taken:
+            kind, place = branch.taken
+            raise ValueError(
+                f"paradigm=joint trains one adapter on the rows of both branches, got {name}.{kind.value}={place}; "
+                "leave it out, or set paradigm=parallel"
+            )
+    alone, sft = _branch("preference", config, model), config.sft
+    rows = JointRows(config.joint.sft_weight, sft.global_batch_size, sft.epochs, sft.max_steps)
+    data = _data("sft", config.data, model.as_released())
+    return _stage("preference", replace(alone.config, joint=rows), **alone.inputs, sft_data=data)
 
 
 def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
@@ -157,44 +169,7 @@ def _data(name: str, data: DataConfig, model: ModelConfig) -> Stage:
 
 
 def _stage(name: str, config: object, **inputs: Stage) -> Stage:
-    return Stage(name, _version(name, config), config, inputs)
-
-
-def _version(name: str, config: Any) -> int:
-    """The stage's number, one higher where only some configs' results have changed since it was given.
-
-    - Rows of files and hubs: fields of a row were lost, ends of answers doubled. Rows in a brought tokenizer's own
-      template: an answer was tokenised without what precedes it.
-    - Trainings with LoRA dropout: masks depended on the micro-batch.
-    - What runs a local base that is none of `RIGHT_FROM_THE_START`: heads lost their bias or scale, texts leaked into
-      each other through convolutions.
-    - Evaluations of brought bases in templates that may end a turn with another token than the EOS: answers ran on.
-    """
-    template, brought = getattr(config, "template", None), isinstance(config.model, LocalModel | HubModel)
-    match config:
-        case DataStage():
-            changed = not isinstance(config.source, DemoSource) or (
-                brought and template is Template.tokenizer
-            )
-        case BranchStage():
-            changed = config.branch.lora.dropout > 0
-        case EvaluateStage():
-            changed = brought and template is not Template.zephyr
-        case _:
-            changed = False
-    kind = kind_of(name, config)
-    if kind.runs_base and isinstance(config.model, LocalModel):
-        changed = changed or not _was_right(Path(config.model.path))
-    return kind.version + changed
-
-
-def _was_right(folder: Path) -> bool:
-    """Whether a base's results were its own before bases were proved."""
-    settings = read_object(folder / "config.json")
-    dropout = any(
-        "drop" in key and isinstance(value, int | float) and value for key, value in settings.items()
-    )
-    return settings.get("model_type") in RIGHT_FROM_THE_START and not dropout
+    return Stage(name, version_of(name, config), config, inputs)
 
 
 def _files(source: Source) -> dict[str, str]:

@@ -54,6 +54,17 @@ class ReferenceStage:
 
 
 @dataclass
+class JointRows:
+    """SFT rows that a preference training reads beside its pairs, in as many steps as they take by themselves."""
+
+    weight: float
+    """Of the SFT loss beside the preference loss."""
+    global_batch_size: int
+    epochs: int
+    max_steps: int | None
+
+
+@dataclass
 class BranchStage:
     """One adapter trained on the base model, or on the base plus the adapter of an `sft` input."""
 
@@ -63,6 +74,8 @@ class BranchStage:
     seed: int
     callbacks: list[dict[str, Any]] | None = field(default=None, metadata=UNLESS_DEFAULT)
     """The user's, which may change the training."""
+    joint: JointRows | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """In joint training."""
 
 
 @dataclass

@@ -18,7 +18,7 @@ from paft.cost.flops_and_bytes import (
     training_memory,
     weight_bytes,
 )
-from paft.cost.work import Work, forwards_reference, pair_work
+from paft.cost.work import forwards_reference, pair_work
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage

@@ -22,7 +22,7 @@ def section(row: Row) -> str:
         return f"Merged ({_sft(row)} + {_aligned(row)})" if row.merged else "Individual"
     if row.merged:
         return f"PAFT (SFT_sparse+{aligned})" if row.weight else f"Parallel SFT+{aligned}"
-    return "Sequential" if row.paradigm == "sequential" else "Individual"
+    return row.paradigm.capitalize() if row.paradigm in ("sequential", "joint") else "Individual"
 
 
 def method(row: Row) -> str:
@@ -33,6 +33,8 @@ def method(row: Row) -> str:
             return merge_title(row.merge)
         case "sequential":
             return f"{sft}+{aligned}"
+        case "joint":
+            return f"SFT and {aligned}"
         case "sft":
             return sft if row.taken("sft") else f"{sft}-alone"
         case "preference":

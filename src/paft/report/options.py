@@ -42,6 +42,11 @@ def options(evaluate: Identity) -> dict[str, Any]:
         data = stage["inputs"]["data"]["config"]
         options |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
         options |= _flat(name, _in_effect(stage["config"]["branch"]))
+        if texts := stage["inputs"].get("sft_data"):
+            options |= _flat(
+                "data.sft", {**texts["config"]["source"], "files": texts["config"].get("files") or {}}
+            )
+            options |= _flat("joint", stage["config"]["joint"])
         if callbacks := stage["config"].get("callbacks"):
             options["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
     options |= _flat("evaluate", evaluate["config"]["evaluate"])

@@ -144,6 +144,8 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
     cell |= merge_options(method)
     if kind != "Apply":
         return cell | {"paradigm": "parallel", "merge": merge_name(kind)}
+    if any("sft_data" in branch["inputs"] for branch in merge["inputs"].values()):
+        return cell | {"paradigm": "joint"}
     return cell | {"paradigm": inputs[0] if len(inputs) == 1 else "sequential"}
 
 
@@ -163,6 +165,8 @@ def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
             continue
         branch = stage["config"]["branch"]
         columns[f"{name}_data"] = _source(store, stage["inputs"]["data"])
+        if "sft_data" in stage["inputs"]:
+            columns["sft_data"] = _source(store, stage["inputs"]["sft_data"])
         columns[f"{name}_lr"] = branch["lr"]
         columns[f"{name}_recipe"] = recipe(stage)
         columns["seed"] = stage["config"]["seed"]
