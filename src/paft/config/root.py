@@ -19,12 +19,14 @@ from paft.config.running import (
     StrategyName,
     TrainerConfig,
 )
-from paft.config.training import JointConfig, PreferenceConfig, SFTConfig
+from paft.config.training import ExpoConfig, JointConfig, PreferenceConfig, SFTConfig
 
 
 class Paradigm(str, Enum):
     """Which branches are trained, and how: `parallel` merges both, `sequential` trains preference on top of SFT,
-    `joint` one adapter on both losses at once, `sft` and `preference` train one alone, `base` scores the base model."""
+    `preference_first` the other way round, `expo` goes beyond `sequential` by a share of its preference delta (Zheng et
+    al. 2024, arXiv:2404.16792), `joint` trains one adapter on both losses at once, `sft` and `preference` train one
+    alone, `base` scores the base model."""
 
     parallel = "parallel"
     sequential = "sequential"
@@ -32,6 +34,8 @@ class Paradigm(str, Enum):
     preference = "preference"
     base = "base"
     joint = "joint"
+    preference_first = "preference_first"
+    expo = "expo"
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -53,6 +57,7 @@ class RunConfig(Typed):
     sft: SFTConfig = field(default_factory=SFTConfig)
     preference: PreferenceConfig = MISSING
     joint: JointConfig = field(default_factory=JointConfig)
+    expo: ExpoConfig = field(default_factory=ExpoConfig)
     merge: MergeConfig = MISSING
     evaluate: EvaluateConfig = MISSING
     trainer: TrainerConfig = MISSING

@@ -197,6 +197,17 @@ class JointConfig(Typed):
         require(self.sft_weight > 0, "joint.sft_weight", self.sft_weight, "positive")
 
 
+@dataclass
+class ExpoConfig(Typed):
+    """`paradigm=expo`: base + delta_sft + (1 + alpha) delta_preference, of preference training on top of SFT."""
+
+    alpha: float = 0.3
+    """How far beyond the preference model; 0 is `paradigm=sequential`."""
+
+    def __post_init__(self) -> None:
+        require(self.alpha > 0, "expo.alpha", self.alpha, "positive; paradigm=sequential is alpha 0")
+
+
 OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}
 """Name on the command line -> the config of a preference objective, in the order of definition."""
 

@@ -14,6 +14,7 @@ has one more input for each branch, `statistics` of its rows, or one of both, `c
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,27 @@ def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
     # what two deltas alone can have: a common norm, a common space
-    shared = [f.name for f in fields(Apply) if f.name not in ("norm", "space")]
+    shared = [f.name for f in fields(MergeConfig) if f.name not in ("norm", "space")]
     apply = Apply(**{name: getattr(config.merge, name) for name in shared})
-    if config.paradigm is Paradigm.base:
-        return {}, apply
-    if config.paradigm is Paradigm.preference:  # nothing of the other branch is read, its files included
-        return {"preference": _branch("preference", config, model)}, apply
-    if config.paradigm is Paradigm.joint:
-        return {"preference": _joint(config, model)}, apply
-    sft = _branch("sft", config, model)
+    branch = partial(
+        _branch, config=config, model=model
+    )  # of the branches a paradigm does not have nothing is read
     match config.paradigm:
-        case Paradigm.sft:
-            return {"sft": sft}, apply
-        case Paradigm.sequential:
-            return {"sft": sft, "preference": _branch("preference", config, model, sft=sft)}, apply
+        case Paradigm.base:
+            return {}, apply
+        case Paradigm.sft | Paradigm.preference:
+            return {config.paradigm.value: branch(config.paradigm.value)}, apply
+        case Paradigm.joint:
+            return {"preference": _joint(config, model)}, apply
+        case Paradigm.preference_first:
+            preference = branch("preference")
+            return {"preference": preference, "sft": branch("sft", preference=preference)}, apply
         case Paradigm.parallel:
-            return {"sft": sft, "preference": _branch("preference", config, model)}, config.merge
+            return {"sft": branch("sft"), "preference": branch("preference")}, config.merge
+    sft = branch("sft")
+    if config.paradigm is Paradigm.expo:
+        apply = replace(apply, expo=config.expo.alpha)
+    return {"sft": sft, "preference": branch("preference", sft=sft)}, apply
 
 
 def _joint(config: RunConfig, model: ModelConfig) -> Stage:

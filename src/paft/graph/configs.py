@@ -128,7 +128,10 @@ class CoefficientsStage:
 
 @dataclass
 class Apply(MergeConfig):
-    """The plain sum of all deltas: the SFT, preference and sequential baselines."""
+    """The plain sum of all deltas: the SFT, preference, joint and sequential baselines."""
+
+    expo: float = field(default=0.0, metadata=UNLESS_DEFAULT)
+    """Added to the weight 1 of the preference delta."""
 
 
 @dataclass

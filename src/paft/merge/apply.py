@@ -81,16 +81,21 @@ def plan_merge(
 
 
 def plan_sum(
-    base: Path, adapters: Mapping[str, Path], dtype: DType | None = None, *, same: Collection[str] = ()
+    base: Path,
+    adapters: Mapping[str, Path],
+    dtype: DType | None = None,
+    *,
+    same: Collection[str] = (),
+    expo: float = 0.0,
 ) -> PlannedMerge:
     """The plain sum of one adapter's delta or more: the single-branch and sequential baselines.
 
-    Refuses as `plan_merge` does.
+    `expo` is added to the weight 1 of the preference delta. Refuses as `plan_merge` does.
     """
     read = read_branches(base, adapters, same=same)
-    weights = [1.0] * len(read)
+    weights = [1.0 + (expo if branch == "preference" else 0.0) for branch in read]
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
-    return PlannedMerge(base, read, plain_sum(len(weights)), dtype, labels)
+    return PlannedMerge(base, read, plain_sum(weights), dtype, labels)
 
 
 def write_model(merge: PlannedMerge, out: Path) -> dict[str, Any]:

@@ -77,6 +77,12 @@ class Row(Mapping[str, Any]):
         return self.paradigm == "parallel"
 
     @property
+    def trained_first(self) -> str:
+        """The branch that the other one was trained on top of; empty where neither was."""
+        firsts = {"sequential": "sft", "expo": "sft", "preference_first": "preference"}
+        return firsts.get(self.paradigm, "")
+
+    @property
     def is_cell(self) -> bool:
         """Whether the row stands for all seeds of a setting."""
         return "seeds" in self

@@ -139,14 +139,24 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
     cell |= {"evaluate": _evaluation(config["evaluate"]), "limit": config["evaluate"]["limit"]}
     if merge is None:
         return cell
-    method, inputs = merge["config"]["method"], sorted(branches(evaluate))
+    method = merge["config"]["method"]
     kind = method["type"]
     cell |= merge_options(method)
     if kind != "Apply":
         return cell | {"paradigm": "parallel", "merge": merge_name(kind)}
-    if any("sft_data" in branch["inputs"] for branch in merge["inputs"].values()):
-        return cell | {"paradigm": "joint"}
-    return cell | {"paradigm": inputs[0] if len(inputs) == 1 else "sequential"}
+    return cell | {"paradigm": _baseline(merge)}
+
+
+def _baseline(merge: Identity) -> str:
+    """The paradigm of a plain sum of deltas, by what its branches were trained on."""
+    branches = merge["inputs"]
+    if any("sft_data" in branch["inputs"] for branch in branches.values()):
+        return "joint"
+    if len(branches) == 1:
+        return str(next(iter(branches)))
+    if "preference" in branches["sft"]["inputs"]:
+        return "preference_first"
+    return "expo" if merge["config"]["method"].get("expo") else "sequential"
 
 
 def _evaluation(config: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from paft.files.jsonfile import read_object, write_json
 from paft.graph.callbacks import targets, watches
 from paft.graph.configs import BranchStage
 from paft.graph.stage import Stage, canonical
+from paft.graph.stages import TRAINED
 from paft.model.adapters import base_fingerprint
 from paft.model.base import base_folder, load_tokenizer, tokenizer_fingerprint
 from paft.process.interrupt import stop
@@ -112,7 +113,7 @@ def make_module(
         settings,
         num_steps=steps,
         pad_id=pad_id,
-        deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
+        deltas=tuple(inputs[name] / "adapter" for name in TRAINED if name in inputs),
         cpu_offload=context.running.strategy.cpu_offload,
         paths=proved_paths(base, config.model, device_of(settings)),
     )
