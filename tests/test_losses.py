@@ -189,9 +189,9 @@ def test_every_dpo_loss_and_its_gradient_are_finite(loss, size):
     assert all(torch.isfinite(g).all() for g in gradients if g is not None)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_dpo_loss_falls_as_the_margin_grows(loss):
-    """From the reference's own place, where training begins."""
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "discopop"])
+def test_dpo_losses_fall_as_the_margin_grows(loss):
+    """From the reference's own place, where training begins; DiscoPOP, which a search found, rises there at first."""
     zero = torch.zeros(1)
     eps = 0.1 if loss in ("robust", "exo_pair") else 0.0
     at = [torch.zeros(1, requires_grad=True) for _ in range(2)]

@@ -31,7 +31,7 @@ DENSE = [delta[:].astype(np.float64) for delta in DELTAS]
 
 def merged(method: Any, statistics: list[NDArray[np.float32]], deltas: Any = DELTAS) -> NDArray[np.float32]:
     branches: dict[str, Any] = {"sft": {}, "preference": {}}
-    plan = plan_of(method, branches, [{NAME: statistic} for statistic in statistics])
+    plan = plan_of(method.holding([{NAME: statistic} for statistic in statistics]), branches)
     return rows_merged(plan(NAME, deltas, np.zeros((8, 12), np.float32)))
 
 
@@ -86,7 +86,7 @@ def test_a_tensor_of_one_branch_keeps_its_delta() -> None:
     zero = Factors(np.zeros((0, 12), np.float32), np.zeros((8, 0), np.float32), 1.0)
     branches: dict[str, Any] = {"sft": {}, "preference": {}}
     for method in (Fisher(scale=0.5), RegMean(scale=0.5)):
-        plan = plan_of(method, branches, [{NAME: gram(1)[:8]}, {}])
+        plan = plan_of(method.holding([{NAME: gram(1)[:8]}, {}]), branches)
         ours = rows_merged(plan(NAME, [DELTAS[0], zero], np.zeros((8, 12), np.float32)))
         np.testing.assert_allclose(ours, 0.5 * DENSE[0], rtol=0, atol=1e-6)
 

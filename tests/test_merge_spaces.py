@@ -121,7 +121,7 @@ def test_wudi_reaches_the_optimum_of_its_paper() -> None:
         loss.backward()
         optimizer.step()
     assert wudi_loss(merged) < 1e-9  # 11 directions of 36: both branches can be left undisturbed
-    assert wudi_loss(start) > 1e3 * float(loss) > 1e3 * wudi_loss(merged)
+    assert wudi_loss(start) > 1e3 * loss.item() > 1e3 * wudi_loss(merged)
 
 
 def test_wudi_where_row_spaces_overlap_is_a_stationary_point() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -50,9 +50,12 @@ class DataMerge(WeightedMerge):
 
     def informed(self, inputs: Mapping[str, Path]) -> Method:
         """A copy that holds what the `statistics` stages wrote."""
-        folders = [folder for name, folder in inputs.items() if name.endswith(INPUT)]
+        return self.holding([read_statistics(path) for name, path in inputs.items() if name.endswith(INPUT)])
+
+    def holding(self, measured: Sequence[Measured]) -> Self:
+        """A copy with these statistics."""
         informed = copy(self)
-        informed.measured = [read_statistics(folder) for folder in folders]  # type: ignore[misc]
+        informed.measured = measured  # type: ignore[misc]
         return informed
 
     def plan(self, adapters: Adapters) -> Plan:
