@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -45,8 +45,8 @@ class DataMerge(WeightedMerge):
         super().__post_init__()
         require(self.num_rows > 0, "merge.num_rows", self.num_rows, "positive")
 
-    measured: ClassVar[Sequence[Measured]] = ()
-    """Of each branch in the order of its adapters; `informed` gives a copy of its own."""
+    measured: ClassVar[Any] = ()
+    """A sequence of `Measured`, of each branch in the order of its adapters; `informed` gives a copy of its own."""
 
     def informed(self, inputs: Mapping[str, Path]) -> Method:
         """A copy that holds what the `statistics` stages wrote."""

@@ -36,7 +36,8 @@ class JointModule(PreferenceModule):
     def _passes(self, batch: GlobalBatch[Any]) -> list[tuple[list[Any], float]]:
         """Micro-batches of SFT rows, then of pairs: none holds both."""
         kinds = [[r for r in batch.rows if isinstance(r, Encoded) is texts] for texts in (True, False)]
-        return [part for rows in kinds if rows for part in super()._passes(replace(batch, rows=rows))]
+        cut = super()._passes
+        return [part for rows in kinds if rows for part in cut(replace(batch, rows=rows))]
 
 
 class JointLoader:
