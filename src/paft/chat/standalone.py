@@ -10,11 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from paft.chat.limits import refuse_tokens_without_embedding
 from paft.chat.proof import reads_alike
 from paft.chat.template import stop_ids, with_bos
+from paft.chat.vocabulary import vocabulary_of
 from paft.files.jsonfile import read_object, write_json
 from paft.files.replacing import replacing
 
@@ -86,7 +85,7 @@ def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
     of `base`."""
     brought = tokenizer_folder(adapters)
     if brought is not None and (brought / "tokenizer.json").is_file():
-        refuse_tokens_without_embedding(_vocabulary(brought / "tokenizer.json"), base)
+        refuse_tokens_without_embedding(vocabulary_of(brought / "tokenizer.json"), base)
     return brought
 
 
@@ -103,13 +102,6 @@ def tokenizer_folder(adapters: Iterable[Path]) -> Path | None:
                 "either; train both with one, or remove the tokenizer files from the one that is not to be used"
             )
     return templates[0][0] if templates else None
-
-
-def _vocabulary(path: Path) -> dict[str, int]:
-    try:
-        return dict(Tokenizer.from_file(str(path)).get_vocab())
-    except Exception as error:  # tokenizers has no type of its own
-        raise ValueError(f"{path} cannot be read: {error}; save the adapter's tokenizer again") from None
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

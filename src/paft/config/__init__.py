@@ -63,6 +63,7 @@ from paft.config.running import (
     WandbMode,
 )
 from paft.config.training import (
+    ALL_LINEAR,
     LINEAR_MODULES,
     OBJECTIVES,
     BranchConfig,
@@ -78,6 +79,7 @@ from paft.config.training import (
 )
 
 __all__ = [
+    "ALL_LINEAR",
     "LINEAR_MODULES",
     "METHODS",
     "OBJECTIVES",

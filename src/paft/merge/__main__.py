@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from paft.chat.standalone import brought_tokenizer, copy_tokenizer
+from paft.chat.vocabulary import refuse_other_vocabulary
 from paft.config import MergeConfig, require
 from paft.delta.adapter import NAMES_OF_BASE
 from paft.files.appearing import appearing
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
             require(folder.is_dir(), f"--{name}", str(folder), "a folder")
         if not given.same_base:
             refuse_other_base(given.base, adapters)
+        refuse_other_vocabulary(given.base, adapters)
         # the first is compared with the base itself, the others with each other
         same = NAMES_OF_BASE if given.same_base else NAMES_OF_BASE[:1]
         brought = brought_tokenizer(adapters.values(), given.base)

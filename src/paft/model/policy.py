@@ -19,7 +19,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from paft.config import LoraConfig
 from paft.delta.statistics import LowRank
 from paft.logps import IGNORE, Head, label_logps
-from paft.model.adapters import refuse_unknown_targets
 from paft.model.architecture import refuse_not_causal
 from paft.model.layers.attention import pack, shared_prompt_bias
 from paft.model.layers.dropout import RowDropout, Rows
@@ -27,6 +26,7 @@ from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
 from paft.model.paths import can_share, outputs_of, packs, pads, paths_of
 from paft.model.quantize import is_quantized
+from paft.model.targets import has_conv1d, resolved_targets
 from paft.private import register_lora
 
 ADAPTER = "default"
@@ -41,12 +41,14 @@ class Policy(nn.Module):
 
     def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
-        refuse_unknown_targets(base, lora.target_modules)
+        targets = resolved_targets(base, lora.target_modules)
         peft_config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
             lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
+            target_modules=targets,
+            use_rslora=lora.rslora,
+            fan_in_fan_out=has_conv1d(base),
             task_type="CAUSAL_LM",
         )
         if not is_quantized(base):  # else peft's own layer for four bits
@@ -55,7 +57,7 @@ class Policy(nn.Module):
             fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
         self.peft = get_peft_model(base, peft_config)
-        peft_config.target_modules = sorted(lora.target_modules)  # peft made a set of it, which has no order
+        peft_config.target_modules = sorted(targets)  # peft made a set of it, which has no order
         self.rows = Rows(seed)
         if lora.dropout:
             for name, layer in self._adapted():
@@ -159,7 +161,7 @@ class Policy(nn.Module):
             yield
 
     def factors(self) -> list[LowRank]:
-        """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
+        """(A [r, in], B [out, r], scaling) of every adapted layer, trainable; whole even if stored in shards."""
         return [LowRank(whole(A), whole(B), scaling) for A, B, scaling in self.stored_factors()]
 
     def own_factors(self, *, whole_A: bool = True) -> list[LowRank]:
