@@ -41,12 +41,11 @@ class Policy(nn.Module):
 
     def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
-        targets = resolved_targets(base, lora.target_modules)
         peft_config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]
             lora_dropout=lora.dropout,
-            target_modules=targets,
+            target_modules=resolved_targets(base, lora.target_modules),
             use_rslora=lora.rslora,
             fan_in_fan_out=has_conv1d(base),
             task_type="CAUSAL_LM",
@@ -57,7 +56,9 @@ class Policy(nn.Module):
             fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
         self.peft = get_peft_model(base, peft_config)
-        peft_config.target_modules = sorted(targets)  # peft made a set of it, which has no order
+        peft_config.target_modules = sorted(
+            peft_config.target_modules or ()
+        )  # peft made a set of it, which has no order
         self.rows = Rows(seed)
         if lora.dropout:
             for name, layer in self._adapted():
