@@ -96,8 +96,8 @@ class PeftDeltas:
                 f"{self.folder}: {module:.100} has lora_magnitude_vector {list(magnitude.shape)} of {magnitude.dtype}; "
                 f"a layer with {outputs} outputs has as many floats"
             )
-        own = self.file.saved.get(f"{module}.weight")
-        weight = self.base.tensors[name] if own is None else StoredTensor(self.file.path, own)
+        saved = self.file.saved.get(f"{module}.weight")
+        weight = self.base.tensors[name] if saved is None else StoredTensor(self.file.path, saved)
         return StoredDora(weight, factors, vector)
 
     def _bias(self, module: str, stored: Stored, scaling: float) -> None:

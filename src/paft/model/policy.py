@@ -8,7 +8,6 @@ from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
 from paft.model.paths import can_share, outputs_of, packs, pads, paths_of
 from paft.model.quantize import is_quantized
-from paft.model.targets import has_conv1d, resolved_targets
+from paft.model.targets import in_peft
 from paft.private import register_lora
 
 ADAPTER = "default"
@@ -41,15 +40,7 @@ class Policy(nn.Module):
 
     def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
-        peft_config = PeftLoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=resolved_targets(base, lora.target_modules),
-            use_rslora=lora.rslora,
-            fan_in_fan_out=has_conv1d(base),
-            task_type="CAUSAL_LM",
-        )
+        peft_config = in_peft(lora, base)
         if not is_quantized(base):  # else peft's own layer for four bits
             register_lora(peft_config, {nn.Linear: LoraLinear})
         if paths_of(base).fused:
@@ -58,7 +49,7 @@ class Policy(nn.Module):
         self.peft = get_peft_model(base, peft_config)
         peft_config.target_modules = sorted(
             peft_config.target_modules or ()
-        )  # peft made a set of it, which has no order
+        )  # peft made an unordered set of it
         self.rows = Rows(seed)
         if lora.dropout:
             for name, layer in self._adapted():

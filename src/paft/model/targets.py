@@ -1,10 +1,11 @@
-"""Which layers of a base get an adapter."""
+"""Which layers of a base get an adapter, as peft is told."""
 
+from peft import LoraConfig as PeftLoraConfig
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from paft.config import ALL_LINEAR, LINEAR_MODULES
+from paft.config import ALL_LINEAR, LINEAR_MODULES, LoraConfig
 
 LINEAR = (nn.Linear, Conv1D)
 """Conv1D is GPT-2's linear layer: its weight is [in, out]."""
@@ -50,6 +51,14 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def has_conv1d(base: PreTrainedModel) -> bool:
-    """Whether layers of the base store their weight as [in, out]."""
-    return any(isinstance(module, Conv1D) for module in base.modules())
+def in_peft(lora: LoraConfig, base: PreTrainedModel) -> PeftLoraConfig:
+    """peft's settings of an adapter on this base."""
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=resolved_targets(base, lora.target_modules),
+        use_rslora=lora.rslora,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
+        task_type="CAUSAL_LM",
+    )
