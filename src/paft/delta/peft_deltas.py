@@ -146,14 +146,14 @@ class PeftDeltas:
             return
         if _last(name) == "lm_head":
             raise ValueError(
-                f"the adapter {self.folder} changes {name:.200}, but {self.base.folder} ties it to the input embeddings, "
-                "which would change with it; leave lm_head out of target_modules and modules_to_save"
+                f"the adapter {self.folder} changes {name:.200}, but {self.base.folder} ties it to the input "
+                "embeddings, which would change with it; leave lm_head out of target_modules and modules_to_save"
             )
         alone = not any(_last(saved) == "lm_head" for saved in self.file.saved)
         if _last(name) in EMBEDDINGS and alone and not self.config.settings.get("ensure_weight_tying"):
             raise ValueError(
-                f"the adapter {self.folder} changes {name:.200} alone, but {self.base.folder} ties its output head to it, "
-                "which would change with it; train with ensure_weight_tying=True, or leave the embedding as it is"
+                f"the adapter {self.folder} changes {name:.200} alone, but {self.base.folder} ties its output head "
+                "to it, which would change with it; train with ensure_weight_tying=True, or leave the embedding as it is"
             )
 
     # --- the base --------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class PeftDeltas:
             return name
         if (known := self.base.name_of(name)) is None:
             raise self.base.absent(self.folder, name)
-        self.base.refuse_other_shape(self.folder, known, shape)
+        self.base.refuse_unfit(self.folder, known, shape)
         return known
 
     def _needs_base(self, name: str) -> ValueError:
