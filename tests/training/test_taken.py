@@ -151,6 +151,40 @@ def test_preference_trains_on_top_of_a_taken_sft(made: Path, compose: Compose, t
     assert all(torch.equal(t, alone[n]) for n, t in load_file(folder / "model.safetensors").items())
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hugging Face cache that holds one of the adapters at a commit."""
+    snapshot = tmp_path / "cache" / "models--user--my-sft" / "snapshots" / COMMIT
+    shutil.copytree(made / "my-sft", snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return snapshot
+
+
+def test_an_adapter_of_the_hub_is_known_by_its_commit(
+    made: Path, words: tuple[str, ...], cache: Path, compose: Compose, tmp_path: Path
+) -> None:
+    config = compose(*words, f"sft.adapter=user/my-sft@{COMMIT}", "offline=true", f"logs={tmp_path}")
+    cell = build(config)
+    (stage,) = (s for s in cell.walk() if s.name == "sft")
+    assert stage.config.title == "user/my-sft" and COMMIT in str(stage.identity)
+    prepare(config, Store(config.store).missing(cell))
+    context = context_of(config, Store(config.store), cell)
+    folder = context.store.ensure(stage, context.run)
+    copied = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert copied == (made / "my-sft" / "adapter_model.safetensors").read_bytes()
+
+
+def test_an_adapter_that_the_hub_does_not_give_is_told_before_anything_runs(
+    words: tuple[str, ...], cache: Path, compose: Compose, tmp_path: Path
+) -> None:
+    config = compose(*words, f"sft.adapter=user/other@{COMMIT}", "offline=true", f"logs={tmp_path}")
+    with pytest.raises(ValueError, match="user/other at 0123456789ab cannot be had .*; with a folder of it"):
+        prepare(config, Store(config.store).missing(build(config)))
+
+
 # --- what cannot be meant ----------------------------------------------------------------------------
 
 

@@ -153,7 +153,7 @@ class PeftDeltas:
         if _last(name) in EMBEDDINGS and alone and not self.config.settings.get("ensure_weight_tying"):
             raise ValueError(
                 f"the adapter {self.folder} changes {name:.200} alone, but {self.base.folder} ties its output head "
-                "to it, which would change with it; train with ensure_weight_tying=True, or leave the embedding as it is"
+                "to it, which would change with it; train with ensure_weight_tying=True, or leave the embedding alone"
             )
 
     # --- the base --------------------------------------------------------------------------------------
