@@ -104,7 +104,10 @@ REFUSALS = {
         "was trained on .*base, not on",
     ),
     "another architecture": (GOOD.replace("MODELS/a", "MODELS/other"), "hidden_size=32 .* and 16 "),
-    "another vocabulary": (GOOD.replace("MODELS/a", "MODELS/renumbered"), "has id .* in .*renumbered"),
+    "another vocabulary": (
+        GOOD.replace("MODELS/a", "MODELS/renumbered"),
+        "have different tokenizers: 2 tokens",
+    ),
 }
 
 

@@ -194,7 +194,7 @@ def test_tokenizers_of_whole_models(tmp_path: Path, capsys: pytest.CaptureFixtur
     tokenizer.write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         command(base, branches, tmp_path / "none", f"--tokenizer={base}")
-    assert "token 'a' has id" in capsys.readouterr().err
+    assert "2 tokens are not alike" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -205,5 +205,5 @@ def test_a_model_that_is_no_number_is_refused(base: Path, tmp_path: Path) -> Non
     tensors = load_file(tuned / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, tuned / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="norm.weight is not finite after the merge"):
+    with pytest.raises(ValueError, match="is not finite after the merge"):
         apply_adapters(base, {"sft": tuned}, tmp_path / "out")
