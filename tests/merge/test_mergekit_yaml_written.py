@@ -74,8 +74,10 @@ def test_stored_type_of_the_base_is_that_of_the_file(tmp_path: Path) -> None:
     }
     write_config(tmp_path / "config.yml", base, branches, TaskArithmetic())
     assert "out_dtype: bfloat16" in (tmp_path / "config.yml").read_text()
-    write_config(tmp_path / "config.yml", base, branches, TaskArithmetic(dtype=DType.float32))
-    assert "out_dtype: float32" in (tmp_path / "config.yml").read_text()
+    write_config(tmp_path / "wide.yml", base, branches, TaskArithmetic(dtype=DType.float32))
+    assert "out_dtype: float32" in (tmp_path / "wide.yml").read_text()
+    with pytest.raises(ValueError, match="is there already"):
+        write_config(tmp_path / "wide.yml", base, branches, TaskArithmetic())
 
 
 MISSING: list[tuple[MergeConfig, str]] = [

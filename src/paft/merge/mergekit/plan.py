@@ -60,9 +60,8 @@ class RecipePlan:
         if kind.trims:
             rows = [d.dense(self.buffers.get(i, math.prod(d.shape))) for i, d in enumerate(deltas)]
         densities = told.of_model["density"] if kind.trims or kind.drops else [1.0] * len(deltas)
-        keep = [
-            self._keep(i, name, delta, densities[i], bool(shared["rescale"])) for i, delta in enumerate(rows)
-        ]
+        each = enumerate(zip(rows, densities, strict=True))
+        keep = [self._keep(i, name, delta, density, bool(shared["rescale"])) for i, (delta, density) in each]
         return TensorMerge(rows, _combine(kind.elects, told), keep)
 
     def _keep(self, number: int, name: str, delta: Rows, density: float, rescale: bool) -> Sparsifier:

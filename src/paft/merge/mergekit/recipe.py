@@ -61,6 +61,8 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path} is no text in UTF-8: byte {error.start + 1}") from None
     try:
         return _recipe(_mapping("the file", yaml.safe_load(text)))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split()):.300}") from None
     except ValueError as error:
