@@ -256,10 +256,10 @@ def test_dare_against_mergekit_with_its_own_masks(
     def mask_of(shape: Any, density: float, generator: tuple[str, str]) -> Array:
         number, name = int(generator[0]), generator[1]
         delta = tuned[number][name] - base[name]
-        (kept,) = [
+        (masked,) = [
             k for d, k in drawn if d.shape == delta.shape and torch.allclose(d, delta, rtol=0, atol=1e-7)
         ]
-        return (kept != 0).reshape(tuple(shape)).numpy()
+        return (masked != 0).reshape(tuple(shape)).numpy()
 
     monkeypatch.setattr(
         "paft.merge.mergekit.plan.tensor_generator", lambda seed, number, name: (number, name)

@@ -156,9 +156,9 @@ def test_another_model_is_refused_before_anything_runs(
         prepare(config, Store(config.store).missing(build(config)))
 
 
-def tell(folder: Path, **told: object) -> None:
+def tell(folder: Path, **settings: object) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 def rename_weights(folder: Path) -> None:

@@ -110,10 +110,10 @@ def _also(recipe: Recipe, root: BaseTensors, parameters: Mapping[str, Parameters
     dtype = None if recipe.dtype is None else STORED[recipe.dtype]
     return [
         name
-        for name, told in parameters.items()
+        for name, values in parameters.items()
         if not root.is_tied_head(name)
         and (
-            (recipe.method == "linear" and not told.shared["normalize"])
+            (recipe.method == "linear" and not values.shared["normalize"])
             or (dtype is not None and dtype != root.tensors[name].stored.dtype)
         )
     ]
