@@ -99,9 +99,9 @@ REFUSALS = {
         GOOD.replace("MODELS/base", "MODELS/base+MODELS/lora"),
         "has an adapter: merge it first, ties counts from one model",
     ),
-    "adapter of another base": (
+    "adapter of another model": (
         GOOD.replace("MODELS/a", "MODELS/other+MODELS/lora"),
-        "was trained on .*base, not on",
+        "changes .* as .*, the base has",
     ),
     "another architecture": (GOOD.replace("MODELS/a", "MODELS/other"), "hidden_size=32 .* and 16 "),
     "another vocabulary": (
