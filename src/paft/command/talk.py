@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from paft.command.finished import FinishedCell, finished_cell

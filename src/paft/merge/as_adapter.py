@@ -47,8 +47,8 @@ def write_adapter(
     if not merge.names:
         raise ValueError("the merge changes no tensor, so there is nothing for an adapter to hold")
     refuse_absent(merge.base, merge.names, merge.stored)
-    limit = rank or _sum_of_ranks(merge)
     refuse_not_linear(merge)
+    limit = rank or _sum_of_ranks(merge)
     work = partial(_factors_of, merge, limit)
     with (
         single_threaded_blas(),
