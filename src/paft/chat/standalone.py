@@ -10,11 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from paft.chat.limits import refuse_tokens_without_embedding
 from paft.chat.proof import reads_alike
 from paft.chat.template import stop_ids, with_bos
+from paft.chat.vocabulary import read_vocabulary
 from paft.files.jsonfile import read_object, write_json
 from paft.files.replacing import replacing
 
@@ -76,9 +75,9 @@ def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         settings = {name: config[name] for name in names if config.get(name) is not None}
     settings.pop("_from_model_config", None)  # which lets older transformers read config.json in its place
-    own = settings.get("eos_token_id")
-    found = sorted({*(own if isinstance(own, list) else [own]), *ends} - {None})
-    return settings | {"eos_token_id": found[0] if len(found) == 1 else found}
+    eos = settings.get("eos_token_id")
+    ids = sorted({*(eos if isinstance(eos, list) else [eos]), *ends} - {None})
+    return settings | {"eos_token_id": ids[0] if len(ids) == 1 else ids}
 
 
 def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
@@ -86,7 +85,7 @@ def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
     of `base`."""
     brought = tokenizer_folder(adapters)
     if brought is not None and (brought / "tokenizer.json").is_file():
-        refuse_tokens_without_embedding(_vocabulary(brought / "tokenizer.json"), base)
+        refuse_tokens_without_embedding(read_vocabulary(brought / "tokenizer.json"), base)
     return brought
 
 
@@ -100,16 +99,10 @@ def tokenizer_folder(adapters: Iterable[Path]) -> Path | None:
         if first != second:
             raise ValueError(
                 f"{a} and {b} were trained with different chat templates, so no merge of them answers in "
-                "either; train both with one, or remove the tokenizer files from the one that is not to be used"
+                "either; train both with one, remove the tokenizer files from the one that is not to be used, or say "
+                "which it is with --tokenizer of python -m paft.merge"
             )
     return templates[0][0] if templates else None
-
-
-def _vocabulary(path: Path) -> dict[str, int]:
-    try:
-        return dict(Tokenizer.from_file(str(path)).get_vocab())
-    except Exception as error:  # tokenizers has no type of its own
-        raise ValueError(f"{path} cannot be read: {error}; save the adapter's tokenizer again") from None
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
@@ -132,8 +125,8 @@ def copy_files(source: Path, out: Path, patterns: Iterable[str]) -> None:
 
 
 def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
+    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in files if path.is_file())
 
 
 def _template(folder: Path) -> Any:

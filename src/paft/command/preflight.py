@@ -5,10 +5,12 @@ from collections.abc import Iterable
 
 from paft.config import EvaluateConfig, ModelConfig, RunConfig, TakenKind, TrainerConfig
 from paft.delta.adapter import describe_adapter
+from paft.delta.checkpoint import pair_tensors
 from paft.files.fingerprint import digest
 from paft.files.hub import folder_of
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage, canonical
+from paft.merge.branches import refuse_other_vocabulary
 from paft.merge.origin import base_by_another_name
 from paft.store.store import Store
 
@@ -58,6 +60,9 @@ def require_taken(branch: str, config: TakenStage, *, offline: bool) -> None:
         describe_adapter(folder, base)
         if said := base_by_another_name(base, branch, folder):
             log.info(said)
+    else:
+        refuse_other_vocabulary(base, folder)
+        pair_tensors(base, folder)
 
 
 def require_devices(trainer: TrainerConfig) -> None:
@@ -66,10 +71,10 @@ def require_devices(trainer: TrainerConfig) -> None:
         return
     import torch
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < trainer.devices:
-        there = "no GPU" if found == 0 else f"{found} GPU{'s' * (found > 1)}"
-        instead = f"trainer.devices={found}" if found else "trainer=cpu"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < trainer.devices:
+        there = "no GPU" if gpus == 0 else f"{gpus} GPU{'s' * (gpus > 1)}"
+        instead = f"trainer.devices={gpus}" if gpus else "trainer=cpu"
         raise ValueError(
             f"trainer.accelerator=gpu trainer.devices={trainer.devices} needs as many GPUs, and PyTorch "
             f"{torch.__version__} sees {there} here; write {instead}, or run it where there are (on a cluster: "

@@ -45,6 +45,10 @@ class BaseTensors:
         """The base's own name of a tensor; None where it holds none of that name."""
         return find_name(name, self.tensors)
 
+    def is_tied_head(self, name: str) -> bool:
+        """Whether loading makes this tensor from the embedding, whatever the file holds."""
+        return self.tied and name.split(".")[-2:-1] == ["lm_head"]
+
     def refuse_other_shape(self, adapter: Path, name: str, shape: tuple[int, int]) -> None:
         """Raise `ValueError` unless a delta of this shape fits the tensor."""
         if shape != self.tensors[name].shape:

@@ -3,8 +3,10 @@
 A file is an 8-byte length, a JSON header and the tensors' bytes.
 """
 
+import json
 import math
 import re
+import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,9 +59,7 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: read_header(folder / SINGLE)}
     if not (folder / INDEX).is_file():
-        raise ValueError(
-            f"{folder} holds neither {SINGLE} nor {INDEX}; save the model with safetensors weights"
-        )
+        raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; {_as_safetensors(folder)}")
     weight_map = _weight_map(folder / INDEX)
     files = {folder / name: read_header(folder / name) for name in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
@@ -70,18 +70,33 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
     return files
 
 
+def _as_safetensors(folder: Path) -> str:
+    """What makes safetensors of a model: the command where its weights are pickled, which may run code when read."""
+    if not any(folder.glob("pytorch_model*.bin")):
+        return "save the model with safetensors weights"
+    code = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"a, b = {json.dumps(str(folder))}, {json.dumps(f'{folder}-safetensors')}; "
+        'M.from_pretrained(a, dtype="auto").save_pretrained(b); T.from_pretrained(a).save_pretrained(b)'
+    )
+    return (
+        "its weights are pickles (pytorch_model.bin), which are not read, as they may run code. If you trust who made "
+        f"them, this makes a folder of safetensors: python -c {shlex.quote(code)}"
+    )
+
+
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name -> the name of its file, which is in the same folder."""
-    found = read_object(path).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path} must hold a weight_map of tensors and their files; download it again")
-    for name, file in found.items():
+    for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise ValueError(
                 f"{path} places {name!r:.100} in {file!r:.100}, which is no safetensors file of its own folder; "
                 "do not use this model, or download it again from a source you trust"
             )
-    return found
+    return weight_map
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -125,7 +140,7 @@ def _stored(name: str, entry: Mapping[str, Any], start: int) -> Stored:
     begin, end = offsets
     if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
         raise ValueError(f"{name} has shape {shape} and data_offsets {offsets}: not lists of natural numbers")
-    wanted = math.prod(shape) * SIZES[dtype]
-    if end - begin != wanted:
-        raise ValueError(f"{name} spans {end - begin} bytes, {dtype} {shape} takes {wanted}")
+    expected = math.prod(shape) * SIZES[dtype]
+    if end - begin != expected:
+        raise ValueError(f"{name} spans {end - begin} bytes, {dtype} {shape} takes {expected}")
     return Stored(dtype, tuple(shape), start + begin, start + end)

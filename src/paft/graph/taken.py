@@ -46,6 +46,20 @@ def _sha256(at: str, folder: Path, kind: TakenKind) -> str:
     return folder_sha256(folder)
 
 
+def refuse_changed_model(branch: str, config: TakenStage, folder: Path) -> None:
+    """Raise `ValueError` for a whole model that is gone, or not the one that the run was planned with."""
+    at = f"{branch}.checkpoint={folder}"
+    if not folder.is_dir():
+        raise ValueError(
+            f"{at} is gone: a merge reads it again. Put it back, or give its new place: {branch}.checkpoint=DIR"
+        )
+    if config.sha256 and (now := folder_sha256(folder)) != config.sha256:
+        raise ValueError(
+            f"{at} changed after this run was planned: its sha256 was {config.sha256[:12]}, now it is {now[:12]}. "
+            "Nothing was made from it; put the old files back, or give the same command again to run with the new ones"
+        )
+
+
 def checkpoints(branches: Mapping[str, Stage]) -> dict[str, str]:
     """Where the branches lie that were taken as whole models."""
     configs = {name: stage.config for name, stage in branches.items()}

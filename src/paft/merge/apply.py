@@ -1,4 +1,4 @@
-"""From adapter folders to a merged model folder: each tensor is merged, measured and written in one pass."""
+"""From adapters and models to a merged model folder: each tensor is merged, measured and written in one pass."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
@@ -11,10 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from paft.config import DType, MergeConfig, Norm
 from paft.config.checks import identifies
-from paft.delta.adapter import read_adapters
 from paft.delta.rows import Bits, decode
+from paft.merge.branches import read_branches
 from paft.merge.counts import Counts, summary
-from paft.merge.method import Adapters, Method, TensorMerge
+from paft.merge.method import Method, TensorMerge
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, merged_norm, scaled, with_norm
 from paft.merge.planned import PlannedMerge, merged_blocks
@@ -27,7 +27,7 @@ single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
 def merge_adapters(
     base: Path, adapters: Mapping[str, Path], method: MergeConfig, out: Path, *, same: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Write `base` plus the merged delta of two PEFT adapter folders to `out`: `plan_merge`, then `write_model`."""
+    """Write `base` plus the merged delta of two branches to `out`: `plan_merge`, then `write_model`."""
     return write_model(plan_merge(base, adapters, method, same=same), out)
 
 
@@ -46,11 +46,11 @@ def apply_adapters(
 def plan_merge(
     base: Path, adapters: Mapping[str, Path], method: MergeConfig, *, same: Collection[str] = ()
 ) -> PlannedMerge:
-    """The merge of two PEFT adapter folders into `base`, by branch name in the order of the method's weights.
+    """The merge of two branches into `base`, by branch name in the order of the method's weights.
 
-    Ranks and target modules may differ, a module that one branch does not adapt has a zero delta there. Raises
-    `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not known to
-    be the `same` (see `read_adapters`), and for those that `read_adapter` refuses or that do not fit the base.
+    A folder is a PEFT adapter or a whole fine-tuned model; what one branch does not change has a zero delta there.
+    Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not known
+    to be the `same` (see `read_adapters`), and for those that `read_branches` refuses.
     """
     name = method_name(method)
     assert isinstance(method, Method)
@@ -59,7 +59,7 @@ def plan_merge(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
-    read: Adapters = read_adapters(adapters, base, same=same)
+    read = read_branches(base, adapters, same=same)
     labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": method.shares}
     with single_threaded_blas():
         if method.norm is not Norm.own:
@@ -79,7 +79,7 @@ def plan_sum(
 
     Refuses as `plan_merge` does.
     """
-    read = read_adapters(adapters, base, same=same)
+    read = read_branches(base, adapters, same=same)
     weights = [1.0] * len(read)
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     return PlannedMerge(base, read, plain_sum(len(weights)), dtype, labels)

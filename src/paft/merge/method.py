@@ -14,15 +14,16 @@ new one is a class in a file of `paft.merge.methods`:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from threading import local
 
 import numpy as np
 
 from paft.config import MergeConfig, require
 from paft.config.checks import incidental
-from paft.delta.delta import Delta, StoredDelta, inner
-from paft.delta.rows import Array, Rows
-from paft.merge.slerp import Gram
+from paft.delta.delta import Delta, Factors, StoredDelta, inner
+from paft.delta.rows import Array, Rows, blocks_of
+from paft.merge.slerp import Gram, gram_of
 from paft.merge.sparsify import Sparsifier, everything
 
 Adapters = Mapping[str, Mapping[str, StoredDelta]]
@@ -134,7 +135,10 @@ class SparseMerge(WeightedMerge):
 
 
 def gram_of_deltas(first: Delta, second: Delta) -> Gram:
-    """`gram_of` two deltas, without computing those that are factors."""
+    """`gram_of` two deltas; where both are factors without computing them."""
+    if not (isinstance(first, Factors) and isinstance(second, Factors)):
+        grams = (gram_of(one, other) for _, (one, other) in blocks_of(first, second))
+        return reduce(Gram.add, grams, Gram())
     return Gram(inner(first, first), inner(second, second), inner(first, second))
 
 

@@ -1,7 +1,7 @@
 """A merge that is read and planned, and not yet computed: any of its tensors can be, in any order, many times."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paft.config import DType
 from paft.delta.rows import Array, Bits, blocks_of, decode
 from paft.files.safetensors import Stored, read_checkpoint
 from paft.merge.counts import Counts
@@ -27,10 +26,12 @@ class PlannedMerge:
     base: Path
     adapters: Adapters
     plan: Plan
-    dtype: DType | None
-    """Storage type of the tensors that change; None keeps the base's."""
+    dtype: str | None
+    """Storage type of the tensors that change, one of `STORED`; None keeps the base's."""
     labels: Mapping[str, Any]
     """What is known of the merge before it is computed, for its report."""
+    also: Collection[str] = ()
+    """Tensors that change although no branch differs there."""
 
     @cached_property
     def stored(self) -> dict[str, Stored]:
@@ -40,7 +41,8 @@ class PlannedMerge:
     @cached_property
     def names(self) -> list[str]:
         """The tensors that the merge changes, in file order where the base holds them."""
-        changed = dict.fromkeys(name for adapter in self.adapters.values() for name in adapter)
+        adapted = (name for adapter in self.adapters.values() for name in adapter)
+        changed = dict.fromkeys([*self.also, *adapted])
         held = [name for name in self.stored if name in changed]
         return [*held, *(name for name in changed if name not in self.stored)]
 

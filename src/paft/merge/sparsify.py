@@ -31,18 +31,13 @@ def largest(delta: Array, density: float, scratch: Array | None = None) -> Spars
     """The int(density * size) values of largest magnitude of an array in memory.
 
     `scratch` is an array [size] that may be written over.
-    Of equal magnitudes the first in reading order stay, so the result never depends on a sorting algorithm.
-    Raises `ValueError` where nothing would be kept, as mergekit does up to 0.1.4 (0.1.5 keeps one value).
+    Of equal magnitudes the first in reading order stay, so the result never depends on a sorting algorithm. One value
+    always stays, as in mergekit since 0.1.5.
     """
     require(0 < density <= 1, "density", density, "in (0, 1]")
     if density == 1:
         return everything
-    k = int(density * delta.size)
-    if k == 0:
-        raise ValueError(
-            f"density must keep at least one of the {delta.size} values of a {list(delta.shape)} tensor, "
-            f"got {density}; use at least {1 / delta.size:.3g}"
-        )
+    k = max(1, int(density * delta.size))
     threshold, surplus = _kth_largest(
         delta.reshape(-1), k, np.empty(delta.size, np.float32) if scratch is None else scratch
     )
@@ -70,10 +65,14 @@ def trim(delta: Array, threshold: float) -> Array:
 
 def random(delta: Rows, density: float, mask: Mask, how: Rescale) -> Sparsifier:
     """The values under `mask`, with the size that all of them had."""
-    ratio = _l1_ratio(delta, mask) if how is Rescale.l1 else 1.0
+
+    def drop(rows: slice, block: Array) -> Array:
+        return block * mask[rows]
+
+    ratio = _l1_ratio(delta, drop) if how is Rescale.l1 else 1.0
 
     def keep(rows: slice, block: Array) -> Array:
-        kept = block * mask[rows]
+        kept = drop(rows, block)
         if how is Rescale.inverse_density:
             kept /= density
         elif ratio != 1:
@@ -81,6 +80,17 @@ def random(delta: Rows, density: float, mask: Mask, how: Rescale) -> Sparsifier:
         return kept
 
     return keep
+
+
+def rescaled(delta: Rows, keep: Sparsifier) -> Sparsifier:
+    """What `keep` leaves of a delta, times one factor, so that its L1 norm is the delta's."""
+    ratio = _l1_ratio(delta, keep)
+    return lambda rows, block: keep(rows, block) * np.float32(ratio)
+
+
+def nothing(_: slice, block: Array) -> Array:
+    """The `Sparsifier` of density 0."""
+    return np.zeros_like(block)
 
 
 def bernoulli_mask(shape: Sequence[int], density: float, generator: np.random.RandomState) -> Mask:
@@ -107,14 +117,12 @@ def tensor_generator(seed: int, branch: str, name: str) -> np.random.RandomState
     return np.random.RandomState(int.from_bytes(digest[:8], "little") >> 1 & 0xFFFFFFFF)
 
 
-def _l1_ratio(delta: Rows, mask: Mask) -> float:
+def _l1_ratio(delta: Rows, keep: Sparsifier) -> float:
     """L1 norm before over after dropping (mergekit since 0.1.0)."""
     before = after = 0.0
     for rows, (block,) in blocks_of(delta):
-        magnitude = np.abs(block)
-        before += float(magnitude.sum(dtype=np.float64))
-        magnitude *= mask[rows]
-        after += float(magnitude.sum(dtype=np.float64))
+        before += float(np.abs(block).sum(dtype=np.float64))
+        after += float(np.abs(keep(rows, block)).sum(dtype=np.float64))
     return 1.0 if min(before, after) < EPSILON else before / after
 
 

@@ -17,7 +17,6 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from paft.config import DType
 from paft.delta.rows import FLOATS, Array, Bits, decode, encode, fits, matrix_shape
 from paft.files.jsonfile import read_object
 from paft.files.replacing import replacing
@@ -81,9 +80,10 @@ Change = Callable[[Weight], Iterable[Bits]]
 
 
 def rewrite(
-    base: Path, out: Path, names: Collection[str], change: Change, *, dtype: DType | None = None
+    base: Path, out: Path, names: Collection[str], change: Change, *, dtype: str | None = None
 ) -> None:
-    """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`, stored as `dtype`.
+    """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`, stored as `dtype`: one of
+    `paft.merge.layout.STORED`.
 
     Every other tensor is copied byte for byte. A file appears under its name only when it is whole. Raises
     `ValueError` for a name that the checkpoint does not hold, a damaged file, and whatever `change` raises.

@@ -1,6 +1,8 @@
 """The `sft` and `preference` stages of a branch that is taken, not trained."""
 
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from paft.files.hub import folder_of
 from paft.files.jsonfile import read_object, write_json
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage
+from paft.graph.taken import refuse_changed_model
+from paft.merge.branches import read_model
 from paft.model.base import base_folder
 from paft.store.context import Context
 
@@ -27,21 +31,33 @@ def run(stage: Stage[TakenStage], inputs: dict[str, Path], out: Path, context: C
         base_folder(config.model, offline=offline),
         folder_of(config.path or config.hub, offline=offline),
     )
+    deltas: Mapping[str, StoredDelta]
     match config.kind:
         case TakenKind.adapter:
             deltas = read_adapter(_copied(config, folder, out), base)
             stated = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         case TakenKind.checkpoint:
-            raise ValueError(f"{stage.name}.checkpoint={folder}: whole models cannot be taken yet")
+            refuse_changed_model(stage.name, config, folder)
+            deltas = read_model(base, folder)
+            stated = read_object(folder / "config.json").get("_name_or_path")
     sparsity = measured(deltas)
+    _refuse_diverged(folder, sparsity["layers"])
     write_json(out / "sparsity.json", sparsity)
     shares = {name: sparsity[name] for name in ("mean_over_layers", "over_elements")}
     return {"taken": config.title, "kind": config.kind.value, "stated_base": stated, "sparsity": shares}
 
 
-def measured(deltas: dict[str, StoredDelta]) -> dict[str, Any]:
+def measured(deltas: Mapping[str, StoredDelta]) -> dict[str, Any]:
     """`adapter_statistics` of stored deltas, of which one is in memory at a time."""
     return adapter_statistics((name, in_torch(stored.load())) for name, stored in deltas.items())
+
+
+def _refuse_diverged(folder: Path, layers: Mapping[str, Mapping[str, float]]) -> None:
+    for name, statistics in layers.items():
+        if not math.isfinite(statistics["l2"]):
+            raise ValueError(
+                f"{folder} minus its base holds NaN or infinite values in {name}: the training diverged; take another"
+            )
 
 
 def _copied(config: TakenStage, folder: Path, out: Path) -> Path:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from paft.config import SlerpSpace, require
 from paft.delta.delta import Delta
-from paft.delta.rows import Rows, blocks_of
+from paft.delta.rows import Rows
 from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_deltas
-from paft.merge.slerp import Gram, along, delta_arc, full_arc, gram_of
+from paft.merge.slerp import along, delta_arc, full_arc, gram_of_weights
 from paft.merge.sparsify import everything
 
 
@@ -37,8 +37,5 @@ class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1
         return TensorMerge(deltas, lambda d, _: along(arc, d), [everything] * 2, arc.linear, ends)
 
     def _of_weights(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
-        gram = Gram()
-        for _, (weight, one, other) in blocks_of(base, *deltas):
-            gram = gram.add(gram_of(weight + one, weight + other))
-        arc = full_arc(gram, self.t)
+        arc = full_arc(gram_of_weights(base, *deltas), self.t)
         return TensorMerge(deltas, lambda d, weight: along(arc, d, weight), [everything] * 2, arc.linear)
