@@ -61,6 +61,8 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path} is no text in UTF-8: byte {error.start + 1}") from None
     try:
         return _recipe(_mapping("the file", yaml.safe_load(text)))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split()):.300}") from None
     except ValueError as error:
@@ -135,8 +137,8 @@ def _inputs(at: str, entries: list[Any]) -> dict[Reference, Settings]:
 
 
 def _range(value: Any) -> range:
-    whole = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
-    if not whole or not 0 <= value[0] < value[1]:
+    is_pair = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+    if not is_pair or not 0 <= value[0] < value[1]:
         raise ValueError(f"layer_range must be [first layer, the one after the last], got {value!r:.100}")
     return range(*value)
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paft.chat.standalone import TEMPLATE, copy_tokenizer
+from paft.chat.vocabulary import refuse_other_vocabulary
 from paft.delta.adapter import read_adapter
 from paft.delta.base import BaseTensors
+from paft.delta.checkpoint import read_difference
 from paft.delta.delta import StoredDelta
 from paft.delta.rows import FLOATS
 from paft.delta.stored import StoredSum
 from paft.files.jsonfile import read_object
-from paft.merge.branches import read_model
 from paft.merge.layout import STORED
 from paft.merge.mergekit.parameters import Parameters, inputs_of, parameters_of, unused
 from paft.merge.mergekit.plan import RecipePlan
@@ -92,7 +93,8 @@ def _read(root: Path, model: Reference, *, same_base: bool) -> Mapping[str, Stor
     folder = model.model.folder()
     delta: dict[str, StoredDelta] = {}
     if folder.resolve() != root.resolve():
-        delta |= read_model(root, folder)
+        refuse_other_vocabulary(root, {str(model): folder})
+        delta |= read_difference(root, folder)
     if model.adapter is None:
         return delta
     adapter = model.adapter.folder()
@@ -108,10 +110,10 @@ def _also(recipe: Recipe, root: BaseTensors, parameters: Mapping[str, Parameters
     dtype = None if recipe.dtype is None else STORED[recipe.dtype]
     return [
         name
-        for name, told in parameters.items()
+        for name, values in parameters.items()
         if not root.is_tied_head(name)
         and (
-            (recipe.method == "linear" and not told.shared["normalize"])
+            (recipe.method == "linear" and not values.shared["normalize"])
             or (dtype is not None and dtype != root.tensors[name].stored.dtype)
         )
     ]
