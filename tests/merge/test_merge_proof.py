@@ -126,12 +126,17 @@ def settings(out: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def tie(out: Path) -> None:
+    edit(out, lambda tensors: tensors.pop("lm_head.weight"))
+    settings(out, tie_word_embeddings=True)
+
+
 DAMAGE = {
     "one tensor is lost": lambda out: edit(out, lambda t: t.pop(Q)),
     "two tensors are swapped": lambda out: edit(out, swap),
     "one row is the base's": lambda out: edit(out, lambda t: t[Q][3].zero_()),
     "a name is another": lambda out: edit(out, lambda t: t.update({f"{Q}_": t.pop(Q)})),
-    "the head is tied": lambda out: settings(out, tie_word_embeddings=True),
+    "the head is tied": lambda out: tie(out),
     "a setting is another": lambda out: settings(out, rms_norm_eps=0.1),
     "one value is not finite": lambda out: edit(out, lambda t: t[Q][0].fill_(torch.nan)),
 }

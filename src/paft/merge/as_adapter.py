@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from paft.chat.standalone import GENERATION, copy_files
-from paft.delta.adapter import PREFIX
+from paft.delta.peft_keys import PREFIX
 from paft.delta.delta import Factors
 from paft.delta.rows import Array, row_blocks
 from paft.delta.stored import StoredFactors
