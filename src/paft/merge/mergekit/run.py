@@ -55,8 +55,8 @@ def plan_recipe(path: Path, *, seed: int = 42) -> RecipeMerge:
 
     The folder that is rewritten is the base's, or the first model's where there is no base. Random masks are drawn from
     `seed`, the number of the input and the name of the tensor. Raises `ValueError` naming the file for what it asks and
-    cannot be done as mergekit does it. An adapter that says it was
-    trained on another model is added all the same, which the log says.
+    cannot be done as mergekit does it. An adapter of another
+    model is added all the same, which the log says.
     """
     recipe = read_recipe(path)
     try:
@@ -94,13 +94,13 @@ def _read(root: Path, model: Reference) -> Mapping[str, StoredDelta]:
     folder = model.model.folder()
     delta: dict[str, StoredDelta] = {}
     if folder.resolve() != root.resolve():
-        refuse_other_vocabulary(root, {str(model): folder})
+        refuse_other_vocabulary(root, {"listed": folder})
         delta |= read_difference(root, folder)
     if model.adapter is None:
         return delta
     adapter = model.adapter.folder()
     try:
-        refuse_other_base(folder, {str(model.adapter): adapter})
+        refuse_other_base(folder, {"listed": adapter})
     except ValueError as difference:
         log.warning("%s; added all the same, as the file says", str(difference).partition(". Give")[0])
     added = read_adapter(adapter, folder)
