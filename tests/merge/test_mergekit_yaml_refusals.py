@@ -113,7 +113,7 @@ REFUSALS = {
     ),
     "another vocabulary": (
         GOOD.replace("MODELS/a", "MODELS/renumbered"),
-        "have different tokenizers: 2 tokens",
+        "have different tokenizers: 4 tokens",
     ),
 }
 

@@ -96,7 +96,7 @@ def _differences(base: BaseTensors, tuned: BaseTensors) -> Iterator[str]:
 
 
 def _has_twin(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether a matrix outside layers has the values of another one, as an output head that is tied to the embedding."""
+    """Whether a matrix outside layers has the values of another one, as an output head tied to the embedding."""
     tensor = tensors[name]
     if len(tensor.stored.shape) != 2 or any(part.isdigit() for part in name.split(".")):
         return False
