@@ -15,8 +15,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from paft.chat.standalone import GENERATION, copy_files
-from paft.delta.peft_keys import PREFIX
 from paft.delta.delta import Factors
+from paft.delta.peft_keys import PREFIX
 from paft.delta.rows import Array, row_blocks
 from paft.delta.stored import StoredFactors
 from paft.files.jsonfile import read_object, write_json
