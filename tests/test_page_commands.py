@@ -1,4 +1,4 @@
-"""Every command of README and docs that names a cell is composed into a typed config, as far as nothing is left open."""
+"""Every command of README and docs that names a cell is composed into a typed config, if it leaves nothing open."""
 
 import re
 import shlex

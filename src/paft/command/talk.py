@@ -92,7 +92,9 @@ def speaker(cell: FinishedCell, name: str, *, of_base: bool = False) -> Speaker:
     with cell.model() as merged:
         adapter = merged / "adapter"
         weights = cell.base if of_base or adapter.is_dir() else merged
-        model = AutoModelForCausalLM.from_pretrained(weights, dtype="auto", use_safetensors=True, **trusted)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            weights, dtype="auto", use_safetensors=True, **trusted
+        )
         if adapter.is_dir() and not of_base:
             from peft import PeftModel
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from paft.command.finished import FinishedCell, finished_cell
+from paft.command.words import train_command
 from paft.export.card import Card
 from paft.export.folder import copy_legal, copy_model, licence_of
 from paft.export.gguf import convert, converter
@@ -19,6 +20,9 @@ from paft.files.appearing import appearing
 from paft.files.jsonfile import read_object
 from paft.report.build import Report, same_questions
 from paft.report.table import row, rows
+
+PLACES = ("logs=", "store=")
+"""Words of a command that change no result, and that a card of the public does not tell."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "paradigm=base has no model of its own to export; its base is where it came from"
             )
         cell.require_scores()
-        write(cell, given.to, script)
+        write(cell, given.to, script, given.push)
         print(f"{given.to}: {', '.join(sorted(path.name for path in given.to.iterdir()))}")
         if given.push:
             print(f"pushed to {push(given.to, given.push, public=given.public)}")
@@ -58,19 +62,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write(cell: FinishedCell, to: Path, script: Path | None = None) -> None:
-    """Write the folder, whole or not at all; with llama.cpp's `script` also as GGUF."""
+def write(cell: FinishedCell, to: Path, script: Path | None = None, repo: str | None = None) -> None:
+    """Write the folder, whole or not at all; with llama.cpp's `script` also as GGUF. `repo` is where it goes to."""
     with appearing(to) as out, cell.model() as merged:
         copy_model(merged, out)
         copy_legal(cell.base, out)
-        (out / "README.md").write_text(
-            card_of(cell, is_adapter=(merged / "adapter").is_dir()), encoding="utf-8"
-        )
+        card = card_of(cell, repo or to.name, is_adapter=(merged / "adapter").is_dir())
+        (out / "README.md").write_text(card, encoding="utf-8")
         if script is not None:
             convert(script, out)
 
 
-def card_of(cell: FinishedCell, *, is_adapter: bool) -> str:
+def card_of(cell: FinishedCell, place: str, *, is_adapter: bool) -> str:
     """The README.md of a cell."""
     folder, model, store = cell.require_scores(), cell.config.model, cell.store.root
     own = row(folder)
@@ -82,8 +85,9 @@ def card_of(cell: FinishedCell, *, is_adapter: bool) -> str:
         base=scored[1] if bases else None,
         merge=read_object(folder / "merge.json"),
         record=read_object(folder / "stage.json"),
-        command=cell.command,
+        command=train_command(word for word in cell.words if not word.startswith(PLACES)),
         licence=licence_of(model, cell.base, offline=cell.config.offline),
+        place=place,
         is_adapter=is_adapter,
     ).text()
 

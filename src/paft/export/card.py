@@ -37,6 +37,8 @@ class Card:
     command: str
     licence: str | None
     """As the base states it."""
+    place: str
+    """What the folder is loaded by."""
     is_adapter: bool
 
     def text(self) -> str:
@@ -86,7 +88,7 @@ class Card:
         trained = " and ".join(branches)
         how = f" merged by {method(self.row)}" if self.row.merged else " added up" * (len(branches) > 1)
         what = "One LoRA adapter" if self.is_adapter else "A model"
-        return f"{what} of {self.row.base} with {trained}{how} ({self.merge.get('variant', '')})."
+        return f"{what} of {self.row.base} with {trained}{how}."
 
     def use(self) -> str:
         if self.is_adapter:
@@ -94,7 +96,7 @@ class Card:
             lines = [
                 "```python",
                 "from peft import AutoPeftModelForCausalLM",
-                'model = AutoPeftModelForCausalLM.from_pretrained("DIR")',
+                f'model = AutoPeftModelForCausalLM.from_pretrained("{self.place}")',
                 "```",
                 "",
                 f"Rank {rank} in every layer; it lacks {100 * float(error or 0):.2g} % of the merged delta's norm.",
@@ -103,7 +105,7 @@ class Card:
         lines = [
             "```python",
             "from transformers import pipeline",
-            'answer = pipeline("text-generation", "DIR")',
+            f'answer = pipeline("text-generation", "{self.place}")',
             'answer([{"role": "user", "content": "..."}])',
             "```",
             "",
@@ -123,8 +125,11 @@ class Card:
             ]
             for column in columns
         ]
+        unknown = (
+            "; ? where nothing shows it" if any(" ± ?" in text for line in lines for text in line) else ""
+        )
         limit = f", the first {self.row['limit']} items of each task" if self.row["limit"] else ""
-        said = f"`{self.row['evaluate']}`{limit}, by lm-eval; ± one standard error over items, one training each."
+        said = f"`{self.row['evaluate']}`{limit}, by lm-eval; ± one standard error over items{unknown}."
         return "\n\n".join([table(heads, lines), said])
 
     @property
