@@ -97,9 +97,9 @@ def test_names_of_a_model_saved_without_its_head_are_the_same_tensors(tmp_path: 
     assert_same(delta, {name.removeprefix("transformer."): tensor for name, tensor in expected.items()})
 
 
-def tell(folder: Path, **told: Any) -> None:
+def tell(folder: Path, **settings: Any) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 def edit(folder: Path, **tensors: Tensor | None) -> None:

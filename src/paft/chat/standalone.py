@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paft.chat.limits import refuse_tokens_without_embedding
 from paft.chat.proof import reads_alike
 from paft.chat.template import stop_ids, with_bos
-from paft.chat.vocabulary import read_vocabulary
+from paft.chat.vocabulary import vocabulary_of
 from paft.files.jsonfile import read_object, write_json
 from paft.files.replacing import replacing
 
@@ -70,7 +70,7 @@ def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
     if (base / GENERATION).is_file():
         settings = read_object(base / GENERATION)
     else:
-        config = read_object(base / "config.json") if (base / "config.json").is_file() else {}
+        config = read_object(base / "config.json")
         config |= config.get("text_config") or {}
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         settings = {name: config[name] for name in names if config.get(name) is not None}
@@ -85,7 +85,7 @@ def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
     of `base`."""
     brought = tokenizer_folder(adapters)
     if brought is not None and (brought / "tokenizer.json").is_file():
-        refuse_tokens_without_embedding(read_vocabulary(brought / "tokenizer.json"), base)
+        refuse_tokens_without_embedding(vocabulary_of(brought / "tokenizer.json"), base)
     return brought
 
 

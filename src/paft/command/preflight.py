@@ -1,16 +1,16 @@
 """What a cell needs of this machine and of its bases, asked before its first stage runs."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from paft.config import EvaluateConfig, ModelConfig, RunConfig, TakenKind, TrainerConfig
+from paft.chat.vocabulary import refuse_other_vocabulary
+from paft.config import ALL_LINEAR, EvaluateConfig, ModelConfig, RunConfig, TakenKind, TrainerConfig
 from paft.delta.adapter import describe_adapter
 from paft.delta.checkpoint import pair_tensors
 from paft.files.fingerprint import digest
 from paft.files.hub import folder_of
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage, canonical
-from paft.merge.branches import refuse_other_vocabulary
 from paft.merge.origin import base_by_another_name
 from paft.store.store import Store
 
@@ -29,9 +29,8 @@ def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
         trained = (s for s in stages if s.kind.trains and s.config.model.name == model.name)
         targets = {stage.name: stage.config.branch.lora.target_modules for stage in trained}
         require_base(model, targets, offline=config.offline)
-    for stage in stages:
-        if isinstance(stage.config, TakenStage):
-            require_taken(stage.name, stage.config, offline=config.offline)
+    taken = {stage.name: stage.config for stage in stages if isinstance(stage.config, TakenStage)}
+    require_taken(taken, offline=config.offline)
 
 
 def refuse_columns_of(cells: Iterable[tuple[RunConfig, Stage]]) -> None:
@@ -50,19 +49,22 @@ def refuse_columns(evaluations: Iterable[EvaluateConfig]) -> None:
         columns_of(evaluate, manager_for(evaluate))
 
 
-def require_taken(branch: str, config: TakenStage, *, offline: bool) -> None:
-    """Raise `ValueError` for a taken branch that is no change of its base; names and shapes alone are looked at."""
-    from paft.model.base import base_folder
+def require_taken(branches: Mapping[str, TakenStage], *, offline: bool) -> None:
+    """Raise `ValueError` for a taken branch that is no change of its base; names, shapes and tokens are looked at."""
+    folders = {}
+    for branch, config in branches.items():
+        from paft.model.base import base_folder
 
-    base = base_folder(config.model, offline=offline)
-    folder = folder_of(config.path or config.hub, offline=offline)
-    if config.kind is TakenKind.adapter:
-        describe_adapter(folder, base)
-        if said := base_by_another_name(base, branch, folder):
+        base = base_folder(config.model, offline=offline)
+        folder = folder_of(config.path or config.hub, offline=offline)
+        folders[branch] = folder
+        if config.kind is TakenKind.adapter and (said := base_by_another_name(base, branch, folder)):
             log.info(said)
-    else:
-        refuse_other_vocabulary(base, folder)
-        pair_tensors(base, folder)
+        refuse_other_vocabulary(base, folders)
+        if config.kind is TakenKind.adapter:
+            describe_adapter(folder, base)
+        else:
+            pair_tensors(base, folder)
 
 
 def require_devices(trainer: TrainerConfig) -> None:
@@ -90,8 +92,8 @@ def require_base(model: ModelConfig, targets: dict[str, list[str]], *, offline: 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from paft.model.adapters import refuse_unknown_targets
     from paft.model.base import base_folder, base_settings
+    from paft.model.targets import resolved_targets
 
     folder = base_folder(model, offline=offline)
     if not targets:
@@ -103,4 +105,11 @@ def require_base(model: ModelConfig, targets: dict[str, list[str]], *, offline: 
     except Exception:
         return  # `paft.proof` says what such a base lacks
     for branch, names in targets.items():
-        refuse_unknown_targets(empty, names, at=f"{branch}.lora.target_modules")
+        found = resolved_targets(empty, names, at=f"{branch}.lora.target_modules")
+        if found != names and names != [ALL_LINEAR]:
+            log.info(
+                "%s has other layers than lora.target_modules: the %s branch adapts %s",
+                model.title,
+                branch,
+                ", ".join(found),
+            )

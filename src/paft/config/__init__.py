@@ -66,6 +66,7 @@ from paft.config.running import (
     WandbMode,
 )
 from paft.config.training import (
+    ALL_LINEAR,
     LINEAR_MODULES,
     OBJECTIVES,
     BranchConfig,
@@ -81,6 +82,7 @@ from paft.config.training import (
 )
 
 __all__ = [
+    "ALL_LINEAR",
     "LINEAR_MODULES",
     "METHODS",
     "OBJECTIVES",

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
 
+ALL_LINEAR = "all-linear"
+"""In place of names: every linear layer but the output head, as in peft."""
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -57,17 +59,23 @@ class LoraConfig(Typed):
     rank: int = 16
     """Columns of A^T and B: the largest rank of a layer's delta."""
     alpha: float = 16.0
-    """The delta is alpha / rank * B A."""
+    """The delta is alpha / rank * B A, with `rslora` alpha / sqrt(rank) * B A."""
     dropout: float = 0.0
     """Share of a layer's inputs that the adapter does not see, drawn by seed, step, row and layer."""
     target_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
-    """Last names of the linear layers that get an adapter; each must be one of the base's."""
+    """Last names of the linear layers that get an adapter, each one of the base's; or `all-linear`: every one but the
+    output head, which the default means too on a base that has not all of its names."""
+    rslora: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """Scale by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023)."""
 
     def __post_init__(self) -> None:
         require(self.rank > 0, "lora.rank", self.rank, "positive")
         require(self.alpha > 0, "lora.alpha", self.alpha, "positive")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
         require(bool(self.target_modules), "lora.target_modules", self.target_modules, "a non-empty list")
+        if ALL_LINEAR in self.target_modules:
+            allowed = f"{ALL_LINEAR} alone, or names of layers"
+            require(len(self.target_modules) == 1, "lora.target_modules", self.target_modules, allowed)
 
 
 @dataclass

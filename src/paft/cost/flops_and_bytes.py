@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from paft.config import (
+    ALL_LINEAR,
     BranchConfig,
     DType,
     HubModel,
@@ -99,7 +100,8 @@ def parameters(shape: ModelShape) -> int:
 
 def adapted(shape: ModelShape, lora: LoraConfig) -> list[tuple[int, int]]:
     """(inputs, outputs) of the linear layers of one decoder layer that have LoRA factors."""
-    return [size for name, size in linear_sizes(shape).items() if name in lora.target_modules]
+    every = lora.target_modules == [ALL_LINEAR]
+    return [size for name, size in linear_sizes(shape).items() if every or name in lora.target_modules]
 
 
 def lora_parameters(shape: ModelShape, lora: LoraConfig) -> int:

@@ -98,7 +98,8 @@ def _differs(folder: Path, name: str, stored: StoredDifference) -> bool:
     """Whether any value is not 0."""
     differs = False
     for rows in row_blocks(stored.shape, PANEL):
-        largest = _largest(stored[rows])
+        with np.errstate(all="ignore"):  # what is not finite is refused here
+            largest = _largest(stored[rows])
         _refuse_infinite(folder, name, largest)
         differs = differs or largest > 0
     return differs

@@ -4,6 +4,7 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from paft.delta.rows import FLOATS
 from paft.delta.stored import StoredTensor
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import read_checkpoint
@@ -49,12 +50,17 @@ class BaseTensors:
         """Whether loading makes this tensor from the embedding, whatever the file holds."""
         return self.tied and name.split(".")[-2:-1] == ["lm_head"]
 
-    def refuse_other_shape(self, adapter: Path, name: str, shape: tuple[int, int]) -> None:
-        """Raise `ValueError` unless a delta of this shape fits the tensor."""
+    def refuse_unfit(self, adapter: Path, name: str, shape: tuple[int, int]) -> None:
+        """Raise `ValueError` unless a delta of this shape can be added to the tensor."""
+        stored = self.tensors[name].stored
         if shape != self.tensors[name].shape:
             raise ValueError(
-                f"the adapter {adapter} changes {name} as {list(shape)}, the base has "
-                f"{list(self.tensors[name].stored.shape)}: was it trained on another model?"
+                f"the adapter {adapter} changes {name} as {list(shape)}, the base has {list(stored.shape)}: "
+                "was it trained on another model?"
+            )
+        if stored.dtype not in FLOATS:
+            raise ValueError(
+                f"{name} is stored as {stored.dtype} in {self.folder}; a delta can only be added to {', '.join(FLOATS)}"
             )
 
     def absent(self, adapter: Path, name: str) -> ValueError:

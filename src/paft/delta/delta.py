@@ -54,11 +54,11 @@ class Factors:
 
     def dense(self, buffer: Array) -> Array:
         """The whole delta, in an array [out * in]."""
-        whole = buffer.reshape(self.shape)
+        matrix = buffer.reshape(self.shape)
         for rows in row_blocks(self.shape, PANEL):
-            np.matmul(self.B[rows], self.A, out=whole[rows])
-            whole[rows] *= self.scaling
-        return whole
+            np.matmul(self.B[rows], self.A, out=matrix[rows])
+            matrix[rows] *= self.scaling
+        return matrix
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Dense:
 
     def dense(self, buffer: Array) -> Array:
         """The whole delta, in an array [out * in]."""
-        whole = buffer.reshape(self.shape)
+        matrix = buffer.reshape(self.shape)
         for rows in row_blocks(self.shape, PANEL):
-            whole[rows] = self[rows]
-        return whole
+            matrix[rows] = self[rows]
+        return matrix
 
 
 def zero_delta(shape: tuple[int, ...]) -> Factors:

@@ -96,11 +96,12 @@ class PeftDeltas:
                 f"{self.folder}: {module:.100} has lora_magnitude_vector {list(magnitude.shape)} of {magnitude.dtype}; "
                 f"a layer with {outputs} outputs has as many floats"
             )
-        own = self.file.saved.get(f"{module}.weight")
-        weight = self.base.tensors[name] if own is None else StoredTensor(self.file.path, own)
+        saved = self.file.saved.get(f"{module}.weight")
+        weight = self.base.tensors[name] if saved is None else StoredTensor(self.file.path, saved)
         return StoredDora(weight, factors, vector)
 
     def _bias(self, module: str, stored: Stored, scaling: float) -> None:
+        self._refuse_other_type(f"{module}.lora_B.bias", stored)
         vector = StoredTensor(self.file.path, stored)
         name = self._in_base(f"{module}.bias", vector.shape)
         self._add(name, StoredDifference(vector, None, scaling))
@@ -110,16 +111,19 @@ class PeftDeltas:
     def _saved(self, name: str, stored: Stored) -> None:
         if self.base is None:
             raise self._needs_base(name)
-        if stored.dtype not in FLOATS:
-            raise ValueError(
-                f"{self.folder}: {name:.200} is stored as {stored.dtype}, not as one of {', '.join(FLOATS)}"
-            )
+        self._refuse_other_type(name, stored)
         tuned = StoredTensor(self.file.path, stored)
         if self._is_tied_twin(name, tuned):
             return
         self._refuse_tied(name)
         known = self._in_base(name, tuned.shape)
         self._add(known, StoredDifference(tuned, self.base.tensors[known]))
+
+    def _refuse_other_type(self, name: str, stored: Stored) -> None:
+        if stored.dtype not in FLOATS:
+            raise ValueError(
+                f"{self.folder}: {name:.200} is stored as {stored.dtype}, not as one of {', '.join(FLOATS)}"
+            )
 
     def _is_tied_twin(self, name: str, tuned: StoredTensor) -> bool:
         """Whether this is the output head of a tied base, saved as a copy of the input embedding beside it."""
@@ -142,14 +146,14 @@ class PeftDeltas:
             return
         if _last(name) == "lm_head":
             raise ValueError(
-                f"the adapter {self.folder} changes {name}, but {self.base.folder} ties it to the input embeddings, "
-                "which would change with it; leave lm_head out of target_modules and modules_to_save"
+                f"the adapter {self.folder} changes {name:.200}, but {self.base.folder} ties it to the input "
+                "embeddings, which would change with it; leave lm_head out of target_modules and modules_to_save"
             )
         alone = not any(_last(saved) == "lm_head" for saved in self.file.saved)
         if _last(name) in EMBEDDINGS and alone and not self.config.settings.get("ensure_weight_tying"):
             raise ValueError(
-                f"the adapter {self.folder} changes {name} alone, but {self.base.folder} ties its output head to it, "
-                "which would change with it; train with ensure_weight_tying=True, or leave the embedding as it is"
+                f"the adapter {self.folder} changes {name:.200} alone, but {self.base.folder} ties its output head "
+                "to it, which would change with it; train with ensure_weight_tying=True, or leave the embedding alone"
             )
 
     # --- the base --------------------------------------------------------------------------------------
@@ -160,7 +164,7 @@ class PeftDeltas:
             return name
         if (known := self.base.name_of(name)) is None:
             raise self.base.absent(self.folder, name)
-        self.base.refuse_other_shape(self.folder, known, shape)
+        self.base.refuse_unfit(self.folder, known, shape)
         return known
 
     def _needs_base(self, name: str) -> ValueError:

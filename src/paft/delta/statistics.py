@@ -152,5 +152,5 @@ def _squared_norm(delta: Tensor) -> float:
 def _mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
     """Mean of every key over the rows that have it."""
     keys = dict.fromkeys(key for row in rows for key in row if key != "numel")
-    values = {key: [row[key] for row in rows if key in row] for key in keys}
-    return {key: sum(found) / len(found) for key, found in values.items()}
+    columns = {key: [row[key] for row in rows if key in row] for key in keys}
+    return {key: sum(values) / len(values) for key, values in columns.items()}

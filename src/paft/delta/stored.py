@@ -119,4 +119,5 @@ class _Sum:
         return self.parts[0].shape
 
     def __getitem__(self, rows: slice) -> Array:
-        return reduce(np.add, (part[rows] for part in self.parts))
+        total: Array = reduce(np.add, (part[rows] for part in self.parts))
+        return total

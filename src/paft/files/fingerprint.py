@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paft.files.safetensors import as_safetensors
+
 ADAPTER_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".tiktoken", ".txt")
 
 
@@ -67,6 +69,7 @@ def folder_sha256(folder: Path) -> str:
     )
     if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
         raise ValueError(
-            f"{folder} is not a model folder: it needs config.json and *.safetensors, it holds {names or 'nothing'}"
+            f"{folder} is not a model folder: it needs config.json and *.safetensors, it holds {names or 'nothing'}; "
+            f"{as_safetensors(folder)}"
         )
     return files_sha256(folder / name for name in names)

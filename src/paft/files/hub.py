@@ -8,7 +8,7 @@ from paft.files.diskfull import is_full
 
 PINNED = re.compile(r"([\w.-]+/[\w.-]+)@(.*)")
 """`user/repo@commit`"""
-WANTED = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt")
+PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt")
 """The files of a model or an adapter that are read."""
 LOGIN = "`hf auth login` tells this machine who you are"
 
@@ -21,16 +21,16 @@ def folder_of(place: str, *, offline: bool) -> Path:
     match = PINNED.fullmatch(place)
     if match is None or Path(place).exists():
         return Path(place)
-    return download(match[1], match[2], WANTED, "with a folder of it on this disk", offline=offline)
+    return download(match[1], match[2], PATTERNS, "with a folder of it on this disk", offline=offline)
 
 
-def download(repo: str, revision: str, wanted: Sequence[str], instead: str, *, offline: bool) -> Path:
+def download(repo: str, revision: str, patterns: Sequence[str], instead: str, *, offline: bool) -> Path:
     """The cached folder of a repository at a commit. Raises `ValueError` with `instead` for what cannot be had."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
-            repo, revision=revision, allow_patterns=list(wanted), local_files_only=offline
+            repo, revision=revision, allow_patterns=list(patterns), local_files_only=offline
         )
     except (OSError, ValueError) as error:
         raise unavailable(f"{repo} at {revision:.12}", repo, error, instead) from None

@@ -59,7 +59,7 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: read_header(folder / SINGLE)}
     if not (folder / INDEX).is_file():
-        raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; {_as_safetensors(folder)}")
+        raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; {as_safetensors(folder)}")
     weight_map = _weight_map(folder / INDEX)
     files = {folder / name: read_header(folder / name) for name in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
@@ -70,7 +70,7 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
     return files
 
 
-def _as_safetensors(folder: Path) -> str:
+def as_safetensors(folder: Path) -> str:
     """What makes safetensors of a model: the command where its weights are pickled, which may run code when read."""
     if not any(folder.glob("pytorch_model*.bin")):
         return "save the model with safetensors weights"

@@ -30,20 +30,18 @@ def taken(name: str, branch: BranchConfig, model: ModelConfig) -> TakenStage:
 
 
 def _sha256(at: str, folder: Path, kind: TakenKind) -> str:
-    is_adapter = (folder / "adapter_config.json").is_file()
-    if kind is TakenKind.adapter:
-        if not is_adapter:
-            whole = "; it is a whole model, which is {}" if (folder / "config.json").is_file() else ""
-            raise ValueError(
-                f"{at}={folder} is not a PEFT adapter folder: it holds no adapter_config.json"
-                + whole.format(f"{at.partition('.')[0]}.checkpoint={folder}")
-            )
-        return files_sha256(adapter_files(folder))
-    if is_adapter and not (folder / "config.json").is_file():
+    has_adapter, has_model = ((folder / f"{of}config.json").is_file() for of in ("adapter_", ""))
+    branch = at.partition(".")[0]
+    if kind is TakenKind.adapter and not has_adapter:
+        instead = f"; it is a whole model, which is {branch}.checkpoint={folder}" if has_model else ""
         raise ValueError(
-            f"{at}={folder} is a PEFT adapter, not a whole model; give it as {at.partition('.')[0]}.adapter={folder}"
+            f"{at}={folder} is not a PEFT adapter folder: it holds no adapter_config.json{instead}"
         )
-    return folder_sha256(folder)
+    if kind is TakenKind.checkpoint and has_adapter and not has_model:
+        raise ValueError(
+            f"{at}={folder} is a PEFT adapter, not a whole model; give it as {branch}.adapter={folder}"
+        )
+    return files_sha256(adapter_files(folder)) if kind is TakenKind.adapter else folder_sha256(folder)
 
 
 def refuse_changed_model(branch: str, config: TakenStage, folder: Path) -> None:

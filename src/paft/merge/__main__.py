@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from paft.chat.standalone import brought_tokenizer, copy_tokenizer
+from paft.chat.vocabulary import refuse_other_vocabulary
 from paft.config import MergeConfig, MergeOutput, require
 from paft.delta.adapter import NAMES_OF_BASE
 from paft.delta.checkpoint import is_checkpoint
 from paft.files.appearing import appearing
 from paft.merge.apply import plan_merge, variant, write_model
 from paft.merge.as_adapter import write_adapter
-from paft.merge.branches import refuse_other_vocabulary
 from paft.merge.mergekit.command import merge_recipe, names_recipe
 from paft.merge.mergekit.written import write_config
 from paft.merge.methods import METHODS
@@ -88,8 +88,8 @@ def _merge(given: argparse.Namespace, branches: dict[str, Path], method: MergeCo
         refuse_other_base(given.base, adapters)
     # the first is compared with the base itself, the others with each other
     same = NAMES_OF_BASE if given.same_base else NAMES_OF_BASE[:1]
-    if given.tokenizer is not None:
-        refuse_other_vocabulary(given.base, given.tokenizer)
+    whose = branches if given.tokenizer is None else branches | {"given": given.tokenizer}
+    refuse_other_vocabulary(given.base, whose)
     brought = given.tokenizer or brought_tokenizer(branches.values(), given.base)
     with appearing(given.out) as out:
         merge = plan_merge(given.base, branches, method, same=same)

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from paft.chat.standalone import GENERATION, copy_files
-from paft.delta.adapter import PREFIX
 from paft.delta.delta import Factors
+from paft.delta.peft_keys import PREFIX
 from paft.delta.rows import Array, row_blocks
 from paft.delta.stored import StoredFactors
 from paft.files.jsonfile import read_object, write_json
@@ -47,8 +47,8 @@ def write_adapter(
     if not merge.names:
         raise ValueError("the merge changes no tensor, so there is nothing for an adapter to hold")
     refuse_absent(merge.base, merge.names, merge.stored)
-    limit = rank or _sum_of_ranks(merge)
     refuse_not_linear(merge)
+    limit = rank or _sum_of_ranks(merge)
     work = partial(_factors_of, merge, limit)
     with (
         single_threaded_blas(),

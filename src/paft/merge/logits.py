@@ -40,7 +40,7 @@ def has_room(folder: Path) -> bool:
 def load(folder: Path, dtype: torch.dtype | str, settings: Mapping[str, Any]) -> PreTrainedModel:
     """As anybody loads a folder; `dtype` may be `auto`."""
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **settings).eval()  # type: ignore[no-any-return]
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **settings).eval()
 
 
 def random_rows(model: PreTrainedModel) -> Tensor:
@@ -119,4 +119,4 @@ def merged_model(
             file = stack.enter_context(safe_open(path, framework="pt"))
             tensors |= {name: file.get_slice(name) for name in held if name not in changed}
         tensors |= {name: MergedTensor(merge, weight, rounded) for name, weight in changed.items()}
-        return kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()  # type: ignore[no-any-return]
+        return kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()

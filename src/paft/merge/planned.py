@@ -50,7 +50,7 @@ class PlannedMerge:
     def weights(self) -> Iterator[dict[str, Weight]]:
         """The tensors of the base that change, with their files open."""
         with ExitStack() as files:
-            held = {}
+            held: dict[str, Weight] = {}
             for path, tensors in read_checkpoint(self.base).items():
                 file = files.enter_context(path.open("rb"))
                 kind = STORED[self.dtype] if self.dtype else None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 from paft.config import ModelConfig
@@ -16,19 +15,6 @@ from paft.delta.statistics import dense, in_torch
 from paft.files.fingerprint import text_digest
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
-
-
-def refuse_unknown_targets(
-    base: PreTrainedModel, target_modules: list[str], *, at: str = "lora.target_modules"
-) -> None:
-    """Every name must match a linear layer: a misspelt one would silently train less."""
-    linear = {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
-    unknown = [name for name in target_modules if name not in linear]
-    if unknown:
-        raise ValueError(
-            f"{at} {unknown} match no linear layer of {base.config.model_type}; "
-            f"it has {', '.join(sorted(linear)) or 'none'}"
-        )
 
 
 def refuse_unstored(weights: list[str], folder: Path) -> None:

@@ -67,11 +67,11 @@ def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
 
 
 def _from_hub(config: HubModel, offline: bool) -> Path:
-    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
     if config.trust_remote_code:
-        wanted.append("*.py")
+        patterns.append("*.py")
     instead = "with a folder of it on this disk: model=local model.path=..."
-    return download(config.repo, config.revision, wanted, instead, offline=offline)
+    return download(config.repo, config.revision, patterns, instead, offline=offline)
 
 
 def _made_once(config: WheelModel | TinyModel) -> Path:
@@ -176,8 +176,8 @@ def load_tokenizer(
 def pad_token_id(folder: Path, config: ModelConfig) -> int:
     """The token that fills rows up, whatever the template; raises as `load_tokenizer`."""
     tokenizer = _own_tokenizer(folder, config.trust_remote_code)
-    own = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if own is None else own)
+    pad_id = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad_id is None else pad_id)
 
 
 def _own_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":

@@ -10,7 +10,7 @@ MUCH = 0.1
 
 
 def not_stored(rows: Sequence[Row]) -> list[str]:
-    """A sentence for what the stored type of the rows' models cannot hold, and one for what the rank of adapters cannot."""
+    """A sentence for what the stored type of the rows' models cannot hold, one for what the rank of adapters cannot."""
     said = []
     if (rounded := _largest(rows, "rounded_back")) >= MUCH:
         said.append(

@@ -29,8 +29,8 @@ TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
     "sign_conflict", "cosine", "rounded_back", "adapter_error", "sft_lr", "preference_lr", "preference_beta", "l1_of",
-    "l1_method", "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished",
-    "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
+    "l1_method", "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe",
+    "template", "finished", "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
 MERGED = ("sign_conflict", "cosine", "rounded_back", "adapter_error")

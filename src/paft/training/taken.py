@@ -8,6 +8,7 @@ from typing import Any
 
 from paft.config import TakenKind
 from paft.delta.adapter import read_adapter
+from paft.delta.checkpoint import read_difference
 from paft.delta.delta import StoredDelta
 from paft.delta.statistics import adapter_statistics, in_torch
 from paft.files.fingerprint import adapter_files, files_sha256
@@ -16,7 +17,6 @@ from paft.files.jsonfile import read_object, write_json
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage
 from paft.graph.taken import refuse_changed_model
-from paft.merge.branches import read_model
 from paft.model.base import base_folder
 from paft.store.context import Context
 
@@ -38,7 +38,7 @@ def run(stage: Stage[TakenStage], inputs: dict[str, Path], out: Path, context: C
             stated = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         case TakenKind.checkpoint:
             refuse_changed_model(stage.name, config, folder)
-            deltas = read_model(base, folder)
+            deltas = read_difference(base, folder)
             stated = read_object(folder / "config.json").get("_name_or_path")
     sparsity = measured(deltas)
     _refuse_diverged(folder, sparsity["layers"])

@@ -1,4 +1,4 @@
-"""What a mergekit method is told of each tensor: its parameters, looked up in every scope of a recipe."""
+"""The parameters of a mergekit method for each tensor, looked up in every scope of a recipe."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -102,23 +102,23 @@ def _parameters(recipe: Recipe, inputs: Collection[Reference], name: str, num_la
         for parameter, default in kind.of_model.items()
     }
     each = kind.shared.items()
-    told = {p: _required(p, shared, place, default, recipe.method) for p, default in each}
-    if recipe.method == "linear" and told["normalize"] and abs(sum(of_model["weight"])) < 1e-8:
+    values = {p: _required(p, shared, place, default, recipe.method) for p, default in each}
+    if recipe.method == "linear" and values["normalize"] and abs(sum(of_model["weight"])) < 1e-8:
         raise ValueError(
             f"weights must not sum to 0 where they are normalized, got {of_model['weight']} for {name}"
         )
-    if not told.get("nuslerp_flatten", True):
+    if not values.get("nuslerp_flatten", True):
         raise ValueError(
             "nuslerp_flatten=false cannot be used: tensors are turned as one vector here, and not by row"
         )
-    return Parameters(of_model, told)
+    return Parameters(of_model, values)
 
 
 def _required(
     parameter: str, scopes: list[Settings], place: Place, default: bool | float | None, of: str
 ) -> bool | float:
     kind = truth if isinstance(default, bool) else number
-    value: bool | float | None = resolve(parameter, scopes, place, kind)  # type: ignore[type-var]
+    value: bool | float | None = resolve(parameter, scopes, place, kind)
     value = default if value is None else value
     if value is None:
         raise ValueError(f"{of} needs the parameter {parameter} for {place.tensor}; add it under parameters")

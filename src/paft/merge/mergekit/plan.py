@@ -41,29 +41,30 @@ class RecipePlan:
     buffers: Buffers = field(default_factory=Buffers)
 
     def __call__(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
-        told = self.parameters[name]
+        values = self.parameters[name]
         match self.method:
             case "linear":
-                return TensorMerge(deltas, _linear(told), [everything] * len(deltas))
+                return TensorMerge(deltas, _linear(values), [everything] * len(deltas))
             case "slerp":
                 return _turned(
-                    deltas, full_arc(gram_of_weights(base, *deltas), float(told.shared["t"])), full=True
+                    deltas, full_arc(gram_of_weights(base, *deltas), float(values.shared["t"])), full=True
                 )
             case "nuslerp":
                 gram = gram_of_weights(base, *deltas) if self.of_weights else gram_of_deltas(*deltas)
-                return _turned(deltas, delta_arc(gram, _share(told.of_model["weight"])), full=self.of_weights)
-        return self._task_vectors(name, deltas, told)
+                return _turned(
+                    deltas, delta_arc(gram, _share(values.of_model["weight"])), full=self.of_weights
+                )
+        return self._task_vectors(name, deltas, values)
 
-    def _task_vectors(self, name: str, deltas: Sequence[Delta], told: Parameters) -> TensorMerge:
-        kind, shared = KINDS[self.method], told.shared
+    def _task_vectors(self, name: str, deltas: Sequence[Delta], values: Parameters) -> TensorMerge:
+        kind, shared = KINDS[self.method], values.shared
         rows: list[Rows] = [*deltas]
         if kind.trims:
             rows = [d.dense(self.buffers.get(i, math.prod(d.shape))) for i, d in enumerate(deltas)]
-        densities = told.of_model["density"] if kind.trims or kind.drops else [1.0] * len(deltas)
-        keep = [
-            self._keep(i, name, delta, densities[i], bool(shared["rescale"])) for i, delta in enumerate(rows)
-        ]
-        return TensorMerge(rows, _combine(kind.elects, told), keep)
+        densities = values.of_model["density"] if kind.trims or kind.drops else [1.0] * len(deltas)
+        each = enumerate(zip(rows, densities, strict=True))
+        keep = [self._keep(i, name, delta, density, bool(shared["rescale"])) for i, (delta, density) in each]
+        return TensorMerge(rows, _combine(kind.elects, values), keep)
 
     def _keep(self, number: int, name: str, delta: Rows, density: float, rescale: bool) -> Sparsifier:
         if density >= 1:
@@ -78,18 +79,18 @@ class RecipePlan:
         return random(delta, density, mask, Rescale.l1 if rescale else Rescale.none)
 
 
-def _combine(elects: bool, told: Parameters) -> Combine:
-    weights, scale = told.of_model["weight"], float(told.shared["lambda"])
-    normalize = Normalize.weights if told.shared["normalize"] else Normalize.none
+def _combine(elects: bool, values: Parameters) -> Combine:
+    weights, scale = values.of_model["weight"], float(values.shared["lambda"])
+    normalize = Normalize.weights if values.shared["normalize"] else Normalize.none
     if elects:
         return lambda deltas, _: elected(deltas, weights, Election.mass, ElectOn.weighted, normalize, scale)
     return lambda deltas, _: added(deltas, weights, normalize, scale)
 
 
-def _linear(told: Parameters) -> Combine:
+def _linear(values: Parameters) -> Combine:
     """sum of w (base + delta), divided by the sum of w where they are normalized, minus the base."""
-    weights, total = told.of_model["weight"], sum(told.of_model["weight"])
-    if told.shared["normalize"]:
+    weights, total = values.of_model["weight"], sum(values.of_model["weight"])
+    if values.shared["normalize"]:
         return lambda deltas, _: added(deltas, [weight / total for weight in weights], Normalize.none, 1.0)
     return lambda deltas, base: added(deltas, weights, Normalize.none, 1.0) + (total - 1) * base
 

@@ -61,6 +61,8 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path} is no text in UTF-8: byte {error.start + 1}") from None
     try:
         return _recipe(_mapping("the file", yaml.safe_load(text)))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split()):.300}") from None
     except ValueError as error:
@@ -75,10 +77,11 @@ def _recipe(content: Mapping[str, Any]) -> Recipe:
         raise ValueError("it must have either models or slices")
     stated = content.get("base_model")
     base = None if stated is None else Reference.parse(stated)
+    slices: tuple[Slice, ...]
     if content.get("models"):
         slices = (_all_layers(_list("models", content["models"]), base),)
     else:
-        slices = tuple(_slice(entry, base) for entry in _list("slices", content["slices"]))
+        slices = tuple(_slice(entry) for entry in _list("slices", content["slices"]))
         base = _one_base(base, slices, content["slices"])
     _refuse_other_layers(slices)
     arithmetic, out = (_dtype(key, content.get(key)) for key in ("dtype", "out_dtype"))
@@ -102,7 +105,7 @@ def _all_layers(entries: list[Any], base: Reference | None) -> Slice:
     return Slice(models if base is None or base in of_model else (*models, base), of_model=of_model)
 
 
-def _slice(entry: Any, base: Reference | None) -> Slice:
+def _slice(entry: Any) -> Slice:
     given = _mapping("a slice", entry)
     if given.get("residual_weight") is not None:
         raise ValueError(
@@ -135,8 +138,8 @@ def _inputs(at: str, entries: list[Any]) -> dict[Reference, Settings]:
 
 
 def _range(value: Any) -> range:
-    whole = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
-    if not whole or not 0 <= value[0] < value[1]:
+    is_pair = isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
+    if not is_pair or not 0 <= value[0] < value[1]:
         raise ValueError(f"layer_range must be [first layer, the one after the last], got {value!r:.100}")
     return range(*value)
 

@@ -15,8 +15,10 @@ class Source:
 
     @classmethod
     def parse(cls, value: Any) -> "Source":
-        if isinstance(value, Mapping) and value.keys() <= {"path", "revision"} and "path" in value:
-            return cls(str(value["path"]), value.get("revision"))
+        if isinstance(value, Mapping) and {"path"} <= value.keys() <= {"path", "revision"}:
+            path, revision = value["path"], value.get("revision")
+            if isinstance(path, str) and isinstance(revision, str | None):
+                return cls(path, revision)
         if not isinstance(value, str) or not value or value.count("@") > 1:
             raise ValueError(
                 f"a model must be a folder or a repository with at most one @revision, got {value!r:.200}"

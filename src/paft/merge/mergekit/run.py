@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paft.chat.standalone import TEMPLATE, copy_tokenizer
+from paft.chat.vocabulary import refuse_other_vocabulary
 from paft.delta.adapter import read_adapter
 from paft.delta.base import BaseTensors
+from paft.delta.checkpoint import read_difference
 from paft.delta.delta import StoredDelta
 from paft.delta.rows import FLOATS
 from paft.delta.stored import StoredSum
 from paft.files.jsonfile import read_object
-from paft.merge.branches import read_model
 from paft.merge.layout import STORED
 from paft.merge.mergekit.parameters import Parameters, inputs_of, parameters_of, unused
 from paft.merge.mergekit.plan import RecipePlan
@@ -49,22 +50,23 @@ class RecipeMerge:
         shutil.copyfile(self.path, out / COPY)
 
 
-def plan_recipe(path: Path, *, seed: int = 42, same_base: bool = False) -> RecipeMerge:
+def plan_recipe(path: Path, *, seed: int = 42) -> RecipeMerge:
     """What the YAML file `path` asks for; `paft.merge.apply.write_model` writes its merge.
 
     The folder that is rewritten is the base's, or the first model's where there is no base. Random masks are drawn from
     `seed`, the number of the input and the name of the tensor. Raises `ValueError` naming the file for what it asks and
-    cannot be done as mergekit does it. With `same_base` adapters may name the models they are added to otherwise.
+    cannot be done as mergekit does it. An adapter of another
+    model is added all the same, which the log says.
     """
     recipe = read_recipe(path)
     try:
-        merge, root = _planned(recipe, seed, same_base=same_base)
+        merge, root = _planned(recipe, seed)
         return RecipeMerge(path, merge, tokenizer_of(recipe, root), recipe.chat_template)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _planned(recipe: Recipe, seed: int, *, same_base: bool) -> tuple[PlannedMerge, Path]:
+def _planned(recipe: Recipe, seed: int) -> tuple[PlannedMerge, Path]:
     inputs = inputs_of(recipe)
     first = recipe.base if recipe.base is not None and recipe.base in recipe.models else recipe.models[0]
     root = first.model.folder()
@@ -79,7 +81,7 @@ def _planned(recipe: Recipe, seed: int, *, same_base: bool) -> tuple[PlannedMerg
     tensors = BaseTensors.of(root)
     names = [name for name, tensor in tensors.tensors.items() if tensor.stored.dtype in FLOATS]
     parameters = parameters_of(recipe, names, _num_layers(root))
-    deltas = {str(model): _read(root, model, same_base=same_base) for model in inputs}
+    deltas = {str(model): _read(root, model) for model in inputs}
     _say(recipe)
     plan = RecipePlan(recipe.method, parameters, of_weights=recipe.base is None, seed=seed)
     labels = {"method": recipe.method, "variant": f"mergekit {recipe.method} of {', '.join(deltas)}"}
@@ -87,17 +89,20 @@ def _planned(recipe: Recipe, seed: int, *, same_base: bool) -> tuple[PlannedMerg
     return PlannedMerge(root, deltas, plan, recipe.dtype, labels, also), root
 
 
-def _read(root: Path, model: Reference, *, same_base: bool) -> Mapping[str, StoredDelta]:
+def _read(root: Path, model: Reference) -> Mapping[str, StoredDelta]:
     """A model minus the one in `root`, its adapter included."""
     folder = model.model.folder()
     delta: dict[str, StoredDelta] = {}
     if folder.resolve() != root.resolve():
-        delta |= read_model(root, folder)
+        refuse_other_vocabulary(root, {"listed": folder})
+        delta |= read_difference(root, folder)
     if model.adapter is None:
         return delta
     adapter = model.adapter.folder()
-    if not same_base:
-        refuse_other_base(folder, {str(model): adapter})
+    try:
+        refuse_other_base(folder, {"listed": adapter})
+    except ValueError as difference:
+        log.warning("%s; added all the same, as the file says", str(difference).partition(". Give")[0])
     added = read_adapter(adapter, folder)
     both = {name: StoredSum([delta[name], added[name]]) for name in delta.keys() & added.keys()}
     return delta | added | both
@@ -108,10 +113,10 @@ def _also(recipe: Recipe, root: BaseTensors, parameters: Mapping[str, Parameters
     dtype = None if recipe.dtype is None else STORED[recipe.dtype]
     return [
         name
-        for name, told in parameters.items()
+        for name, values in parameters.items()
         if not root.is_tied_head(name)
         and (
-            (recipe.method == "linear" and not told.shared["normalize"])
+            (recipe.method == "linear" and not values.shared["normalize"])
             or (dtype is not None and dtype != root.tensors[name].stored.dtype)
         )
     ]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from paft.chat.vocabulary import read_vocabulary
+from paft.chat.vocabulary import vocabulary_of
 from paft.files.jsonfile import read_object
 from paft.merge.mergekit.recipe import Recipe
 from paft.merge.mergekit.reference import Reference
@@ -20,7 +20,7 @@ def tokenizer_of(recipe: Recipe, root: Path) -> Path | None:
     named = recipe.tokenizer not in ("base", "union")
     source = Reference.parse(recipe.tokenizer).model.folder() if named else root
     folders = dict.fromkeys([root, source, *(model.model.folder() for model in recipe.models)])
-    vocabularies = [read_vocabulary(folder / "tokenizer.json") for folder in folders]
+    vocabularies = [vocabulary_of(folder / "tokenizer.json") for folder in folders]
     rows = read_object(root / "config.json").get("vocab_size")
     if any(vocabulary != vocabularies[0] for vocabulary in vocabularies) or rows != len(vocabularies[0]):
         raise ValueError(

@@ -23,8 +23,12 @@ def write_config(path: Path, base: Path, branches: Mapping[str, Path], method: M
     """Write the merge of two branches into `base` as a mergekit YAML with absolute paths.
 
     mergekit computes in float32 with it, as merges here do, and stores what they store. Raises `ValueError` naming the
-    options that mergekit has not.
+    options that mergekit has not, and for a file that is there.
     """
+    if path.exists():
+        raise ValueError(
+            f"{path} is there already; choose another name, or remove it first if it is not needed"
+        )
     content = mergekit_config(base.resolve(), {b: folder.resolve() for b, folder in branches.items()}, method)
     remarks = [variant(method), "mergekit-yaml THIS_FILE OUT --lora-merge-cache SCRATCH"]
     if isinstance(method, DareMerge):
