@@ -51,7 +51,7 @@ def is_delta(folder: Path) -> bool:
 
 
 def read_delta(folder: Path) -> dict[str, StoredSparse | StoredDifference]:
-    """Tensor of the base -> its delta; a tensor that did not change is left out. Raises `ValueError` for other files."""
+    """Tensor of the base -> its delta; one that did not change is left out. Raises `ValueError` for other files."""
     path = folder / FILE
     stored, deltas = read_header(path), dict[str, StoredSparse | StoredDifference]()
     for name, shape in read_object(folder / SHAPES).items():

@@ -1,8 +1,8 @@
 """Full fine-tuning: every weight of the base is trained, as a float32 delta that the stored weights follow.
 
 The model runs in its own type. Its gradients are added up in float32, the optimizer moves float32 deltas that begin at
-zero, and after each of its steps a weight is the base's plus its delta, rounded once: a change too small for the type is
-not lost but kept in the delta, which is all that is saved.
+zero, and after each of its steps a weight is the base's plus its delta, rounded once: a change too small for the type
+is not lost but kept in the delta, which is all that is saved.
 """
 
 from collections.abc import Iterator

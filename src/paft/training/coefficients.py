@@ -92,7 +92,7 @@ def run(
     config, settings = stage.config, context.running.trainer
     folder, device = base_folder(config.model, offline=context.running.offline), device_of(settings)
     paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
-    branches = [read_adapter(inputs[name] / "adapter") for name in ("sft", "preference")]
+    branches = [factors_of(inputs[name] / "adapter", folder) for name in ("sft", "preference")]
     base = load_base(folder, config.model, paths).to(device)
     policy = MixedPolicy(base, branches, config.weights)
     policy.train()
@@ -103,6 +103,17 @@ def run(
     write_json(out / FILE, {name: layer.coefficients.tolist() for name, layer in policy.mixed.items()})
     write_json(out / "losses.json", losses)
     return {"loss_before": losses[0], "loss_after": losses[-1], "steps": len(losses)}
+
+
+def factors_of(adapter: Path, base: Path) -> dict[str, LowRank]:
+    """The factors of every layer. Raises `ValueError` for an adapter that changes a layer otherwise."""
+    deltas = read_adapter(adapter, base)
+    factors = {name: delta for name, delta in deltas.items() if isinstance(delta, LowRank)}
+    if other := deltas.keys() - factors:
+        raise ValueError(
+            f"merge=learned mixes LoRA factors, and {adapter} changes {min(other)} otherwise; choose another merge"
+        )
+    return factors
 
 
 def drawn(rows: Sequence[Any], config: CoefficientsStage) -> list[Any]:

@@ -44,9 +44,9 @@ def run(
     config, settings = stage.config, context.running.trainer
     folder, adapter = base_folder(config.model, offline=context.running.offline), inputs["branch"] / "adapter"
     model = load_base(folder, replace(config.model, dtype=DType.float32), FastPaths())
-    add_deltas(model, [adapter])
+    add_deltas(model, [adapter], folder)
     model.to(device_of(settings))
-    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in read_adapter(adapter)}
+    layers = linear_layers(model, list(read_adapter(adapter, folder)))
     rows = texts(config, inputs["data"])
     measure = fishers if config.statistic is Statistic.fisher else grams
     sums, alike = measure(
@@ -56,6 +56,17 @@ def run(
     save_file({name: (total / count).contiguous().cpu() for name, total in sums.items()}, out / FILE)
     write_json(out / ALIKE, alike)
     return {"rows": len(rows), "tokens": sum(len(row.input_ids) for row in rows)}
+
+
+def linear_layers(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers whose weights an adapter changes. Raises `ValueError` for one that changes anything else."""
+    layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+    if other := [n for n, m in layers.items() if not (isinstance(m, nn.Linear) and n.endswith(".weight"))]:
+        raise ValueError(
+            f"the merge measures inputs and gradients of linear layers, and the adapter changes {other[0]}; choose a "
+            "merge that looks at no rows"
+        )
+    return layers
 
 
 def texts(config: StatisticsStage, data: Path) -> list[Encoded]:
