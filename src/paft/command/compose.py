@@ -22,6 +22,8 @@ UNTYPED = ("lambda", "experiment")
 """Root keys that are no field of `RunConfig`."""
 NEW_TASK = re.compile(r"\+\+?evaluate\.tasks\.(\w+)[.=]")
 """What adds a column of the table on the command line."""
+OPEN_MAPPING = re.compile(r"data\.\w+\.(?:columns|mix)[.=]")
+"""What sets a mapping whose names are the user's own."""
 
 
 def register_schemas() -> None:
@@ -51,11 +53,13 @@ def _gpus(accelerator: str, devices: int) -> int:
 
 
 def with_new_tasks(words: list[str]) -> list[str]:
-    """The words of a command, with `+evaluate.tasks.<column>...` in a form that Hydra can follow.
+    """The words of a command, with `+evaluate.tasks.<column>...` and mappings in a form that Hydra can follow.
 
     OmegaConf sets no mapping where a config of a stated type belongs, but merges one into such a config; so a new
-    column begins empty, and what is said of it is a change.
+    column begins empty, and what is said of it is a change. Names that a mapping has not yet are added only by `++`,
+    which nobody should have to know.
     """
+    words = [f"++{word}" if OPEN_MAPPING.match(word) else word for word in words]
     new = [NEW_TASK.match(word) for word in words]
     names = dict.fromkeys(found[1] for found in new if found)
     if not names:

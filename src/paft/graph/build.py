@@ -32,7 +32,7 @@ from paft.config import (
     Template,
 )
 from paft.config.data import DEMO_VERSION
-from paft.files.fingerprint import content_sha256, file_sha256, folder_sha256
+from paft.files.fingerprint import content_sha256, folder_sha256
 from paft.files.jsonfile import read_object
 from paft.graph.callbacks import identities
 from paft.graph.configs import (
@@ -44,6 +44,7 @@ from paft.graph.configs import (
     MergeStage,
     ReferenceStage,
 )
+from paft.graph.rows import dropped_more, rows_sha256, splits_of
 from paft.graph.stage import Stage
 from paft.graph.stages import STAGES
 from paft.graph.tasks import with_fingerprints
@@ -123,6 +124,8 @@ def _version(name: str, config: Any) -> int:
 
     - Rows of files and hubs: fields of a row were lost, ends of answers doubled. Rows in a brought tokenizer's own
       template: an answer was tokenised without what precedes it.
+    - Rows of files and hubs of which bad ones are dropped, once more: those with tools, reasoning or typed parts were
+      among them.
     - Trainings with LoRA dropout: masks depended on the micro-batch.
     - What runs a local base that is none of `RIGHT_FROM_THE_START`: heads lost their bias or scale, texts leaked into
       each other through convolutions.
@@ -134,6 +137,7 @@ def _version(name: str, config: Any) -> int:
             changed = not isinstance(config.source, DemoSource) or (
                 brought and template is Template.tokenizer
             )
+            changed += dropped_more(config.source)
         case BranchStage():
             changed = config.branch.lora.dropout > 0
         case EvaluateStage():
@@ -157,22 +161,22 @@ def _was_right(folder: Path) -> bool:
 def _files(source: Source) -> dict[str, str]:
     if not isinstance(source, FileSource):
         return {}
-    paths = {"train": source.path, "validation": source.validation_path}
-    return {split: file_sha256(Path(path)) for split, path in paths.items() if path}
+    return {split: rows_sha256(source, split) for split in splits_of(source)}
 
 
 def refuse_changed(config: DataStage) -> None:
-    """Raise `ValueError` naming a local file that is not the one the stage's key was made from."""
+    """Raise `ValueError` naming local files that are not those the stage's key was made from."""
     if not isinstance(config.source, FileSource):
         return
-    paths = {"train": config.source.path, "validation": config.source.validation_path}
     for split, planned in config.files.items():
-        path = Path(paths[split] or "")
-        now = content_sha256(path)
+        try:
+            now = rows_sha256(config.source, split, content_sha256)
+        except ValueError:
+            now = ""
         if now != planned:
             raise ValueError(
-                f"{path} changed after this run was planned: its sha256 was {planned[:12]}, "
-                f"now {f'it is {now[:12]}' if now else 'the file is gone'}. No stage was made from it; "
+                f"{', '.join(config.source.names(split))} changed after this run was planned: its sha256 was "
+                f"{planned[:12]}, now {f'it is {now[:12]}' if now else 'the file is gone'}. No stage was made from it; "
                 "put the old file back, or give the same command again to run with the new one"
             )
 
