@@ -154,7 +154,7 @@ class FileSource(Source):
     """What the loss is reported of, as `path`; null: nothing."""
     mix: dict[str, float] = field(default_factory=dict, metadata={"identity": False})
     """In place of `path`: {a.jsonl: 0.7, b.jsonl: 0.3} draws each next row from a.jsonl with probability 0.7, in the
-    order of its file and each once, until a file that is drawn has none left (datasets.interleave_datasets, first
+    order of its file and each once, until a file has none left (as datasets.interleave_datasets does, first
     exhausted). Weights need not sum to 1; they are part of what the rows are known by."""
     mix_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
     """Of the draw of `mix`."""

@@ -56,6 +56,10 @@ class _Stream(io.RawIOBase):
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
+    def close(self) -> None:
+        self.inner.close()
+        super().close()
+
     def readable(self) -> bool:
         return True
 

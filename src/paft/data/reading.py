@@ -95,11 +95,15 @@ def _of_files(names: list[str]) -> Iterator[RawRow]:
 
 
 def _mixed(source: FileSource) -> Iterator[RawRow]:
-    """Rows of files drawn by their shares, until one that is drawn has none left."""
-    files, shares = [_of_files([name]) for name in source.shares], list(source.shares.values())
+    """Rows of files drawn by their shares, up to the last of the file that has none left first."""
+    files = [_of_files([path]) for path in source.shares]
+    upcoming = [next(file, None) for file in files]
     draw = random.Random(f"paft mix {source.mix_seed}")
-    while (row := next(draw.choices(files, shares)[0], None)) is not None:
-        yield row
+    while None not in upcoming:
+        [at] = draw.choices(range(len(files)), list(source.shares.values()))
+        row, upcoming[at] = upcoming[at], next(files[at], None)
+        if row is not None:
+            yield row
 
 
 def _hub_split(source: HubSource, split: Split) -> str:

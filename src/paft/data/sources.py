@@ -129,8 +129,6 @@ def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
             formats[raw.file] = _detected(raw, source, kind)
         try:
             row = _parsed(raw, source, kind, formats)
-            if source.held_out:
-                refuse_beside_text(row)
         except ValueError as error:
             problems.add(raw.place, error)
             continue
@@ -163,9 +161,12 @@ def _parsed(raw: RawRow, source: Source, kind: Kind[Row], formats: Mapping[str, 
     if isinstance(raw.value, ValueError):
         raise raw.value
     try:
-        return kind.parse(raw.value, formats[raw.file])
+        row = kind.parse(raw.value, formats[raw.file])
     except ValueError as error:
         raise in_words_of_file(error, source.columns) from None
+    if source.held_out:
+        refuse_beside_text(row)
+    return row
 
 
 @dataclass
