@@ -240,7 +240,7 @@ def test_a_row_that_is_not_utf_8_is_named_with_its_byte(tmp_path: Path) -> None:
         ),
         ("a.json", "{", "a.json is not valid JSON"),
         ("a.json", '{"rows": []}', "a.json must hold a list of rows"),
-        ("a.jsonl", "\n", "train part of .*a.jsonl holds no rows"),
+        ("a.jsonl", "\n", "train part of .*a.jsonl holds no rows that can be read"),
         ("a.parquet", "PAR?", "a.parquet is not a readable Parquet file"),
         ("a.csv", "question,answer\n1,2,3\n", "a.csv, row 1: more cells than the header"),
         ("a.csv", 'question,answer\n"1,2\n', "a.csv, line"),

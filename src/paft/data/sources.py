@@ -136,7 +136,7 @@ def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
     if source.bad_rows is BadRows.error:
         problems.raise_if_any()
     if not formats:
-        raise ValueError(f"the {split} part of {label_of(source, split)} holds no rows")
+        raise ValueError(_no_rows(source, split, problems))
     held_out: frozenset[int] = frozenset()
     if source.held_out and split != "validation":
         held_out = draw(notes.openings, source.held_out, source.held_out_seed)
@@ -147,6 +147,11 @@ def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
     if split != "held_out":  # which are of the same rows
         notes.log(f"{split} of {rows.label}", num_rows)
     return replace(rows, read_as=notes.read_as, ignored=dict(notes.ignored))
+
+
+def _no_rows(source: Source, split: Split, problems: "Problems") -> str:
+    first = f"; all {problems.count} are bad, the first is {problems.first[0]}" if problems.count else ""
+    return f"the {split} part of {label_of(source, split)} holds no rows that can be read{first}"
 
 
 def _detected(raw: RawRow, source: Source, kind: Kind[Row]) -> RowFormat:

@@ -134,7 +134,7 @@ def _version(name: str, config: Any) -> int:
     template, brought = getattr(config, "template", None), isinstance(config.model, LocalModel | HubModel)
     match config:
         case DataStage():
-            changed = not isinstance(config.source, DemoSource) or (
+            changed: int = not isinstance(config.source, DemoSource) or (
                 brought and template is Template.tokenizer
             )
             changed += dropped_more(config.source)
