@@ -97,9 +97,9 @@ class MergeThenEvaluate(Callback):
         for name in ("branch", "model", "scores"):
             (here / name).mkdir(parents=True)
         module.backbone.save(here / "branch" / "adapter", self.fingerprints)
-        own = self.stage.key
+        key = self.stage.key
         inputs = {
-            name: here / "branch" if s.key == own else self.context.store.path(s)
+            name: here / "branch" if s.key == key else self.context.store.path(s)
             for name, s in merge.inputs.items()
         }
         self.context.run(merge, inputs, here / "model")

@@ -36,8 +36,8 @@ def refuse_tokens_without_embedding(vocabulary: Mapping[str, int], folder: Path)
 def max_positions(folder: Path) -> int | None:
     """The longest text in tokens that the model in `folder` was made for; None where it has no such limit."""
     settings = _with_defaults(folder)
-    found = (settings[name] for name in POSITIONS if isinstance(settings.get(name), int))
-    positions = next((positions for positions in found if positions > 1), None)
+    declared = (settings[name] for name in POSITIONS if isinstance(settings.get(name), int))
+    positions = next((positions for positions in declared if positions > 1), None)
     if positions is not None and str(settings.get("model_type")).startswith(OFFSET):
         return positions - (settings.get("pad_token_id") or 0) - 1
     return positions

@@ -76,9 +76,9 @@ def _generation_config(base: Path, ends: list[int]) -> dict[str, Any]:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         settings = {name: config[name] for name in names if config.get(name) is not None}
     settings.pop("_from_model_config", None)  # which lets older transformers read config.json in its place
-    own = settings.get("eos_token_id")
-    found = sorted({*(own if isinstance(own, list) else [own]), *ends} - {None})
-    return settings | {"eos_token_id": found[0] if len(found) == 1 else found}
+    eos = settings.get("eos_token_id")
+    ids = sorted({*(eos if isinstance(eos, list) else [eos]), *ends} - {None})
+    return settings | {"eos_token_id": ids[0] if len(ids) == 1 else ids}
 
 
 def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
@@ -132,8 +132,8 @@ def copy_files(source: Path, out: Path, patterns: Iterable[str]) -> None:
 
 
 def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
+    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in files if path.is_file())
 
 
 def _template(folder: Path) -> Any:

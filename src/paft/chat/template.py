@@ -41,21 +41,21 @@ def template_text(template: Template, tokenizer: "PreTrainedTokenizerBase") -> s
     """
     if template is not Template.tokenizer:
         return (TEMPLATES / f"{template.value}.jinja").read_text(encoding="utf-8")
-    own = tokenizer.chat_template
+    text = tokenizer.chat_template
     shipped = ", ".join(name.value for name in Template if name is not Template.tokenizer)
-    if isinstance(own, dict):
-        if "default" not in own:
+    if isinstance(text, dict):
+        if "default" not in text:
             raise ValueError(
-                f"the tokenizer of {model_name(tokenizer)} has the chat templates {', '.join(sorted(own))} and none is "
-                f"called default; name one of them so in its tokenizer_config.json or set data.template to {shipped}"
+                f"the tokenizer of {model_name(tokenizer)} has the chat templates {', '.join(sorted(text))} and none "
+                f"is called default; name one of them so in its tokenizer_config.json or set data.template to {shipped}"
             )
-        own = own["default"]
-    if not isinstance(own, str):
+        text = text["default"]
+    if not isinstance(text, str):
         raise ValueError(
             f"the tokenizer of {model_name(tokenizer)} has no chat template of its own "
             f"(base models have none); set data.template to one of {shipped}"
         )
-    return own
+    return text
 
 
 def render(
@@ -103,14 +103,14 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> EndOfTurn:
     """
     messages: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": PROBE}]
     after = render(tokenizer, messages, generation=False).rpartition(PROBE)[2].lstrip()
-    whole = after.rstrip()
+    ending = after.rstrip()
     tokens = tokenizer.convert_ids_to_tokens(
-        tokenizer(whole, add_special_tokens=False, verbose=False).input_ids
+        tokenizer(ending, add_special_tokens=False, verbose=False).input_ids
     )
     marker = tokens[0] if tokens else ""
     if not marker or not after.startswith(marker) or marker not in special_tokens(tokenizer):
         size = f"{len(tokens)} tokens" if len(tokens) > 1 else "a word as others"
-        wrong = f"with {whole!r}, which is {size}" if whole else "with nothing"
+        wrong = f"with {ending!r}, which is {size}" if ending else "with nothing"
         raise ValueError(
             f"the chat template ends a turn {wrong} to the tokenizer of {model_name(tokenizer)}; it must be one "
             "special or added token to be learnt. Set data.template=zephyr, which ends a turn with the "

@@ -56,7 +56,7 @@ def inner(hint: Any) -> list[type]:
 @cache
 def _schema(path: Path) -> type | None:
     text = path.read_text(encoding="utf-8")
-    if found := SCHEMA.search(text):
-        return TYPES[found[1]]
+    if match := SCHEMA.search(text):
+        return TYPES[match[1]]
     base = BASE.search(text)
     return _schema(path.with_name(f"{base[1]}.yaml")) if base and base[1] != path.stem else None

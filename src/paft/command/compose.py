@@ -61,11 +61,11 @@ def with_new_tasks(words: list[str]) -> list[str]:
     """
     words = [f"++{word}" if OPEN_MAPPING.match(word) else word for word in words]
     new = [NEW_TASK.match(word) for word in words]
-    names = dict.fromkeys(found[1] for found in new if found)
+    names = dict.fromkeys(match[1] for match in new if match)
     if not names:
         return words
-    first = next(place for place, found in enumerate(new) if found)
-    changes = [word.lstrip("+") if found else word for word, found in zip(words, new, strict=True)]
+    first = next(place for place, match in enumerate(new) if match)
+    changes = [word.lstrip("+") if match else word for word, match in zip(words, new, strict=True)]
     columns = ",".join(f"{name}:{{}}" for name in names)
     return [*changes[:first], f"++evaluate.tasks={{{columns}}}", *changes[first:]]
 

@@ -50,8 +50,8 @@ def _lines(topic: str) -> Iterator[str]:
     path = path or behind
     if group not in (names := [f.name for f in fields(RunConfig)]):
         raise ValueError(_unknown(topic, ["lambda", *names]))
-    if not choice and not path and len(found := _schemas(group)) > 0:
-        yield from _group(group, found)
+    if not choice and not path and len(schemas := _schemas(group)) > 0:
+        yield from _group(group, schemas)
         return
     at, place = _at(group, path, choice, topic)
     if isinstance(place, type):
@@ -72,16 +72,16 @@ def _unknown(topic: str, names: Sequence[str]) -> str:
     return f"there is no help on {topic!r}{guess}; there is on {', '.join(names)}"
 
 
-def _group(group: str, found: dict[str, type]) -> Iterator[str]:
+def _group(group: str, schemas: dict[str, type]) -> Iterator[str]:
     """The choices of a group, the keys that all of them have, and those that only some have."""
     yield f"{group}: choose one with {group}=NAME; `--help {group}=NAME` has its own values"
-    for name, schema in found.items():
+    for name, schema in schemas.items():
         yield f"  {group}={name:<16} {_about(group, name, schema)}"
-    types = list(dict.fromkeys(found.values()))
+    types = list(dict.fromkeys(schemas.values()))
     yield ""
     for name in dict.fromkeys(f.name for schema in types for f in fields(schema)):
         having = [schema for schema in types if name in _names(schema)]
-        owners = [choice for choice, schema in found.items() if schema in having]
+        owners = [choice for choice, schema in schemas.items() if schema in having]
         only = "" if len(having) == len(types) else f"  (of {', '.join(owners)})"
         yield from _setting(f"{group}.{name}{only}", having[0], name, _default(having[0], name))
 
@@ -95,10 +95,10 @@ def _about(group: str, name: str, schema: type) -> str:
 
 def _at(group: str, path: str, choice: str, topic: str) -> tuple[str, Any]:
     """(key, dataclass) at a topic, or (key, (dataclass, field)) where it is one setting."""
-    found = _schemas(group)
-    if choice and choice not in found:
-        raise ValueError(_unknown(topic, [f"{group}={name}" for name in found] or [group]))
-    roots = [found[choice]] if choice else list(dict.fromkeys(found.values())) or [RunConfig]
+    schemas = _schemas(group)
+    if choice and choice not in schemas:
+        raise ValueError(_unknown(topic, [f"{group}={name}" for name in schemas] or [group]))
+    roots = [schemas[choice]] if choice else list(dict.fromkeys(schemas.values())) or [RunConfig]
     parts = path.split(".") if path else []
     start = "" if roots == [RunConfig] else group
     for root in roots:

@@ -17,7 +17,7 @@ from paft.config import L1Config
 def meaning(schema: type, name: str) -> str:
     """The docstring below a field, and what its type says of its choices; else that of its type, or nothing."""
     kinds = parts(schema, name)
-    below = next((found[name] for kind in schema.__mro__ if name in (found := _docs(kind))), "")
+    below = next((docs[name] for kind in schema.__mro__ if name in (docs := _docs(kind))), "")
     of_types = [own_doc(kind) for kind in kinds if not below or issubclass(kind, Enum)]
     return " ".join(filter(None, [below, *of_types]))
 
@@ -31,7 +31,7 @@ def allowed(schema: type, name: str) -> str:
     if bool in kinds:
         return "true | false"
     called = "lambda" if (schema, name) == (L1Config, "weight") else name  # its name at the root
-    checks = (found for kind in reversed(schema.__mro__) for found in _checks(kind) if found[0] == called)
+    checks = (check for kind in reversed(schema.__mro__) for check in _checks(kind) if check[0] == called)
     return ", ".join(dict.fromkeys(text for _, text in checks))
 
 
@@ -82,7 +82,7 @@ def _body(kind: type) -> ast.ClassDef | None:
 @cache
 def _docs(kind: type) -> dict[str, str]:
     """Field -> the text that stands below it."""
-    body = found.body if (found := _body(kind)) else []
+    body = definition.body if (definition := _body(kind)) else []
     return {
         field.target.id: " ".join(below.value.value.split())
         for field, below in pairwise(body)
@@ -95,17 +95,17 @@ def _docs(kind: type) -> dict[str, str]:
 @cache
 def _checks(kind: type) -> list[tuple[str, str]]:
     """(field, range) of every `require(ok, name, value, range)` in the class's own code."""
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     body = _body(kind)
     for loop, call in _calls(body) if body else ():
         # what a range is worked out from stands before the value, as `max_length - 1 = 1023`
         text = re.sub(r" = \{.*?\}", "", _text(call.args[3])) if len(call.args) == 4 else ""
         key = _text(call.args[1]) if text else ""
         if key.endswith(".{name}"):
-            found += [(name, text) for name in loop]
+            pairs += [(name, text) for name in loop]
         elif key:
-            found.append((key.rpartition(".")[2], text))
-    return found
+            pairs.append((key.rpartition(".")[2], text))
+    return pairs
 
 
 def _calls(node: ast.AST, loop: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ast.Call]]:

@@ -45,10 +45,10 @@ def require_devices(trainer: TrainerConfig) -> None:
         return
     import torch
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < trainer.devices:
-        there = "no GPU" if found == 0 else f"{found} GPU{'s' * (found > 1)}"
-        instead = f"trainer.devices={found}" if found else "trainer=cpu"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < trainer.devices:
+        there = "no GPU" if gpus == 0 else f"{gpus} GPU{'s' * (gpus > 1)}"
+        instead = f"trainer.devices={gpus}" if gpus else "trainer=cpu"
         raise ValueError(
             f"trainer.accelerator=gpu trainer.devices={trainer.devices} needs as many GPUs, and PyTorch "
             f"{torch.__version__} sees {there} here; write {instead}, or run it where there are (on a cluster: "

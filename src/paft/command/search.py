@@ -54,8 +54,8 @@ def refuse_search(sweeper: DictConfig, one: RunConfig, given: Sequence[str]) -> 
 
 def refuse_direction(sweeper: DictConfig) -> None:
     """Raise `ValueError` for a search that would look for the worst cell: what a cell returns is better when larger."""
-    found = sweeper.get("direction")
-    direction = getattr(found, "name", found)
+    asked = sweeper.get("direction")
+    direction = getattr(asked, "name", asked)
     if direction != "maximize":
         raise ValueError(
             f"hydra.sweeper.direction must be maximize, got {direction}: what a cell returns of evaluate.objective "
@@ -94,13 +94,13 @@ def best_trial(config: DictConfig) -> RunConfig | None:
     path = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
     if not path.is_file():
         return None
-    found = OmegaConf.load(path)
-    if "best_params" not in found:
+    outcome = OmegaConf.load(path)
+    if "best_params" not in outcome:
         return None
-    given = [word for word in config.hydra.overrides.task if not _is_searched(word, found.best_params)]
-    best = [f"{name}={value}" for name, value in found.best_params.items()]
+    given = [word for word in config.hydra.overrides.task if not _is_searched(word, outcome.best_params)]
+    best = [f"{name}={value}" for name, value in outcome.best_params.items()]
     words = [*given, *(word for word in best if word not in given)]
-    log.info("best of the search: %.4f with %s", found.best_value, " ".join(best))
+    log.info("best of the search: %.4f with %s", outcome.best_value, " ".join(best))
     tested = one_cell(words, "evaluate.split=test")
     log.info("score it on the test split: %s", train_command(tested, config_folders(config)))
     return to_config(hydra.compose("train", overrides=words))

@@ -64,5 +64,5 @@ class SparingLM(HFLM):
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Ids that end a generated answer: those of the model's generation_config, the EOS, the template's end of turn."""
-    own = model.generation_config.eos_token_id
-    return sorted({*(own if isinstance(own, list) else [own]), *stop_ids(tokenizer)} - {None})
+    eos = model.generation_config.eos_token_id
+    return sorted({*(eos if isinstance(eos, list) else [eos]), *stop_ids(tokenizer)} - {None})

@@ -73,12 +73,12 @@ def subtasks(config: TaskConfig, raw: Mapping[str, Any]) -> list[str]:
     if config.mean_over is None:
         return [config.task]
     members = sorted(set(_members(config.task, raw.get("group_subtasks", {}))))
-    found = [name for name in members if name.startswith(config.mean_over)]
-    if not found:
+    averaged = [name for name in members if name.startswith(config.mean_over)]
+    if not averaged:
         raise ValueError(
             f"no subtask of {config.task} starts with {config.mean_over!r}; lm-eval gave {members}"
         )
-    return found
+    return averaged
 
 
 def _members(name: str, groups: Mapping[str, list[str]]) -> list[str]:

@@ -25,14 +25,14 @@ def choose(
 
     With samples lm-eval takes no limit: `config.limit` is in them. Raises `ValueError` for a task too small to cut.
     """
-    wanted = {task.task: task.num_items for task in config.tasks.values()}
+    num_items = {task.task: task.num_items for task in config.tasks.values()}
     sources = {name: (files or {}).get(name, name) for name in names}
-    if config.split is EvaluateSplit.full and not any(wanted.values()):
+    if config.split is EvaluateSplit.full and not any(num_items.values()):
         return list(sources.values()), None
     loaded = manager.load(list(sources.values()))
     samples: Samples = {}
     for name, task in loaded["tasks"].items():
-        chosen = draw(name, _items(config, name, task), wanted.get(name), config)[: config.limit]
+        chosen = draw(name, _items(config, name, task), num_items.get(name), config)[: config.limit]
         if not chosen:
             raise ValueError(
                 f"evaluate.validation_share={config.validation_share} leaves {name}, which has {len(task.eval_docs)} "

@@ -152,8 +152,8 @@ def _evaluated(
     return results
 
 
-def with_stderr(found: Score, scored: list[dict[str, Any]]) -> Score:
+def with_stderr(score: Score, scored: list[dict[str, Any]]) -> Score:
     """Bits per byte has no error in lm-eval: it is a ratio of sums, (log-likelihood, bytes) per item."""
-    if found.stderr is not None or not scored or not isinstance(scored[0]["value"], tuple | list):
-        return found
-    return replace(found, stderr=from_samples(found.task, scored).stderr)
+    if score.stderr is not None or not scored or not isinstance(scored[0]["value"], tuple | list):
+        return score
+    return replace(score, stderr=from_samples(score.task, scored).stderr)

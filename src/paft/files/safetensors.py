@@ -72,16 +72,16 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name -> the name of its file, which is in the same folder."""
-    found = read_object(path).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path} must hold a weight_map of tensors and their files; download it again")
-    for name, file in found.items():
+    for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise ValueError(
                 f"{path} places {name!r:.100} in {file!r:.100}, which is no safetensors file of its own folder; "
                 "do not use this model, or download it again from a source you trust"
             )
-    return found
+    return weight_map
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -125,7 +125,7 @@ def _stored(name: str, entry: Mapping[str, Any], start: int) -> Stored:
     begin, end = offsets
     if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
         raise ValueError(f"{name} has shape {shape} and data_offsets {offsets}: not lists of natural numbers")
-    wanted = math.prod(shape) * SIZES[dtype]
-    if end - begin != wanted:
-        raise ValueError(f"{name} spans {end - begin} bytes, {dtype} {shape} takes {wanted}")
+    expected = math.prod(shape) * SIZES[dtype]
+    if end - begin != expected:
+        raise ValueError(f"{name} spans {end - begin} bytes, {dtype} {shape} takes {expected}")
     return Stored(dtype, tuple(shape), start + begin, start + end)

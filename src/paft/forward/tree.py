@@ -74,7 +74,7 @@ def branches_of(requests: Sequence[Request], max_length: int, *, apart: bool = F
     A request of more than `max_length` + 1 tokens loses its oldest ones, as in lm-eval. Raises `ValueError`
     for a continuation that does not fit alone.
     """
-    wanted = []
+    texts = []
     for index, (_, context, continuation) in enumerate(requests):
         if len(continuation) > max_length:
             raise ValueError(
@@ -82,10 +82,11 @@ def branches_of(requests: Sequence[Request], max_length: int, *, apart: bool = F
                 "leave the task out or choose a model with a longer context"
             )
         tokens = [*context, *continuation][-(max_length + 1) :]
-        wanted.append((tokens[:-1], index, len(tokens) - len(continuation) - 1, continuation))
+        # the last token is only a target: nothing is asked of the model behind it
+        texts.append((tokens[:-1], index, len(tokens) - len(continuation) - 1, continuation))
     branches: list[Branch] = []
     # in descending order whatever begins with some tokens comes before those tokens themselves
-    for tokens, index, start, continuation in sorted(wanted, key=lambda w: (w[0], w[1]), reverse=True):
+    for tokens, index, start, continuation in sorted(texts, key=lambda w: (w[0], w[1]), reverse=True):
         begins = branches and branches[-1].tokens[: len(tokens)] == tokens
         if not begins or (apart and branches[-1].tokens != tokens):
             branches.append(Branch(tokens))
@@ -117,6 +118,7 @@ def _grow(trunk: Trunk, branches: Sequence[Branch], shared: np.ndarray, start: i
     ranges = [(0, len(branches))] if branches else []
     while ranges:
         low, high = ranges.pop()
+        # `inner`: what neighbours of this range share beyond `start`; its sum is what laying them in one row saves
         part, inner = branches[low:high], shared[low + 1 : high] - start
         alone = sum(len(branch.tokens) - start for branch in part)
         packed, stem = alone - int(inner.sum()), int(inner.min(initial=alone))
@@ -127,6 +129,7 @@ def _grow(trunk: Trunk, branches: Sequence[Branch], shared: np.ndarray, start: i
             _grow(child, part, shared[low:high], start + stem)
             trunk.trunks.append(child)
         else:
+            # neither fits one row nor saves a pass of its own: divide where neighbours share least
             cuts = [low, *(low + 1 + np.flatnonzero(inner == stem)).tolist(), high]
             ranges += pairwise(cuts)
 
@@ -138,14 +141,15 @@ def lay(
     row = Row([], [], [], [])
     path: list[int] = []
     for branch, known in zip(branches, shared, strict=True):
-        kept = max(int(known) - start, 0) if row.tokens else 0
-        for column in path[kept:]:
+        # back up to where this branch leaves the last one: the tokens behind it are seen by nothing that follows
+        depth = max(int(known) - start, 0) if row.tokens else 0
+        for column in path[depth:]:
             row.ends[column] = len(row.tokens)
-        del path[kept:]
-        new = branch.tokens[start + kept : stop]
+        del path[depth:]
+        new = branch.tokens[start + depth : stop]
         path += range(len(row.tokens), len(row.tokens) + len(new))
         row.tokens += new
-        row.positions += range(start + kept, start + kept + len(new))
+        row.positions += range(start + depth, start + depth + len(new))
         row.ends += [0] * len(new)
         row.asks += _asks(branch, path, start)
     for column in path:

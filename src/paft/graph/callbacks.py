@@ -31,12 +31,12 @@ def identities(callbacks: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
     None where nothing is left. A module that cannot be found has no part: no result can come of it.
     """
-    found = []
+    identified = []
     for spec in callbacks.values():
         sources = {target: source_sha256(target) for target in targets(spec) if not watches(target)}
         if sources and all(sources.values()):
-            found.append({"callback": spec, "source": sources})
-    return found or None
+            identified.append({"callback": spec, "source": sources})
+    return identified or None
 
 
 def refuse_unknown(callbacks: Mapping[str, Any]) -> None:

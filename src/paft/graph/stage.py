@@ -24,8 +24,8 @@ def canonical(value: Any, *, whole: bool = False) -> Any:
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        kept = [f.name for f in fields(value) if whole or identifies(f, getattr(value, f.name))]
-        return {"type": type(value).__name__} | {k: canonical(getattr(value, k), whole=whole) for k in kept}
+        names = [f.name for f in fields(value) if whole or identifies(f, getattr(value, f.name))]
+        return {"type": type(value).__name__} | {k: canonical(getattr(value, k), whole=whole) for k in names}
     if isinstance(value, Mapping):
         return {str(k): canonical(v, whole=whole) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -15,8 +15,8 @@ FUNCTION = re.compile(r"""!function\s+["']?([\w.]+)\.\w+""")
 
 def with_fingerprints(evaluate: EvaluateConfig) -> EvaluateConfig:
     """Every task that is a file with its sha256. Raises `ValueError` for a file that is not there."""
-    own = {c: replace(t, sha256=task_sha256(t.file)) for c, t in evaluate.tasks.items() if t.file}
-    return replace(evaluate, tasks=evaluate.tasks | own) if own else evaluate
+    from_files = {c: replace(t, sha256=task_sha256(t.file)) for c, t in evaluate.tasks.items() if t.file}
+    return replace(evaluate, tasks=evaluate.tasks | from_files) if from_files else evaluate
 
 
 def task_sha256(file: Path) -> str:
@@ -24,8 +24,8 @@ def task_sha256(file: Path) -> str:
 
     Data that the task reads is not part of it.
     """
-    found = dict.fromkeys(file_sha256(path) for path in _files(file, set()))
-    return hashlib.sha256("\0".join(found).encode()).hexdigest()
+    digests = dict.fromkeys(file_sha256(path) for path in _files(file, set()))
+    return hashlib.sha256("\0".join(digests).encode()).hexdigest()
 
 
 def _files(file: Path, seen: set[Path]) -> Iterator[Path]:

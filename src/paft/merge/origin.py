@@ -68,8 +68,8 @@ def _difference(base: Path, name: str | None, told: Mapping[str, Any]) -> str | 
 def names_of(base: Path) -> Iterator[str]:
     """The names a base model may have been given: of its repository, in its config.json, of its folder."""
     for path in (base, base.resolve()):
-        if found := CACHED.search(path.as_posix()):
-            yield f"{found[1]}/{found[2]}"
+        if cached := CACHED.search(path.as_posix()):
+            yield f"{cached[1]}/{cached[2]}"
         else:
             yield path.name
     if told := _settings(base / "config.json").get("_name_or_path"):
@@ -78,8 +78,8 @@ def names_of(base: Path) -> Iterator[str]:
 
 def _short(name: str) -> str:
     """What is left of a name on any machine."""
-    found = CACHED.search(name.replace("\\", "/"))
-    return (found[2] if found else name.replace("\\", "/").rstrip("/").rpartition("/")[2]).lower()
+    cached = CACHED.search(name.replace("\\", "/"))
+    return (cached[2] if cached else name.replace("\\", "/").rstrip("/").rpartition("/")[2]).lower()
 
 
 def difference_of_models(a: Path, b: Path) -> str | None:

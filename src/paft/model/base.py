@@ -69,12 +69,12 @@ def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
 def _from_hub(config: HubModel, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
     if config.trust_remote_code:
-        wanted.append("*.py")
+        patterns.append("*.py")
     try:
         folder = snapshot_download(
-            config.repo, revision=config.revision, allow_patterns=wanted, local_files_only=offline
+            config.repo, revision=config.revision, allow_patterns=patterns, local_files_only=offline
         )
     except (OSError, ValueError) as error:
         what = f"{config.repo} at {config.revision:.12}"
@@ -185,8 +185,8 @@ def load_tokenizer(
 def pad_token_id(folder: Path, config: ModelConfig) -> int:
     """The token that fills rows up, whatever the template; raises as `load_tokenizer`."""
     tokenizer = _own_tokenizer(folder, config.trust_remote_code)
-    own = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if own is None else own)
+    pad_id = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad_id is None else pad_id)
 
 
 def _own_tokenizer(folder: Path, trust_remote_code: bool) -> "PreTrainedTokenizerBase":

@@ -140,11 +140,11 @@ class Estimator:
         def rate(record: Record) -> float:
             return record["metrics"]["rows"] * flops / self.devices / (run_seconds(record) - speed.startup)
 
-        found = median(self.precedents.references(stage, self.devices), rate)
-        if found is None:
+        median_rate = median(self.precedents.references(stage, self.devices), rate)
+        if median_rate is None:
             return speed
-        said = f"references of these pairs: {found / 1e12:.3g} TFLOP/s"
-        return replace(speed, forward=found, measured=(said,), assumed=())
+        said = f"references of these pairs: {median_rate / 1e12:.3g} TFLOP/s"
+        return replace(speed, forward=median_rate, measured=(said,), assumed=())
 
     def _estimate(
         self, stage: Stage, rows: Rows, num: int, flops: tuple[float, float], speed: Speed, memory: float
@@ -179,7 +179,9 @@ class Estimator:
         """Forward passes at the device's rate; a generated token also reads all weights and starts every kernel."""
         config, model = stage.config.evaluate, stage.config.model
         batches = Batches(EVALUATION_BATCH, EVALUATION_BATCH)
-        speed = Speed.assumed_of(stage, self.hardware, self.precedents, batches)  # `found` corrects it
+        speed = Speed.assumed_of(
+            stage, self.hardware, self.precedents, batches
+        )  # corrected below by what evaluations here took
         base = parameters(shape) * item_bytes(model)
 
         def modelled(evaluate: EvaluateConfig) -> float:
@@ -190,7 +192,7 @@ class Estimator:
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
-        found = median(self.precedents.of("evaluate", model), ratio)
+        correction = median(self.precedents.of("evaluate", model), ratio)
         work = scoring(config, model).work
         batch = Batch(min(MAX_TOKENS, work.tokens), MAX_TOKENS)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
@@ -198,11 +200,11 @@ class Estimator:
         return Estimate(
             Figure(work.tokens, True),
             Figure(forward_flops(shape, work), True),
-            Figure(modelled(config) * (found or 1.0), found is None),
+            Figure(modelled(config) * (correction or 1.0), correction is None),
             Figure(memory),
             1,
-            () if found is None else ("evaluations: their seconds, scaled by the tasks' tokens",),
-            lengths if found is not None else lengths + speed.assumed,
+            () if correction is None else ("evaluations: their seconds, scaled by the tasks' tokens",),
+            lengths if correction is not None else lengths + speed.assumed,
         )
 
     # --- the machine -------------------------------------------------------------------------------

@@ -26,29 +26,29 @@ class Precedents:
 
     @classmethod
     def read(cls, store: Path, hardware: HardwareConfig) -> "Precedents":
-        found = list(filter(None, map(_record, sorted(store.glob("*/*/stage.json")))))
-        ran_on = {r["run"]["host"]: t.get("hardware") for r in found if (t := throughput(r))}
-        return cls([r for r in found if _hardware(r, ran_on) == hardware.name])
+        records = list(filter(None, map(_record, sorted(store.glob("*/*/stage.json")))))
+        ran_on = {r["run"]["host"]: t.get("hardware") for r in records if (t := throughput(r))}
+        return cls([r for r in records if _hardware(r, ran_on) == hardware.name])
 
     def of(self, name: str, model: ModelConfig) -> list[Record]:
         """The finished stages of this name and model."""
-        wanted = canonical(model)
+        identity = canonical(model)
         return [
-            r for r in self.records if r["stage"] == name and r["identity"]["config"].get("model") == wanted
+            r for r in self.records if r["stage"] == name and r["identity"]["config"].get("model") == identity
         ]
 
     def trainings(self, name: str, model: ModelConfig) -> list[Record]:
         """Of this branch; of the other one where this has none."""
-        found = {b: [r for r in self.of(b, model) if throughput(r).get("flops")] for b in TRAINED}
-        return found.get(name) or [r for records in found.values() for r in records]
+        by_branch = {b: [r for r in self.of(b, model) if throughput(r).get("flops")] for b in TRAINED}
+        return by_branch.get(name) or [r for records in by_branch.values() for r in records]
 
     def references(self, stage: Stage, devices: int) -> list[Record]:
         """The finished reference stages on the pairs of this one, on as many devices."""
         data = stage.inputs["data"].identity
-        found = self.of("reference", stage.config.model)
+        references = self.of("reference", stage.config.model)
         return [
             r
-            for r in found
+            for r in references
             if r["identity"]["inputs"]["data"] == data and r["metrics"].get("devices") == devices
         ]
 
@@ -60,8 +60,8 @@ class Precedents:
 
 def throughput(record: Record) -> dict[str, Any]:
     """What a training stage recorded of its speed; empty for other stages."""
-    found = record["metrics"].get("throughput")
-    return found if isinstance(found, dict) else {}
+    value = record["metrics"].get("throughput")
+    return value if isinstance(value, dict) else {}
 
 
 def median(records: Iterable[Record], value: Callable[[Record], float]) -> float | None:
@@ -109,8 +109,8 @@ def _record(path: Path) -> Record | None:
 
 
 def _hardware(record: Record, ran_on: dict[str, str | None]) -> str | None:
-    own: str | None = throughput(record).get("hardware")
-    return own or ran_on.get(record["run"]["host"])
+    hardware: str | None = throughput(record).get("hardware")
+    return hardware or ran_on.get(record["run"]["host"])
 
 
 def _dtype(record: Record) -> Any:

@@ -66,21 +66,21 @@ def estimate(planned: dict[str, Planned], store: Store) -> dict[str, Estimate]:
 
 def print_summary(stages: dict[str, Planned], estimates: dict[str, Estimate]) -> None:
     """Totals, what they rest on, and which stages do not fit their device."""
-    found = list(estimates.values())
-    seconds, flops = (total(getattr(e, name) for e in found) for name in ("seconds", "flops"))
-    unknown = sum(e.seconds is None for e in found)
-    text = f"{len(found)} of {len(stages)} stages to run"
-    if found:
+    estimated = list(estimates.values())
+    seconds, flops = (total(getattr(e, name) for e in estimated) for name in ("seconds", "flops"))
+    unknown = sum(e.seconds is None for e in estimated)
+    text = f"{len(estimated)} of {len(stages)} stages to run"
+    if estimated:
         text += f": {duration(seconds)} one after another, {si(flops)}FLOP"
-    if any(e.devices > 1 for e in found):
-        hours = sum(e.seconds.value * e.devices for e in found if e.seconds) / 3600
+    if any(e.devices > 1 for e in estimated):
+        hours = sum(e.seconds.value * e.devices for e in estimated if e.seconds) / 3600
         text += f", {mark(seconds)}{hours:.3g} device hours"
     print(text + (f", and {unknown} of unknown duration" if unknown else ""))
-    if found:
+    if estimated:
         print(CERTAIN)
     for title, sentences in (
-        ("measured on this store", (s for e in found for s in e.measured)),
-        ("assumed (~)", (s for e in found for s in e.assumed)),
+        ("measured on this store", (s for e in estimated for s in e.measured)),
+        ("assumed (~)", (s for e in estimated for s in e.assumed)),
     ):
         if unique := list(dict.fromkeys(sentences)):
             print(f"{title}:", *unique, sep="\n  ")
@@ -88,11 +88,11 @@ def print_summary(stages: dict[str, Planned], estimates: dict[str, Estimate]) ->
         warn_if_too_large(*stages[key], each)
 
 
-def warn_if_too_large(stage: Stage, config: RunConfig, found: Estimate) -> None:
+def warn_if_too_large(stage: Stage, config: RunConfig, estimate: Estimate) -> None:
     limit = memory_limit(config.hardware)
-    if found.memory is not None and found.memory.value > limit:
+    if estimate.memory is not None and estimate.memory.value > limit:
         print(
-            f"warning: {stage} needs about {found.memory.value / 1e9:.0f} GB on a device, {config.hardware.name} "
+            f"warning: {stage} needs about {estimate.memory.value / 1e9:.0f} GB on a device, {config.hardware.name} "
             f"has {limit / 1e9:.0f}: lower trainer.micro_batch_size, set trainer.gradient_checkpointing=true "
             "or strategy=fsdp"
         )
@@ -106,15 +106,15 @@ def total(figures: Iterable[Figure | None]) -> Figure:
     return Figure(sum(f.value for f in known), any(f.assumed for f in known))
 
 
-def shown(found: Estimate | None) -> list[str]:
+def shown(estimate: Estimate | None) -> list[str]:
     """The four cost cells of a row; a question mark for a missing stage of unknown duration."""
-    if found is None:
+    if estimate is None:
         return [""] * len(COSTS)
-    memory = found.memory and f"{mark(found.memory)}{found.memory.value / 1e9:.1f} GB"
+    memory = estimate.memory and f"{mark(estimate.memory)}{estimate.memory.value / 1e9:.1f} GB"
     return [
-        si(found.flops) if found.flops else "",
-        si(found.tokens) if found.tokens else "",
-        duration(found.seconds) if found.seconds else "?",
+        si(estimate.flops) if estimate.flops else "",
+        si(estimate.tokens) if estimate.tokens else "",
+        duration(estimate.seconds) if estimate.seconds else "?",
         memory or "",
     ]
 

@@ -46,8 +46,8 @@ def job_name() -> str | None:
 def _requeue(stop: Interrupted) -> None:
     """Unless the job is cancelled, or on its way to the queue already."""
     job = _show("job", job_id() or "")
-    wanted = {"JobState": "RUNNING", "BatchFlag": "1", "Requeue": "1"}
-    if any(job.get(name) != value for name, value in wanted.items()):
+    required = {"JobState": "RUNNING", "BatchFlag": "1", "Requeue": "1"}
+    if any(job.get(name) != value for name, value in required.items()):
         log.info("job %s: stopped by %s", job_name(), stop)
         return
     log.info("job %s: stopped by %s, back to the queue", job_name(), stop)

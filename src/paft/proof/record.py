@@ -63,9 +63,9 @@ def proved_paths(folder: Path, model: ModelConfig, device: str) -> "FastPaths":
     """
     from paft.model.paths import FastPaths, HeadForm
 
-    found = known(model, device) or _prove_once(folder, model, device)
-    head = found["paths"]["head"]
-    return FastPaths(**(found["paths"] | {"head": HeadForm(**head) if head else None}))
+    proved = known(model, device) or _prove_once(folder, model, device)
+    head = proved["paths"]["head"]
+    return FastPaths(**(proved["paths"] | {"head": HeadForm(**head) if head else None}))
 
 
 def _prove_once(folder: Path, model: ModelConfig, device: str) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def _prove_once(folder: Path, model: ModelConfig, device: str) -> dict[str, Any]
         )
         return _prove(folder, model, file, device)
     try:
-        found = known(model, device)
-        if found is None:
-            found = _prove(folder, model, file, device)
-            write_json(file, found)
-        return found
+        proved = known(model, device)
+        if proved is None:
+            proved = _prove(folder, model, file, device)
+            write_json(file, proved)
+        return proved
     finally:
         lock.release()
 
@@ -94,17 +94,17 @@ def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[st
 
     started = time.monotonic()
     proof = prove_base(folder, model, device=device)
-    found = {"base": model.name, "device": device, "seconds": round(time.monotonic() - started, 3)}
-    found |= {"largest_difference": max(proof.differences.values(), default=0.0)}
-    found |= {name: version(name) for name in LIBRARIES} | asdict(proof)
-    log.info("%-10s %s  proved %6.1f s  %s", "base", file.stem, found["seconds"], describe(model, found))
-    return found
+    proved = {"base": model.name, "device": device, "seconds": round(time.monotonic() - started, 3)}
+    proved |= {"largest_difference": max(proof.differences.values(), default=0.0)}
+    proved |= {name: version(name) for name in LIBRARIES} | asdict(proof)
+    log.info("%-10s %s  proved %6.1f s  %s", "base", file.stem, proved["seconds"], describe(model, proved))
+    return proved
 
 
-def describe(model: ModelConfig, found: dict[str, Any] | None) -> str:
+def describe(model: ModelConfig, proved: dict[str, Any] | None) -> str:
     """One line for a log and a plan: how far the fast paths are from the base's own forward, or why not taken."""
-    if found is None:
+    if proved is None:
         return f"{model.title} is compared with its own forward first, once, in seconds"
-    plain = [f"{name} ({why})" for name, why in found["replaced"].items()]
-    said = f"{model.title} is within {found['largest_difference']:.1e} nats a token of its own forward"
+    plain = [f"{name} ({why})" for name, why in proved["replaced"].items()]
+    said = f"{model.title} is within {proved['largest_difference']:.1e} nats a token of its own forward"
     return said if not plain else f"{said}; the plain way takes the place of: {'; '.join(plain)}"

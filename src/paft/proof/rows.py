@@ -91,8 +91,8 @@ def head_form(model: PreTrainedModel, rows: Rows) -> HeadForm | None:
 # --- checks: (model that takes the path, rows, log-probabilities of each text) -> difference --------------
 
 
-def largest(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    return max(float((a.cpu() - b).abs().max()) for a, b in zip(found, truth, strict=True))
+def largest(ours: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    return max(float((a.cpu() - b).abs().max()) for a, b in zip(ours, truth, strict=True))
 
 
 def by_policy(model: PreTrainedModel, texts: list[list[int]]) -> list[Tensor]:
@@ -106,8 +106,8 @@ def by_policy(model: PreTrainedModel, texts: list[list[int]]) -> list[Tensor]:
 def by_requests(model: PreTrainedModel, texts: list[list[int]]) -> list[Tensor]:
     """Mean log-probability of each text's tokens but the first, as evaluation computes it."""
     requests = [(None, text[:1], text[1:]) for text in texts]
-    found = LogLikelihoods(model, batch_size=len(texts))(requests, max_length=max(map(len, texts)))
-    return [torch.tensor(total / (len(text) - 1)) for (total, _), text in zip(found, texts, strict=True)]
+    ours = LogLikelihoods(model, batch_size=len(texts))(requests, max_length=max(map(len, texts)))
+    return [torch.tensor(total / (len(text) - 1)) for (total, _), text in zip(ours, texts, strict=True)]
 
 
 def rows_in_batches(model: PreTrainedModel, rows: Rows, truth: Sequence[Tensor]) -> float:
@@ -120,22 +120,22 @@ def rows_in_batches(model: PreTrainedModel, rows: Rows, truth: Sequence[Tensor])
 def packed(model: PreTrainedModel, rows: Rows, truth: Sequence[Tensor]) -> float:
     """Rows end to end, and that none moves another."""
     _refuse_mixing(model)
-    found, other = by_policy(model, rows.texts), by_policy(model, rows.with_another())
-    _refuse_leak(largest(*([logps for i, logps in enumerate(x) if i != ANOTHER] for x in (other, found))))
-    return largest(found, truth)
+    ours, other = by_policy(model, rows.texts), by_policy(model, rows.with_another())
+    _refuse_leak(largest(*([logps for i, logps in enumerate(x) if i != ANOTHER] for x in (other, ours))))
+    return largest(ours, truth)
 
 
 def shared(model: PreTrainedModel, rows: Rows, truth: Sequence[Tensor]) -> float:
     """Both answers after one prompt, in one row; in training's layout and in evaluation's."""
     _refuse_mixing(model)
-    found = by_pair(model, rows.pair)
+    ours = by_pair(model, rows.pair)
     other = by_pair(model, rows.pair._replace(rejected_ids=rows.pair.rejected_ids[::-1]))
-    _refuse_leak(largest(other[:1], found[:1]))
+    _refuse_leak(largest(other[:1], ours[:1]))
     start = len(rows.pair.prompt_ids) - 1
     answers = [logps[start:].sum()[None] / len(logps[start:]) for logps in truth[:2]]
     lengths = map(len, (rows.pair.chosen_ids, rows.pair.rejected_ids))
     return max(
-        largest([logp / n for logp, n in zip(found, lengths, strict=True)], answers),
+        largest([logp / n for logp, n in zip(ours, lengths, strict=True)], answers),
         by_tree(model, rows, answers, cached=False),
     )
 
@@ -157,9 +157,9 @@ def by_tree(model: PreTrainedModel, rows: Rows, answers: Sequence[Tensor], *, ca
         root.trunks = [Trunk(lay(branches, common, 0, start), [lay(branches, common, start)])]
     else:
         root.rows = [lay(branches, common, 0)]
-    found = LogLikelihoods(model, batch_size=2).answers(root, 2)
+    ours = LogLikelihoods(model, batch_size=2).answers(root, 2)
     return largest(
-        [torch.tensor([sum_ / len(r[2])]) for (sum_, _), r in zip(found, requests, strict=True)], answers
+        [torch.tensor([sum_ / len(r[2])]) for (sum_, _), r in zip(ours, requests, strict=True)], answers
     )
 
 

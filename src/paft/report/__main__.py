@@ -104,15 +104,15 @@ def _fill(file: Path, *, check: bool) -> None:
 def _ask(given: argparse.Namespace) -> None:
     if not given.file.is_file():
         raise ValueError(f"there is no file {given.file}")
-    found = questions.answers(given.store, questions.read_questions(given.file))
-    print_answers(found)
-    if all(row["why"] for row in found):
+    answers = questions.answers(given.store, questions.read_questions(given.file))
+    print_answers(answers)
+    if all(row["why"] for row in answers):
         raise ValueError(
             f"{given.store} answers none of the questions of {given.file}, for the reasons above; those of "
             "docs/study.md need its stores: `make study`, `make study-gsm8k-hh`"
         )
     given.out.mkdir(parents=True, exist_ok=True)
-    write(given.out / "comparisons.csv", csv_bytes(found, list(found[0])))
+    write(given.out / "comparisons.csv", csv_bytes(answers, list(answers[0])))
 
 
 def _report(given: argparse.Namespace) -> None:

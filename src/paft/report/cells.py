@@ -52,8 +52,8 @@ def _over_seeds(group: Sequence[Row], column: str, scores: Scores) -> dict[str, 
     summary = combine([Term(1.0, group, column)], scores)
     if summary is None:
         return {}
-    kept = len(group) == 1 and summary.num_items is None
-    stderr = group[0].get(f"{column}_stderr") if kept else summary.stderr
+    single = len(group) == 1 and summary.num_items is None
+    stderr = group[0].get(f"{column}_stderr") if single else summary.stderr
     return {column: summary.value, f"{column}_stderr": stderr}
 
 

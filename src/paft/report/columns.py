@@ -21,12 +21,12 @@ class Column:
         return self.name.replace("_", " ") + ("" if self.higher_is_better else " ↓")
 
     def value(self, row: Row) -> float | None:
-        found = row.measured(self.name)
-        return None if found is None else self.scaled(found.value)
+        measured = row.measured(self.name)
+        return None if measured is None else self.scaled(measured.value)
 
     def stderr(self, row: Row) -> float | None:
-        found = row.measured(self.name)
-        return None if found is None else self.scaled(found.stderr)
+        measured = row.measured(self.name)
+        return None if measured is None else self.scaled(measured.stderr)
 
     def bar(self, row: Row) -> float:
         """Length of the error bar; NaN, which draws none, where nobody knows it."""

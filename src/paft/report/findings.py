@@ -162,12 +162,12 @@ def _unsure(tested: Sequence[Estimate]) -> str:
     return "nothing says how sure it is: a task or subtask has one item, or its items are not known"
 
 
-def _decide(found: Sequence[Finding]) -> list[Finding]:
+def _decide(findings: Sequence[Finding]) -> list[Finding]:
     """Verdicts after the correction: what is not significant cannot be told."""
-    tested = [f for f in found if f.p is not None]
+    tested = [f for f in findings if f.p is not None]
     corrected = dict(zip(map(id, tested), holm([f.p for f in tested if f.p is not None]), strict=True))
     decided = []
-    for finding in found:
+    for finding in findings:
         p = corrected.get(id(finding))
         if p is None or p >= ALPHA:
             why = finding.why or f"p after the correction is not below {ALPHA}"

@@ -103,14 +103,14 @@ class Differences:
 
     def unnamed(self) -> list[str]:
         """`name=value` of the options that some rows could name and do not, in the values these rows have."""
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         for row in self.rows:
             named = self._named(row, everything=True)
             hidden = named.items() - self._named(row).items()
-            found |= dict.fromkeys(
+            names |= dict.fromkeys(
                 f"{name}={_value(named[name])}" for name in named if (name, named[name]) in hidden
             )
-        return list(found)
+        return list(names)
 
     def _named(self, row: Row, *, everything: bool = False) -> dict[str, Any]:
         names = [n for n in self.known if applies(row, n) and row.option(n) is not None]

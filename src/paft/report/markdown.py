@@ -48,11 +48,11 @@ TABLE = re.compile(
 
 def filled(file: Path) -> str:
     """The text of `file` with every table made anew. Raises `ValueError` for a table that cannot be made."""
-    return TABLE.sub(lambda found: _table(file, found), file.read_text(encoding="utf-8"))
+    return TABLE.sub(lambda match: _table(file, match), file.read_text(encoding="utf-8"))
 
 
-def _table(file: Path, found: re.Match[str]) -> str:
-    begin, kind, name, rest, end = found.groups()
+def _table(file: Path, match: re.Match[str]) -> str:
+    begin, kind, name, rest, end = match.groups()
     try:
         table = KINDS[kind](read_csv(file.parent / name), rest or "")
     except (OSError, ValueError, LookupError) as error:
@@ -94,12 +94,19 @@ def time(rows: Sequence[Row], _: str) -> Table:
     head, lines = ["stage", "number", "minutes", "seconds each", "peak GB", "commits"], []
     kinds = list(dict.fromkeys(r["stage"] for r in rows))
     for kind in (*kinds, "all"):
-        own = [r for r in rows if kind in (r["stage"], "all")]
-        seconds = sum(r["seconds"] for r in own)
-        commits = ", ".join(sorted({str(r["commit"])[:7] for r in own}))
-        peak = max(r["peak_memory_gb"] for r in own)
+        stages = [r for r in rows if kind in (r["stage"], "all")]
+        seconds = sum(r["seconds"] for r in stages)
+        commits = ", ".join(sorted({str(r["commit"])[:7] for r in stages}))
+        peak = max(r["peak_memory_gb"] for r in stages)
         lines.append(
-            [kind, str(len(own)), f"{seconds / 60:.1f}", f"{seconds / len(own):.1f}", f"{peak:.1f}", commits]
+            [
+                kind,
+                str(len(stages)),
+                f"{seconds / 60:.1f}",
+                f"{seconds / len(stages):.1f}",
+                f"{peak:.1f}",
+                commits,
+            ]
         )
     return plain_table([*map(Head, head)], lines)
 

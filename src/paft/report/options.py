@@ -35,15 +35,15 @@ def options(evaluate: Identity) -> dict[str, Any]:
     """
     trained = branches(evaluate)
     model = next((stage["config"]["model"] for stage in trained.values()), evaluate["config"]["model"])
-    found = dict(_flat("model", model))
+    options = dict(_flat("model", model))
     for name, stage in trained.items():
         data = stage["inputs"]["data"]["config"]
-        found |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
-        found |= _flat(name, _in_effect(stage["config"]["branch"]))
+        options |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
+        options |= _flat(name, _in_effect(stage["config"]["branch"]))
         if callbacks := stage["config"].get("callbacks"):
-            found["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
-    found |= _flat("evaluate", evaluate["config"]["evaluate"])
-    return {name: value for name, value in found.items() if name not in OWN_COLUMNS}
+            options["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
+    options |= _flat("evaluate", evaluate["config"]["evaluate"])
+    return {name: value for name, value in options.items() if name not in OWN_COLUMNS}
 
 
 def merge_options(method: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def warnings(rows: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> li
         r["sft_key"]: (r["l1_target"], r["l1_reached"]) for r in rows if r.get("l1_reached") is not None
     }
     cautions += list(
-        dict.fromkeys(said for wanted, share in targets.values() if (said := missed(wanted, share)))
+        dict.fromkeys(said for target, share in targets.values() if (said := missed(target, share)))
     )
     if any(r.base == "tiny" for r in rows):
         cautions.append(

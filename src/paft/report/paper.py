@@ -41,8 +41,8 @@ def printed_effects(paper: Sequence[Mapping[str, Any]], claim: Claim, preference
     """What the claim's least contrast is in the paper's own averages, for each base model that has all of them."""
     effects = {}
     for base in dict.fromkeys(r["base"] for r in paper):
-        own = [r for r in paper if r["base"] == base]
-        sums = [[(w, _average(own, pick, preference)) for w, pick in c] for c in claim.contrasts.values()]
+        of_base = [r for r in paper if r["base"] == base]
+        sums = [[(w, _average(of_base, pick, preference)) for w, pick in c] for c in claim.contrasts.values()]
         known = [sum(w * v for w, v in s if v is not None) for s in sums if all(v is not None for _, v in s)]
         if len(known) == len(sums):
             effects[base] = min(known)

@@ -171,7 +171,7 @@ def _stat(path: Path) -> os.stat_result | None:
 @cache
 def _code() -> str:
     """A digest of this package and the version of what draws for it."""
-    found = hashlib.sha256(version("matplotlib").encode())
+    digest = hashlib.sha256(version("matplotlib").encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

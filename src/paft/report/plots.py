@@ -103,8 +103,8 @@ def by_layer(tensors: Mapping[str, Mapping[str, Any]], measure: str) -> dict[int
     """Layer number -> mean of `measure` over the tensors of that layer."""
     layers: dict[int, list[float]] = {}
     for name, values in tensors.items():
-        if (found := re.search(r"\.(\d+)\.", name)) and values.get(measure) is not None:
-            layers.setdefault(int(found[1]), []).append(float(values[measure]))
+        if (match := re.search(r"\.(\d+)\.", name)) and values.get(measure) is not None:
+            layers.setdefault(int(match[1]), []).append(float(values[measure]))
     return {layer: sum(v) / len(v) for layer, v in sorted(layers.items())}
 
 

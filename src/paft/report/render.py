@@ -29,7 +29,7 @@ def markdown(table: Table, *, align: bool = True) -> str:
 
 def escaped(text: str) -> str:
     """`text` for a Markdown table, line breaks and all."""
-    return MARKS.sub(lambda found: f"\\{found[0]}", text).replace("\n", "<br>")
+    return MARKS.sub(lambda match: f"\\{match[0]}", text).replace("\n", "<br>")
 
 
 def _markdown(entry: Entry) -> str:

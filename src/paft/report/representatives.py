@@ -23,15 +23,17 @@ def representatives(rows: Sequence[Row]) -> list[Row]:
     sft = _commonest(rows, "sft_recipe")
     objectives = {r.preference for r in rows if r.preference}
     aligned = {_commonest([r for r in rows if r.preference == o], "preference_recipe") for o in objectives}
-    kept = [
+    candidates = [
         r
         for r in rows
         if (not r.get("sft_recipe") or r["sft_recipe"] == sft)
         and (not r.get("preference_recipe") or r["preference_recipe"] in aligned)
     ]
-    methods = dict.fromkeys((r.paradigm, r.merge) for r in kept)
-    nearest = {m: _nearest([variant(r) for r in kept if (r.paradigm, r.merge) == m], m[1]) for m in methods}
-    return [r for r in kept if variant(r) == nearest[r.paradigm, r.merge]]
+    methods = dict.fromkeys((r.paradigm, r.merge) for r in candidates)
+    nearest = {
+        m: _nearest([variant(r) for r in candidates if (r.paradigm, r.merge) == m], m[1]) for m in methods
+    }
+    return [r for r in candidates if variant(r) == nearest[r.paradigm, r.merge]]
 
 
 def variant(row: Row) -> Variant:

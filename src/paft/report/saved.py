@@ -111,8 +111,8 @@ def items_bytes(rows: Sequence[Row], items: Mapping[str, Mapping[str, Items]]) -
     import numpy as np
     import pandas as pd
 
-    parts = [(row, column, found) for row in rows for column, found in items[row.evaluate_key].items()]
-    sizes = [len(found.ids) for *_, found in parts]
+    parts = [(row, column, scores) for row in rows for column, scores in items[row.evaluate_key].items()]
+    sizes = [len(scores.ids) for *_, scores in parts]
 
     def repeated(values: list[Any]) -> Any:
         return np.repeat(np.array(values, dtype=object), sizes)
@@ -123,10 +123,10 @@ def items_bytes(rows: Sequence[Row], items: Mapping[str, Mapping[str, Items]]) -
             "family": repeated([row.family for row, *_ in parts]),
             "seed": pd.array(repeated([row.seed for row, *_ in parts]), dtype="Int64"),
             "column": repeated([column for _, column, _ in parts]),
-            "task": repeated([found.task for *_, found in parts]),
-            "item": [item for *_, found in parts for item in found.ids],
-            "numerator": np.concatenate([found.numerators for *_, found in parts] or [np.empty(0)]),
-            "denominator": np.concatenate([found.denominators for *_, found in parts] or [np.empty(0)]),
+            "task": repeated([scores.task for *_, scores in parts]),
+            "item": [item for *_, scores in parts for item in scores.ids],
+            "numerator": np.concatenate([scores.numerators for *_, scores in parts] or [np.empty(0)]),
+            "denominator": np.concatenate([scores.denominators for *_, scores in parts] or [np.empty(0)]),
         }
     )
     buffer = io.BytesIO()

@@ -48,8 +48,8 @@ def blocks(rows: Sequence[Row]) -> list[tuple[Scope, list[Row]]]:
     """
     every = list(dict.fromkeys(map(scope_of, rows)))
     widest = [s for s in every if not any(s != other and s.within(other) for other in every)]
-    found = [(s, sorted((r for r in rows if scope_of(r).within(s)), key=_rank)) for s in widest]
-    return sorted(found, key=lambda block: (-len(block[1]), *map(str, block[0])))
+    blocks = [(s, sorted((r for r in rows if scope_of(r).within(s)), key=_rank)) for s in widest]
+    return sorted(blocks, key=lambda block: (-len(block[1]), *map(str, block[0])))
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:

@@ -73,17 +73,17 @@ class Series(NamedTuple):
 
 def _series(merged: Sequence[Row]) -> tuple[list[Series], str]:
     lines = _lines(merged)
-    kept, note = list(lines), ""
+    shown, note = list(lines), ""
     if len(lines) > MOST_LINES:
         best: dict[tuple[str, str], str] = {}
         for label in sorted(lines, key=lambda name: max(r["average"] or 0.0 for r in lines[name])):
             best[lines[label][0].merge, lines[label][0].preference] = label
-        kept, note = [label for label in lines if label in best.values()], " (best variants)"
+        shown, note = [label for label in lines if label in best.values()], " (best variants)"
     series = []
-    for number, label in enumerate(kept):
+    for number, label in enumerate(shown):
         colour = merge_colour(lines[label][0].merge)
         # neighbours stand a little apart, so that equal scores do not hide each other's error bars
-        aside = 0.06 * ((number + 0.5) / len(kept) - 0.5)
+        aside = 0.06 * ((number + 0.5) / len(shown) - 0.5)
         series.append(Series(label, lines[label], colour, MARKERS[number % len(MARKERS)], aside))
     return series, note
 
@@ -159,8 +159,8 @@ def _most(rows: Sequence[Row]) -> tuple[list[Row], str]:
     if len(merged) <= MOST_BARS:
         return list(rows), ""
     best = sorted(merged, key=lambda r: -(r.get("average") or 0.0))[:MOST_BARS]
-    kept = {r.evaluate_key for r in best}
-    shown = [r for r in rows if not r.merged or r.evaluate_key in kept]
+    keys = {r.evaluate_key for r in best}
+    shown = [r for r in rows if not r.merged or r.evaluate_key in keys]
     return shown, f" ({MOST_BARS} best merges by average)"
 
 

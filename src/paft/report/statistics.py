@@ -107,11 +107,11 @@ def estimate(arms: Sequence[Arm], *, minus: float = 0.0) -> Estimate:
 
 def _item_means(arms: Sequence[Arm]) -> dict[Sample, Floats]:
     """What each item adds to the sum of the arms' means."""
-    found: dict[Sample, Floats] = {}
+    sums: dict[Sample, Floats] = {}
     for arm in arms:
         for sample, items in (arm.items or {}).items():
-            found[sample] = found.get(sample, np.zeros(len(sample.ids))) + items.mean(0)
-    return found
+            sums[sample] = sums.get(sample, np.zeros(len(sample.ids))) + items.mean(0)
+    return sums
 
 
 def _sign_test(value: float, means: Mapping[Sample, Floats]) -> float:
@@ -176,8 +176,8 @@ def _together(items: Part, seeds: Part, both: Part) -> Part:
 
 def _sum(parts: Iterable[tuple[float, float]]) -> Part:
     """Of independent estimates, with Satterthwaite's degrees of freedom."""
-    found = np.array([(float(v), float(f)) for v, f in parts]).reshape(-1, 2)
-    variances, freedoms = found.T
+    pairs = np.array([(float(v), float(f)) for v, f in parts]).reshape(-1, 2)
+    variances, freedoms = pairs.T
     total = float(variances.sum())
     if not total:
         return Part(0.0, float(freedoms.sum()))
@@ -186,8 +186,8 @@ def _sum(parts: Iterable[tuple[float, float]]) -> Part:
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's (1979) step-down correction: with all of them below 0.05 or not, one false finding in 20 at most."""
-    found, largest = [0.0] * len(ps), 0.0
+    adjusted, largest = [0.0] * len(ps), 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         largest = max(largest, (len(ps) - rank) * ps[place])
-        found[place] = min(1.0, largest)
-    return found
+        adjusted[place] = min(1.0, largest)
+    return adjusted

@@ -126,12 +126,14 @@ def _shares(row: Row) -> list[str]:
 
 def without(table: Table, *heads: str) -> Table:
     """The table without these columns, for where there is less room."""
-    kept = [place for place, head in enumerate(table.head) if head.text not in heads]
+    columns = [place for place, head in enumerate(table.head) if head.text not in heads]
     sections = [
-        Section(part.heading, [replace(line, entries=[line.entries[i] for i in kept]) for line in part.lines])
+        Section(
+            part.heading, [replace(line, entries=[line.entries[i] for i in columns]) for line in part.lines]
+        )
         for part in table.sections
     ]
-    return replace(table, head=[table.head[i] for i in kept], sections=sections)
+    return replace(table, head=[table.head[i] for i in columns], sections=sections)
 
 
 def headings_in_front(table: Table) -> Table:

@@ -41,8 +41,8 @@ def _wrong_output(folder: Path, name: str, expected: object) -> str | None:
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Name -> bytes and sha256 of every file of the result: not stage.json, nor what a run cut short left."""
-    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    results = (p for p in found if p.parts[0] != WORK and p.suffix != UNFINISHED)
+    files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    results = (p for p in files if p.parts[0] != WORK and p.suffix != UNFINISHED)
     return {
         name: _digest(folder / name) for name in sorted(p.as_posix() for p in results) if name != "stage.json"
     }

@@ -97,8 +97,8 @@ class Checkpoints(Callback):
 
 def checkpoints(out: Path) -> dict[int, Path]:
     """Step -> checkpoint file of the training in `out`."""
-    found = ((re.fullmatch(r"step=(\d+)\.ckpt", p.name), p) for p in (out / WORK).glob("*.ckpt"))
-    return {int(match[1]): path for match, path in found if match}
+    checkpoints = ((re.fullmatch(r"step=(\d+)\.ckpt", p.name), p) for p in (out / WORK).glob("*.ckpt"))
+    return {int(match[1]): path for match, path in checkpoints if match}
 
 
 def last_checkpoint(out: Path) -> tuple[int, Path | None]:

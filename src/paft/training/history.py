@@ -31,9 +31,9 @@ class History(Logger):
     def _keep_before(self, step: int) -> None:
         self.path.parent.mkdir(exist_ok=True)
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+        earlier = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
         with replacing(self.path) as file:
-            file.write("".join(f"{line}\n" for line in kept).encode())
+            file.write("".join(f"{line}\n" for line in earlier).encode())
 
     def log_step(self, metrics: Mapping[str, Tensor], step: int) -> None:
         """A step's averages before Lightning hands them out; told twice, a value counts once (see `table`)."""

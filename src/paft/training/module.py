@@ -68,9 +68,7 @@ class BranchModule(L.LightningModule):
         paths: FastPaths | None = None,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = (
-            False  # the global batch is this module's business, see module docstring
-        )
+        self.automatic_optimization = False  # a batch is many passes, see the module's docstring
         self.strict_loading = False  # checkpoints hold the adapter only
         self.base_folder, self.model_config, self.config = base, stage.model, stage.branch
         self.seed, self.num_steps, self.settings = stage.seed, num_steps, settings

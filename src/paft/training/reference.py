@@ -46,9 +46,11 @@ def run(stage: Stage[ReferenceStage], inputs: dict[str, Path], out: Path, contex
     config = stage.config
     settings = context.running.trainer
     rows = read_preference(inputs["data"], "train")
-    wanted = rows_read(len(rows), config.only)
+    numbers = rows_read(len(rows), config.only)
     rank = int(os.environ["RANK"]) if settings.world_size > 1 else 0
-    parts = [wanted[i : i + PART_ROWS] for i in range(0, len(wanted), PART_ROWS)][rank :: settings.world_size]
+    parts = [numbers[i : i + PART_ROWS] for i in range(0, len(numbers), PART_ROWS)][
+        rank :: settings.world_size
+    ]
     policy, pad_id = load_reference(config, inputs, context, rank)
     hidden = rank > 0 or not settings.progress_bar
     with tqdm(desc="reference", total=sum(map(len, parts)), unit=" pairs", disable=hidden) as bar:
@@ -84,13 +86,13 @@ def score_pairs(
     """One row a pair: its place in the data, log-probability of either answer in nats."""
     place = {id(pair): i for i, pair in pairs.items()}
     device = next(policy.parameters()).device
-    found: list[tuple[int, float, float]] = []
+    scores: list[tuple[int, float, float]] = []
     rows_of = list(pairs.values())
     packed = policy.packs(max(row.row_tokens for row in rows_of))
     for rows in micro_batches(rows_of, settings.micro_batch_size, settings.micro_batch_tokens, packed=packed):
         answers = answer_logps(policy, pair_tensors(policy, rows, pad_id).to(device))
-        found += zip((place[id(r)] for r in rows), *(a.tolist() for a in answers), strict=True)
-    return pd.DataFrame(found, columns=["row", "chosen_logps", "rejected_logps"])
+        scores += zip((place[id(r)] for r in rows), *(a.tolist() for a in answers), strict=True)
+    return pd.DataFrame(scores, columns=["row", "chosen_logps", "rejected_logps"])
 
 
 def join(out: Path, context: Context) -> dict[str, Any]:
@@ -122,9 +124,9 @@ def rows_read(num_rows: int, only: FirstSteps | None) -> list[int]:
 def scored(rows: Sequence[EncodedPair], folder: Path) -> list[EncodedPair]:
     """The rows in their order, those that the stage in `folder` scored with their reference."""
     scores = pd.read_parquet(folder / FILE)
-    found = list(rows)
+    pairs = list(rows)
     for i, *reference in scores.itertuples(index=False):
-        pair = ScoredPair(*found[i])
+        pair = ScoredPair(*pairs[i])
         pair.reference = (reference[0], reference[1])
-        found[i] = pair
-    return found
+        pairs[i] = pair
+    return pairs

@@ -51,14 +51,14 @@ class SparsityControl:
 
     def due(self, step: int) -> bool:
         """Whether to measure when `step` optimizer steps have been made."""
-        wanted = self.config.target_sparsity is not None
-        return wanted and step >= max(self.first_step, 1) and step % self.config.target_every == 0
+        controlled = self.config.target_sparsity is not None
+        return controlled and step >= max(self.first_step, 1) and step % self.config.target_every == 0
 
     def update(self, measured: float, step: int) -> None:
         """Move the weight, given the share measured after `step` steps."""
         assert self.config.target_sparsity is not None
-        wanted = self.config.target_sparsity * min(1.0, step / (RAMP[self.config.method] * self.num_steps))
-        error = min(max(_logit(wanted) - _logit(measured), -LARGEST), LARGEST)
+        target = self.config.target_sparsity * min(1.0, step / (RAMP[self.config.method] * self.num_steps))
+        error = min(max(_logit(target) - _logit(measured), -LARGEST), LARGEST)
         change = 0.0 if self.error is None else error - self.error
         elapsed = self.config.target_every / self.num_steps
         self.weight *= math.exp(self.config.target_gain * elapsed * error + DAMPING * change)

@@ -24,12 +24,12 @@ def reached(l1: Mapping[str, Any], sparsity: Mapping[str, Any]) -> float | None:
     return None if share is None else float(share)
 
 
-def missed(wanted: float, share: float) -> str | None:
+def missed(target: float, share: float) -> str | None:
     """What a reader must know of a delta that is not as sparse as wanted; None where it is."""
-    if abs(share - wanted) <= TOLERANCE:
+    if abs(share - target) <= TOLERANCE:
         return None
-    said = f"sft.l1.target_sparsity={wanted:g} was not reached: {share:.1%} of the delta count as zero"
-    if share > wanted:
+    said = f"sft.l1.target_sparsity={target:g} was not reached: {share:.1%} of the delta count as zero"
+    if share > target:
         return f"{said}; start from a smaller lambda, or give lambda more steps to fall (sft.epochs, sft.max_steps)"
     return (
         f"{said}; start from a larger lambda, train for more steps (sft.epochs, sft.max_steps) or raise "

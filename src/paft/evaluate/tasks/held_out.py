@@ -51,13 +51,13 @@ def _test(docs: Iterable[dict[str, Any]]) -> dict[str, Dataset]:
 
 
 def _answer(solution: str) -> str:
-    found = ANSWER.search(solution)
-    if found is None:
+    match = ANSWER.search(solution)
+    if match is None:
         raise ValueError(
             f"an answer must end in '#### number' for a GSM8K task, got {solution[-80:]!r}; "
             "leave the task out of evaluate.tasks for other data"
         )
-    return _plain(found[1])
+    return _plain(match[1])
 
 
 def _last_step(messages: list[dict[str, str]], step: re.Match[str]) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def plausible(answer: str, question: str, solution: str) -> list[str]:
     slips of arithmetic give; those written with about as many characters first, as a longer number is less likely."""
     value = float(answer)
     slips = [value * 2, value + 10, value * 10, value + 1, value / 2, value + 2, value + 3]
-    found = [*STEP.findall(solution), *NUMBER.findall(question), *(f"{slip:g}" for slip in slips)]
-    others = [n for n in dict.fromkeys(map(_plain, found)) if n != answer and "e" not in n]
+    numbers = [*STEP.findall(solution), *NUMBER.findall(question), *(f"{slip:g}" for slip in slips)]
+    others = [n for n in dict.fromkeys(map(_plain, numbers)) if n != answer and "e" not in n]
     return [answer, *sorted(others, key=lambda n: abs(len(n) - len(answer)))[: NUM_CHOICES - 1]]
 
 
@@ -85,8 +85,8 @@ def _plain(number: str) -> str:
 
 def exact_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 if the generated solution states the answer's number after ####."""
-    found = ANSWER.search(results[0])
-    return {"exact_match": float(found is not None and _plain(found[1]) == doc["answer"])}
+    match = ANSWER.search(results[0])
+    return {"exact_match": float(match is not None and _plain(match[1]) == doc["answer"])}
 
 
 def likelier_and_margin(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:

@@ -67,6 +67,7 @@ class _Attention(torch.autograd.Function):
         q_GTD, k_GSD, v_GSD, weights_GTS = ctx.saved_tensors
         q_shape, k_shape = ctx.shapes
         grad_GTD = grad.reshape(q_GTD.shape)
+        # o = w v, so dv = w^T do and dw = do v^T; w = softmax(s); s = (scaling q) k^T gives q and k their gradients
         grad_v = torch.bmm(weights_GTS.transpose(1, 2), grad_GTD)
         grad_weights = torch.bmm(grad_GTD, v_GSD.transpose(1, 2))
         grad_scores = softmax_backward(grad_weights, weights_GTS, -1, weights_GTS.dtype)
