@@ -221,8 +221,8 @@ def test_results_follow_calls(messages: list, message: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tool_calls": [{"arguments": {}}]}, r"tool_calls\[0\].name' is missing"),
-        ({"tool_calls": [{"name": " "}]}, r"tool_calls\[0\].name' is empty"),
+        ({"tool_calls": [{"arguments": {"at": 1}}]}, r"tool_calls\[0\].name' is missing"),
+        ({"tool_calls": [{"name": " ", "arguments": '{"at": 1}'}]}, r"tool_calls\[0\].name' is empty"),
         (
             {"tool_calls": [CALL | {"arguments": "at Oslo"}]},
             r"tool_calls\[0\].arguments' must be JSON, and is not",

@@ -124,8 +124,8 @@ def test_what_is_to_be_filled_in_is_said_once(tmp_path, write_rows, caplog) -> N
     prepare_sft(FileSource(path=path), tokenizer_of("byte level", "chatml"), tmp_path)
     said = [r.message for r in caplog.records if "fill it in" in r.message]
     assert said == [
-        f"train of {path}: 3 rows hold text as {{{{name}}}}, which is learnt as it is written; fill it in if it is "
-        "meant to be"
+        f"train of {path}: 3 of the rows hold text as {{{{name}}}}, which is learnt as it is written; fill it in if it "
+        "is meant to be"
     ]
 
 

@@ -108,11 +108,14 @@ def written_turns(text: str, name: str) -> list[Message] | None:
     return as_messages(turns if turns[-1]["content"] else turns[:-1], name)
 
 
-def in_order(messages: list[Message], name: str, *, last: str, repeats: bool = False) -> list[Message]:
+def in_order(
+    messages: list[Message], name: str, *, last: str, repeats: bool = False, speaker: str = "role"
+) -> list[Message]:
     """`messages`, once it is system?, user, assistant, user, ... and ends with the role `last`.
 
     Behind an answer that calls tools stand their results and the assistant again; where a user may be last, so may a
     result. With `repeats` the assistant may speak twice in a row, as it does in some transcripts of real chats.
+    `speaker` is the field that says who speaks.
     """
     start = 1 if messages[0]["role"] == "system" else 0
     previous: Message | None = None
@@ -120,7 +123,8 @@ def in_order(messages: list[Message], name: str, *, last: str, repeats: bool = F
         allowed = _roles_behind(previous, repeats=repeats)
         if message["role"] not in allowed:
             raise ValueError(
-                f"field '{name}[{at}].role' must be {' or '.join(map(repr, allowed))} here, got {message['role']!r}; "
+                f"field '{name}[{at}].{speaker}' must be {' or '.join(map(repr, allowed))} here, got "
+                f"{message['role']!r}; "
                 "after an optional system message, user and assistant take turns, and results of tools follow a call"
             )
         previous = message

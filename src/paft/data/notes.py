@@ -54,7 +54,7 @@ class Notes:
         log.info("%s: %d rows read as %s", source, num_rows, self.read_as)
         if self.placeholders:
             log.warning(
-                "%s: %d rows hold text as %s, which is learnt as it is written; fill it in if it is meant to be",
+                "%s: %d of the rows hold text as %s, which is learnt as it is written; fill it in if it is meant to be",
                 source, len(self.placeholders), self.placeholders[0],
             )  # fmt: skip
 

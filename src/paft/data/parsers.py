@@ -62,7 +62,7 @@ def _from_gsm8k(row: Row) -> list[Message]:
 
 def _from_sharegpt(row: Row) -> list[Message]:
     turns = as_turns(field(row, "conversations"), "conversations")
-    return in_order([*_system(row, turns), *turns], "conversations", last="assistant")
+    return [*_system(row, turns), *in_order(turns, "conversations", last="assistant", speaker="from")]
 
 
 def _from_alpaca(row: Row) -> list[Message]:
@@ -160,8 +160,8 @@ def _from_chosen_messages(row: Row) -> PreferencePair:
 
 def _from_sharegpt_pair(row: Row) -> PreferencePair:
     turns = as_turns(field(row, "conversations"), "conversations")
-    prompt = in_order([*_system(row, turns), *turns], "conversations", last="user", repeats=True)
-    return _answered(row, prompt)
+    asked = in_order(turns, "conversations", last="user", repeats=True, speaker="from")
+    return _answered(row, [*_system(row, turns), *asked])
 
 
 def _from_alpaca_pair(row: Row) -> PreferencePair:
