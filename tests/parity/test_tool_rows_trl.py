@@ -6,6 +6,7 @@ the first of which generation is given; the last test pins that this is all that
 """
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,12 @@ def prepared_by_trl(
     return prepared["input_ids"], prepared["labels"]
 
 
-def learnt(tokenizer: PreTrainedTokenizerFast, labels: list[int]) -> str:
-    """What is learnt, with a bar where something else stands between."""
-    text, before = "", False
-    for label in labels:
-        text += "|" * (label == IGNORE and before) + tokenizer.decode([label] if label != IGNORE else [])
-        before = label != IGNORE
-    return text
+def learnt(tokenizer: PreTrainedTokenizerFast, labels: list[int]) -> list[str]:
+    """Each stretch that is learnt, as text."""
+    stretches = (
+        list(group) for is_learnt, group in groupby(labels, lambda label: label != IGNORE) if is_learnt
+    )
+    return [tokenizer.decode(stretch) for stretch in stretches]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -117,14 +117,9 @@ def test_tokens_and_labels_are_trls(kind: str, name: str, tmp_path: Path) -> Non
 
 def test_calls_are_learnt_and_results_are_not() -> None:
     tokenizer, row = tokenizer_of("byte level", "qwen_tools"), conversation("call and answers")
-    call = (
-        '<tool_call>\n{"name": "weather", "arguments": {"place": "東京", "days": 2}}\n</tool_call><|im_end|>'
-    )
-    answers = ["It is 12 degrees.<|im_end|>", "Hello, yes?<|im_end|>", "42<|im_end|>"]
-    text = learnt(tokenizer, ours(tokenizer, row).labels)
-    assert [part for part in text.replace("<|im_end|>", "<END>").split("|") if part] == [
-        part.replace("<|im_end|>", "<END>") for part in (call, *answers)
-    ]
+    call = '<tool_call>\n{"name": "weather", "arguments": {"place": "東京", "days": 2}}\n</tool_call>'
+    answers = [call, "It is 12 degrees.", "Hello, yes?", "42"]
+    assert learnt(tokenizer, ours(tokenizer, row).labels) == [f"{answer}<|im_end|>" for answer in answers]
 
 
 @pytest.mark.parametrize("name", ["call", "two calls", "answers"])
