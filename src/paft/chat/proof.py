@@ -158,7 +158,8 @@ def _plain_rendering(
     tools: Tools | None = None,
 ) -> list[int]:
     conversation: Any = messages
+    given: Any = tools
     rendered: Any = tokenizer.apply_chat_template(
-        conversation, tools=tools, tokenize=True, add_generation_prompt=generation, return_dict=True
+        conversation, tools=given, tokenize=True, add_generation_prompt=generation, return_dict=True
     )
     return list(rendered["input_ids"])

@@ -67,10 +67,11 @@ def render(
 ) -> str:
     """The text of messages, with `generation` up to where an answer begins. Raises ValueError if it refuses them."""
     plain: Any = [_as_read(message) for message in messages]
+    given: Any = tools or None
     try:
         return str(
             tokenizer.apply_chat_template(
-                plain, tools=tools or None, tokenize=False, add_generation_prompt=generation
+                plain, tools=given, tokenize=False, add_generation_prompt=generation
             )
         )
     except (jinja2.TemplateError, TypeError, RecursionError) as error:

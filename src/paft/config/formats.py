@@ -35,7 +35,7 @@ class Shape:
         return all(name in columns for name in self.needed)
 
 
-CONVERSATIONS = {
+CONVERSATIONS: dict[RowFormat, Shape] = {
     RowFormat.messages: Shape(("messages",), ("tools",)),
     RowFormat.prompt_completion: Shape(("prompt", "completion"), ("tools",)),
     RowFormat.gsm8k: Shape(("question", "answer")),
@@ -44,7 +44,7 @@ CONVERSATIONS = {
 }
 """What a row of the SFT branch may look like. The first format whose needed fields a row has is taken for its own."""
 
-PAIRS = {
+PAIRS: dict[RowFormat, Shape] = {
     RowFormat.chosen_messages: Shape(("chosen_messages", "rejected_messages"), ("tools",)),
     RowFormat.sharegpt: Shape(("conversations", "chosen", "rejected"), ("system", "tools")),
     RowFormat.alpaca: Shape(("instruction", "chosen", "rejected"), ("input", "history", "system", "tools")),
@@ -53,7 +53,7 @@ PAIRS = {
 }
 """What a row of pairs of answers may look like."""
 
-UNPAIRED = {
+UNPAIRED: dict[RowFormat, Shape] = {
     name: Shape((*shape.needed, "label"), shape.optional)
     for name, shape in CONVERSATIONS.items()
     if name is not RowFormat.gsm8k

@@ -1,7 +1,7 @@
 """What only its tokens show of a row that parses: answers that are too long or equal, end markers of its own."""
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from paft.chat.conversation import Conversation, PreferencePair, messages_of
 from paft.chat.encode import unmarked, without_end
@@ -38,7 +38,9 @@ def fault(
 
 def without_ends(row: Row, ends: tuple[str, ...]) -> Row:
     """The row as text without the ends that it brings itself."""
-    texts = {name: unmarked(messages, ends) for name, messages in vars(row).items() if name != "tools"}
+    texts: dict[str, Any] = {
+        name: unmarked(messages, ends) for name, messages in vars(row).items() if name != "tools"
+    }
     return replace(row, **texts)
 
 

@@ -184,7 +184,8 @@ def _one_answer(value: object, name: str) -> Message:
 
 
 def _from_hh(row: Row) -> PreferencePair:
-    return _conversations(*(_transcript(field(row, name), name) for name in ("chosen", "rejected")))
+    chosen, rejected = (_transcript(field(row, name), name) for name in ("chosen", "rejected"))
+    return _conversations(chosen, rejected)
 
 
 def _transcript(value: object, name: str) -> list[Message]:

@@ -4,7 +4,7 @@ Importing this module loads neither torch nor datasets nor pandas: a plan asks `
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -85,7 +85,7 @@ def _all_rows(source: Source, split: Split) -> Iterator[RawRow]:
                 yield from _of_files(source.names(split))
 
 
-def _numbered(label: str, rows: Iterator[object]) -> Iterator[RawRow]:
+def _numbered(label: str, rows: Iterable[object]) -> Iterator[RawRow]:
     return (RawRow(label, number, row) for number, row in enumerate(rows, 1))
 
 

@@ -39,13 +39,13 @@ def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:
     _refuse_other_flags(
         ("prompt", pair.prompt, False), ("chosen", pair.chosen, True), ("rejected", pair.rejected, True)
     )
-    parts = (_unflagged(part) for part in (pair.prompt, pair.chosen, pair.rejected))
-    pair = PreferencePair(*parts, tools=tools_of(columns))
+    prompt, chosen, rejected = map(_unflagged, (pair.prompt, pair.chosen, pair.rejected))
+    pair = PreferencePair(prompt, chosen, rejected, tools_of(columns))
     if pair.chosen == pair.rejected:
-        chosen, rejected = (
-            name for name in PAIRS[row_format].needed if name.startswith(("chosen", "rejected"))
+        names = " and ".join(
+            repr(name) for name in PAIRS[row_format].needed if "chosen" in name or "rejected" in name
         )
-        raise ValueError(f"fields {chosen!r} and {rejected!r} are identical, so the row states no preference")
+        raise ValueError(f"fields {names} are identical, so the row states no preference")
     return pair
 
 
