@@ -28,6 +28,7 @@ def unread_parts(cfg: DictConfig) -> list[str]:
     with_rows |= set(trained) if Paradigm(value) is Paradigm.parallel and _needs_rows(cfg) else set()
     parts = [branch for branch in BRANCHES if branch not in trained]
     parts += [f"data.{branch}" for branch in BRANCHES if branch not in with_rows]
+    parts += [f"data.{branch}.path" for branch in with_rows if OmegaConf.select(cfg, f"data.{branch}.mix")]
     return parts if Paradigm(value) is Paradigm.parallel else [*parts, "merge"]
 
 
@@ -90,4 +91,6 @@ def _placeholder(option: "Field[Any]", hint: Any) -> Any:
         return made
     if option.default not in (NO_DEFAULT, MISSING):
         return option.default
+    if kind is Any:
+        return ""
     return next(iter(kind)) if issubclass(kind, Enum) else kind()

@@ -21,7 +21,6 @@ from paft.config.data import (
     FileSource,
     HubData,
     HubSource,
-    RowFormat,
     Skill,
     Source,
     SpecialTokens,
@@ -29,6 +28,7 @@ from paft.config.data import (
     TooLong,
 )
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
+from paft.config.formats import RowFormat
 from paft.config.merge import (
     METHODS,
     Combine,

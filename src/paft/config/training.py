@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
 
@@ -225,6 +225,8 @@ class PreferenceConfig(Entry, BranchConfig):
     """Base of the preference objectives; `paft.objectives.objective.Objective` says how to write one."""
 
     entries: ClassVar[dict[str, Any]] = OBJECTIVES
+    rows: ClassVar[Literal["pairs", "unpaired"]] = "pairs"
+    """What it learns from: two answers a row, or one and a judgement of it."""
 
     @staticmethod
     def title_of(name: str) -> str:

@@ -34,7 +34,7 @@ from paft.config import (
     Statistic,
 )
 from paft.config.data import DEMO_VERSION
-from paft.files.fingerprint import content_sha256, file_sha256, folder_sha256
+from paft.files.fingerprint import content_sha256, folder_sha256
 from paft.graph.callbacks import identities
 from paft.graph.configs import (
     Apply,
@@ -48,6 +48,7 @@ from paft.graph.configs import (
     ReferenceStage,
     StatisticsStage,
 )
+from paft.graph.rows import rows_sha256, splits_of
 from paft.graph.stage import Stage
 from paft.graph.taken import checkpoints, taken
 from paft.graph.tasks import with_fingerprints
@@ -181,22 +182,22 @@ def _stage(name: str, config: object, **inputs: Stage) -> Stage:
 def _files(source: Source) -> dict[str, str]:
     if not isinstance(source, FileSource):
         return {}
-    paths = {"train": source.path, "validation": source.validation_path}
-    return {split: file_sha256(Path(path)) for split, path in paths.items() if path}
+    return {split: rows_sha256(source, split) for split in splits_of(source)}
 
 
 def refuse_changed(config: DataStage) -> None:
-    """Raise `ValueError` naming a local file that is not the one the stage's key was made from."""
+    """Raise `ValueError` naming local files that are not those the stage's key was made from."""
     if not isinstance(config.source, FileSource):
         return
-    paths = {"train": config.source.path, "validation": config.source.validation_path}
     for split, planned in config.files.items():
-        path = Path(paths[split] or "")
-        now = content_sha256(path)
+        try:
+            now = rows_sha256(config.source, split, content_sha256)
+        except ValueError:
+            now = ""
         if now != planned:
             raise ValueError(
-                f"{path} changed after this run was planned: its sha256 was {planned[:12]}, "
-                f"now {f'it is {now[:12]}' if now else 'the file is gone'}. No stage was made from it; "
+                f"{', '.join(config.source.names(split))} changed after this run was planned: its sha256 was "
+                f"{planned[:12]}, now {f'it is {now[:12]}' if now else 'the file is gone'}. No stage was made from it; "
                 "put the old file back, or give the same command again to run with the new one"
             )
 

@@ -6,6 +6,7 @@ from typing import Any
 from paft.config import DemoSource, HubModel, LocalModel, Template
 from paft.files.jsonfile import read_object
 from paft.graph.configs import BranchStage, DataStage, EvaluateStage
+from paft.graph.rows import dropped_more
 from paft.graph.stages import kind_of
 
 RIGHT_FROM_THE_START = ("llama", "mistral", "qwen2", "qwen3")
@@ -17,6 +18,8 @@ def version_of(name: str, config: Any) -> int:
 
     - Rows of files and hubs: fields of a row were lost, ends of answers doubled. Rows in a brought tokenizer's own
       template: an answer was tokenised without what precedes it.
+    - Rows of files and hubs of which bad ones are dropped, once more: those with tools, reasoning or typed parts were
+      among them.
     - Trainings with LoRA dropout: masks depended on the micro-batch.
     - What runs a local base that is none of `RIGHT_FROM_THE_START`: heads lost their bias or scale, texts leaked into
       each other through convolutions.
@@ -25,9 +28,10 @@ def version_of(name: str, config: Any) -> int:
     template, brought = getattr(config, "template", None), isinstance(config.model, LocalModel | HubModel)
     match config:
         case DataStage():
-            changed = not isinstance(config.source, DemoSource) or (
+            changed: int = not isinstance(config.source, DemoSource) or (
                 brought and template is Template.tokenizer
             )
+            changed += dropped_more(config.source)
         case BranchStage():
             changed = config.branch.lora.dropout > 0
         case EvaluateStage():

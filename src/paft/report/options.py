@@ -6,7 +6,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from paft.config.checks import TYPES, UNLESS_DEFAULT
+from paft.config.checks import TYPES, UNLESS_DEFAULT, default_of
 from paft.graph.stage import canonical
 from paft.report.lineage import Identity, branches, is_taken
 from paft.report.row import Row, is_option
@@ -102,7 +102,7 @@ def _flat(at: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _left_out(schema: type) -> dict[str, Any]:
     """Fields that keys hold only where they are not at their default -> that default."""
     rule = UNLESS_DEFAULT["identity"]
-    return {f.name: canonical(f.default) for f in fields(schema) if f.metadata.get("identity") == rule}
+    return {f.name: canonical(default_of(f)) for f in fields(schema) if f.metadata.get("identity") == rule}
 
 
 def _plain(value: Any) -> Any:
