@@ -29,6 +29,7 @@ REQUIRED = {
 """What a person must add to an option for it to say something."""
 NEEDS = {
     "evaluate=gsm8k_hh": ("data.sft.held_out=8", "data.preference.held_out=8"),
+    "evaluate=held_out": ("data.sft.held_out=8", "data.preference.held_out=8"),
     "evaluate=gsm8k_exact": ("data.sft.held_out=8",),
     "trainer=a100x8": ("strategy=ddp",),
 } | {f"hardware={gpu}": ("trainer=gpu",) for gpu in ("a100_40gb", "a100_80gb", "h100_80gb")}

@@ -53,7 +53,8 @@ from paft.config.model import (
     TinyModel,
     WheelModel,
 )
-from paft.config.root import Paradigm, RunConfig
+from paft.config.paradigms import Paradigm
+from paft.config.root import RunConfig
 from paft.config.running import (
     Csv,
     HardwareConfig,

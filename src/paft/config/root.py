@@ -1,7 +1,6 @@
 """The whole config of one run."""
 
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
@@ -11,6 +10,7 @@ from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
 from paft.config.merge import MergeConfig
 from paft.config.model import DType, ModelConfig
+from paft.config.paradigms import ExpoConfig, JointConfig, Paradigm
 from paft.config.running import (
     HardwareConfig,
     LoggerConfig,
@@ -19,33 +19,7 @@ from paft.config.running import (
     StrategyName,
     TrainerConfig,
 )
-from paft.config.training import ExpoConfig, JointConfig, PreferenceConfig, SFTConfig
-
-
-class Paradigm(str, Enum):
-    """Which branches are trained, and how: `parallel` merges both, `sequential` trains preference on top of SFT,
-    `preference_first` the other way round, `expo` goes beyond `sequential` by a share of its preference delta (Zheng et
-    al. 2024, arXiv:2404.16792), `joint` trains one adapter on both losses at once, `sft` and `preference` train one
-    alone, `base` scores the base model."""
-
-    parallel = "parallel"
-    sequential = "sequential"
-    sft = "sft"
-    preference = "preference"
-    base = "base"
-    joint = "joint"
-    preference_first = "preference_first"
-    expo = "expo"
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """The branches whose settings and rows are read."""
-        match self:
-            case Paradigm.base:
-                return ()
-            case Paradigm.sft | Paradigm.preference:
-                return (self.value,)
-        return ("sft", "preference")
+from paft.config.training import PreferenceConfig, SFTConfig
 
 
 @dataclass

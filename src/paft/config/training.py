@@ -194,28 +194,6 @@ class SFTConfig(BranchConfig):
         return "sft"
 
 
-@dataclass
-class JointConfig(Typed):
-    """`paradigm=joint`: one adapter by the preference branch's settings, on SFT rows and pairs in the same steps."""
-
-    sft_weight: float = 1.0
-    """Of the SFT loss, the mean negative log-likelihood per answer token, beside the preference loss."""
-
-    def __post_init__(self) -> None:
-        require(self.sft_weight > 0, "joint.sft_weight", self.sft_weight, "positive")
-
-
-@dataclass
-class ExpoConfig(Typed):
-    """`paradigm=expo`: base + delta_sft + (1 + alpha) delta_preference, of preference training on top of SFT."""
-
-    alpha: float = 0.3
-    """How far beyond the preference model; 0 is `paradigm=sequential`."""
-
-    def __post_init__(self) -> None:
-        require(self.alpha > 0, "expo.alpha", self.alpha, "positive; paradigm=sequential is alpha 0")
-
-
 OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}
 """Name on the command line -> the config of a preference objective, in the order of definition."""
 

@@ -210,9 +210,8 @@ def _with_fingerprint(model: ModelConfig) -> ModelConfig:
 
 def lambda_of(stage: Stage) -> float | None:
     """The L1 weight of the SFT stage in this graph, or None where there is none."""
-    trained = (s.config for s in stage.walk() if s.name == "sft" and isinstance(s.config, BranchStage))
-    weights = [config.branch.l1.weight for config in trained]
-    return weights[0] if weights else None
+    branches = (s.config.branch for s in stage.walk() if isinstance(s.config, BranchStage))
+    return next((branch.l1.weight for branch in branches if isinstance(branch, SFTConfig)), None)
 
 
 def unique(targets: Iterable[Stage]) -> list[Stage]:

@@ -123,7 +123,7 @@ def merge_tensor(method: Method, deltas: Sequence[Delta | Array], *, name: str =
     Arrays are deltas of any rank; `name` is what seeded methods draw by.
     """
     read = [Dense(d) if isinstance(d, np.ndarray) else d for d in deltas]
-    branches = {branch: {} for branch in ("sft", "preference")[: len(read)]}
+    branches: Adapters = {branch: {} for branch in ("sft", "preference")[: len(read)]}
     return rows_merged(plan_of(method, branches)(name, read, np.zeros(read[0].shape, np.float32)))
 
 

@@ -145,12 +145,9 @@ def mask_by_rank(delta: Rows, density: float, epsilon: float, generator: np.rand
         f"so that density +/- epsilon is in (0, 1) for density={density}",
     )
     height, width = delta.shape
-    steps = (
-        np.arange(width, dtype=np.float32) / np.float32(max(width - 1, 1)) if width > 1 else np.float32([0.5])
-    )
-    limits = np.ceil((np.float32(low) + steps * np.float32(2 * epsilon)) * np.float32(2**24)).astype(
-        np.uint32
-    )
+    steps = np.full(1, 0.5, np.float32) if width == 1 else np.linspace(0, 1, width, dtype=np.float32)
+    chances = np.float32(low) + steps * np.float32(2 * epsilon)
+    limits = np.ceil(chances * np.float32(2**24)).astype(np.uint32)
     mask = np.empty((height, width), np.bool_)
     for rows, (block,) in blocks_of(delta):
         order = np.argsort(np.abs(block), axis=1, kind="stable")

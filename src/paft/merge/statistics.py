@@ -81,4 +81,4 @@ def read_statistics(folder: Path) -> Measured:
 
 def lone(deltas: Sequence[Delta], scale: float) -> TensorMerge:
     """The sum of deltas of which one alone is not zero."""
-    return TensorMerge(deltas, lambda d, _: np.float32(scale) * sum(d), [everything] * len(deltas))
+    return TensorMerge(deltas, lambda d, _: np.float32(scale) * np.sum(d, axis=0), [everything] * len(deltas))

@@ -73,10 +73,10 @@ def _between(begin: str, table: Table, end: str) -> str:
 
 def entries(group: str) -> Table:
     """What the choices of a group are: title, first sentence of the class's docstring, source."""
-    registry: Mapping[str, Any] = {"merge": METHODS, "preference": OBJECTIVES}[group]
+    registries: dict[str, Mapping[str, Any]] = {"merge": METHODS, "preference": OBJECTIVES}
     lines = [
         [f"{group}={name}", entry.title, _first_sentence(entry), entry.source]
-        for name, entry in registry.items()
+        for name, entry in registries[group].items()
     ]
     return plain_table([*map(Head, (group, "title", "what it is", "source"))], lines)
 

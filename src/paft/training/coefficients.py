@@ -93,11 +93,12 @@ def run(
     folder, device = base_folder(config.model, offline=context.running.offline), device_of(settings)
     paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
     branches = [factors_of(inputs[name] / "adapter", folder) for name in ("sft", "preference")]
-    base = load_base(folder, config.model, paths).to(device)
+    base = load_base(folder, config.model, paths)
+    base.to(torch.device(device))  # type: ignore[arg-type]
     policy = MixedPolicy(base, branches, config.weights)
     policy.train()
     texts = drawn(read_sft(inputs["sft_data"], "train"), config)
-    pairs = read_preference(inputs["preference_data"], "train")
+    pairs: Sequence[EncodedPair] = read_preference(inputs["preference_data"], "train")
     pairs = scored(pairs, inputs["reference"]) if "reference" in inputs else pairs
     losses = learn(policy, config, texts, drawn(pairs, config), pad_token_id(folder, config.model), settings)
     write_json(out / FILE, {name: layer.coefficients.tolist() for name, layer in policy.mixed.items()})
@@ -131,6 +132,8 @@ def learn(
 ) -> list[float]:
     """Adam on the coefficients alone; the loss of every step, before it."""
     losses: list[float] = []
+    objective = config.preference
+    assert isinstance(objective, Objective)
     parameters = [layer.coefficients for layer in policy.mixed.values()]
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
     batches = zip(cycled(texts, config.batch_size), cycled(pairs, config.batch_size), strict=True)
@@ -145,7 +148,7 @@ def learn(
         optimizer.zero_grad()
         text = text_loss(policy, some_texts, pad_id)
         text.backward()
-        pair = config.preference_loss_weight * pair_loss(policy, config.preference, some_pairs, pad_id)
+        pair = config.preference_loss_weight * pair_loss(policy, objective, some_pairs, pad_id)
         pair.backward()
         optimizer.step()
         losses.append(float(text.detach() + pair.detach()))

@@ -103,7 +103,7 @@ def score_pairs(
     for rows in micro_batches(rows_of, settings.micro_batch_size, settings.micro_batch_tokens, packed=packed):
         tensors = pair_tensors(policy, rows, pad_id).to(device)
         logps = tensors.logps(policy)
-        answers = tensors.answer_sums(logps)
+        answers = [*tensors.answer_sums(logps)]
         if shorter:
             answers += tensors.answer_sums(logps * tensors.within_shorter())
         scores += zip((place[id(r)] for r in rows), *(a.tolist() for a in answers), strict=True)

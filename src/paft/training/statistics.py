@@ -4,7 +4,7 @@ The model is the branch's own, base plus delta, in float32 and run the plain way
 called as it is. Layers of one input, as the projections of an attention, share one Gram matrix.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def run(
     folder, adapter = base_folder(config.model, offline=context.running.offline), inputs["branch"] / "adapter"
     model = load_base(folder, replace(config.model, dtype=DType.float32), FastPaths())
     add_deltas(model, [adapter], folder)
-    model.to(device_of(settings))
+    model.to(torch.device(device_of(settings)))  # type: ignore[arg-type]
     layers = linear_layers(model, list(read_adapter(adapter, folder)))
     rows = texts(config, inputs["data"])
     measure = fishers if config.statistic is Statistic.fisher else grams
@@ -58,12 +58,13 @@ def run(
     return {"rows": len(rows), "tokens": sum(len(row.input_ids) for row in rows)}
 
 
-def linear_layers(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
+def linear_layers(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Linear]:
     """The layers whose weights an adapter changes. Raises `ValueError` for one that changes anything else."""
-    layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-    if other := [n for n, m in layers.items() if not (isinstance(m, nn.Linear) and n.endswith(".weight"))]:
+    modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+    layers = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and n.endswith(".weight")}
+    if other := modules.keys() - layers:
         raise ValueError(
-            f"the merge measures inputs and gradients of linear layers, and the adapter changes {other[0]}; choose a "
+            f"the merge measures inputs and gradients of linear layers, and the adapter changes {min(other)}; choose a "
             "merge that looks at no rows"
         )
     return layers
@@ -81,7 +82,7 @@ def chosen_text(pair: EncodedPair) -> Encoded:
 
 
 def grams(
-    model: PreTrainedModel, layers: dict[str, nn.Module], rows: Iterator[Encoded]
+    model: PreTrainedModel, layers: dict[str, nn.Linear], rows: Iterable[Encoded]
 ) -> tuple[Accumulated, dict[str, str]]:
     """Sums of x x^T [in, in] over all tokens x that each layer reads, and which layers read those of another."""
     sums: Accumulated = {}
@@ -110,16 +111,16 @@ def grams(
 
 
 def fishers(
-    model: PreTrainedModel, layers: dict[str, nn.Module], rows: Iterator[Encoded]
+    model: PreTrainedModel, layers: dict[str, nn.Linear], rows: Iterable[Encoded]
 ) -> tuple[Accumulated, dict[str, str]]:
     """Sums over rows of the squared gradient of the log-likelihood of a row's labels, [out, in] as each weight."""
     weights = {name: layer.weight for name, layer in layers.items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    with differentiable(list(weights.values())):
+    with differentiable([layer.weight for layer in layers.values()]):
         for row in rows:
             ids, labels = (torch.tensor([x], device=model.device) for x in row)
             total = label_logps(model(input_ids=ids, use_cache=False).logits, labels).sum()
-            for name, gradient in zip(weights, torch.autograd.grad(total, [*weights.values()]), strict=True):
+            for name, gradient in zip(weights, torch.autograd.grad(total, list(weights.values())), strict=True):
                 sums[name].addcmul_(gradient, gradient)
     return sums, {}
 

@@ -54,8 +54,8 @@ class Fisher(DataMerge, name="fisher", title="Fisher", source="Matena and Raffel
             np.float32(weight) * (fisher / np.float32(size or 1) + np.float32(self.floor))
             for weight, fisher, size in zip(self.weights, fishers, sizes, strict=True)
         ]
-        total = sum(weight * delta for weight, delta in zip(weights, deltas, strict=True))
-        merged: Array = total / sum(weights)
+        weighted = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
+        merged: Array = np.sum(weighted, axis=0) / np.sum(weights, axis=0)
         merged *= np.float32(self.scale)
         return merged
 

@@ -48,15 +48,16 @@ class RegMean(DataMerge, name="regmean", title="RegMean", source="Jin et al. 202
     def _fitted(self, deltas: Sequence[Delta], grams: Sequence[Wide]) -> Delta:
         """Of low rank where the deltas are."""
         weighted = [w * gram for w, gram in zip(self.weights, grams, strict=True)]
-        total = sum(weighted)
-        if all(isinstance(delta, Factors) for delta in deltas):
-            reads = np.concatenate(
-                [d.A.astype(np.float64) @ g for d, g in zip(deltas, weighted, strict=True)]
+        total: Wide = np.sum(weighted, axis=0)
+        factors = [delta for delta in deltas if isinstance(delta, Factors)]
+        if len(factors) == len(deltas):
+            reads = [f.A.astype(np.float64) @ g for f, g in zip(factors, weighted, strict=True)]
+            right = times_inverse(np.concatenate(reads), total).astype(np.float32)
+            return Factors(
+                right, np.concatenate([np.float32(f.scaling) * f.B for f in factors], 1), self.scale
             )
-            left = np.concatenate([np.float32(d.scaling) * d.B for d in deltas], 1)
-            return Factors(times_inverse(reads, total).astype(np.float32), left, self.scale)
-        answers = sum(d[:].astype(np.float64) @ g for d, g in zip(deltas, weighted, strict=True))
-        return Dense((self.scale * times_inverse(answers, total)).astype(np.float32))
+        answers = [d[:].astype(np.float64) @ g for d, g in zip(deltas, weighted, strict=True)]
+        return Dense((self.scale * times_inverse(np.sum(answers, axis=0), total)).astype(np.float32))
 
 
 def times_inverse(rows: Wide, gram: Wide) -> Wide:
