@@ -17,15 +17,10 @@ from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
 
 
-def refuse_unstored(base: PreTrainedModel, adapted: list[str], folder: Path) -> None:
-    """Every adapted weight must be a tensor of the base's files: into another the adapter could never be merged.
-
-    So must the output head that the adapter was trained under.
-    """
+def refuse_unstored(weights: list[str], folder: Path) -> None:
+    """Every adapted weight must be a tensor of the base's files: into another the adapter could never be merged."""
     stored = {name for tensors in read_checkpoint(folder).values() for name in tensors}
-    head = base.get_output_embeddings()
-    heads = [n.replace(".base_layer", "") for n, p in base.named_parameters() if head and p is head.weight]
-    unstored = [name for name in [*adapted, *heads] if find_name(name, stored) is None]
+    unstored = [name for name in weights if find_name(name, stored) is None]
     if unstored:
         raise ValueError(
             f"{unstored[0]} is not among the tensors of {folder}, so no adapter of it can be merged: it is tied to "

@@ -121,7 +121,7 @@ class BranchModule(L.LightningModule):
         with cpu, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             policy = Policy(base, self.config.lora, seed=self.seed)
-        refuse_unstored(policy.base, policy.adapted_weights(), self.base_folder)
+        refuse_unstored(policy.adapted_weights(), self.base_folder)
         return policy
 
     def _root_device(self) -> torch.device:
