@@ -114,15 +114,15 @@ def fishers(
     model: PreTrainedModel, layers: dict[str, nn.Linear], rows: Iterable[Encoded]
 ) -> tuple[Accumulated, dict[str, str]]:
     """Sums over rows of the squared gradient of the log-likelihood of a row's labels, [out, in] as each weight."""
-    weights = {name: layer.weight for name, layer in layers.items()}
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    with differentiable([layer.weight for layer in layers.values()]):
+    weights = [layer.weight for layer in layers.values()]
+    sums = [torch.zeros_like(weight) for weight in weights]
+    with differentiable(weights):
         for row in rows:
             ids, labels = (torch.tensor([x], device=model.device) for x in row)
             total = label_logps(model(input_ids=ids, use_cache=False).logits, labels).sum()
-            for name, gradient in zip(weights, torch.autograd.grad(total, list(weights.values())), strict=True):
-                sums[name].addcmul_(gradient, gradient)
-    return sums, {}
+            for squares, gradient in zip(sums, torch.autograd.grad(total, weights), strict=True):
+                squares.addcmul_(gradient, gradient)
+    return dict(zip(layers, sums, strict=True)), {}
 
 
 @contextmanager
