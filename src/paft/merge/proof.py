@@ -13,6 +13,7 @@ It takes four loads of the model, one after the other, and computes the merge tw
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,10 +92,11 @@ def prove_adapter(merge: PlannedMerge, out: Path, *, trust_remote_code: bool = F
         return {"unproved": base}
     if not base.in_float32:
         return {"unproved": f"memory has no room for {merge.base} in float32"}
-    with _naming(out):
-        written = logits_of(
-            PeftModel.from_pretrained(load(merge.base, base.dtype, base.settings), out), base.rows
-        )
+    with _naming(out), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's, of a name that transformers has changed
+        model = PeftModel.from_pretrained(load(merge.base, base.dtype, base.settings), out)
+        written = logits_of(model, base.rows)
+        del model
     stored, exact = (
         logits_of(merged_model(m, base.kind, torch.float32, base.settings, rounded=False), base.rows)
         for m in (plan_sum(merge.base, {"merged": out}), merge)
