@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from paft.chat.template import TEMPLATES
 from paft.command.pipeline import context_of, prepare
 from paft.config import RunConfig, TinyModel
 from paft.graph.build import build, lambda_of
@@ -21,7 +22,7 @@ from paft.graph.configs import BranchStage, TakenStage
 from paft.graph.stage import Stage
 from paft.merge.apply import apply_adapters, merge_adapters
 from paft.merge.methods import Ties
-from paft.model.base import base_folder
+from paft.model.base import base_folder, byte_tokenizer
 from paft.store.store import Store
 
 SMOKE = ("experiment=smoke", "callbacks=none", "trainer.progress_bar=false")
@@ -247,6 +248,37 @@ def test_an_adapter_whose_own_base_is_here_and_differs_is_refused(
     config = compose(*words, f"sft.adapter={adapter}", f"logs={tmp_path}")
     with pytest.raises(ValueError, match=r"the sft adapter .* was trained on .*has other values there"):
         prepare(config, Store(config.store).missing(build(config)))
+
+
+def with_template(adapter: Path, folder: Path, text: str) -> Path:
+    """A copy of an adapter that brings a tokenizer with a chat template."""
+    byte_tokenizer().save_pretrained(shutil.copytree(adapter, folder))
+    (folder / "chat_template.jinja").write_text(text)
+    return folder
+
+
+def test_a_template_unlike_that_of_a_branch_to_be_trained_is_refused_before_it_is(
+    made: Path, compose: Compose, tmp_path: Path
+) -> None:
+    adapter = with_template(made / "my-sft", tmp_path / "mine", "{{ messages[0].content }}")
+    base = ("model=local", f"model.path={made / 'base'}")
+    config = compose(*SMOKE, *base, f"sft.adapter={adapter}", f"logs={tmp_path}")
+    with pytest.raises(
+        ValueError, match=r"mine was trained with another chat template than data\.template=chatml"
+    ):
+        prepare(config, Store(config.store).missing(build(config)))
+
+
+def test_a_template_that_is_not_the_evaluations_is_told(
+    made: Path, words: tuple[str, ...], compose: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = (TEMPLATES / "chatml.jinja").read_text()
+    for name, text in (("other", "{{ messages[0].content }}"), ("own", own)):
+        adapter = with_template(made / "my-sft", tmp_path / name, text)
+        config = compose(*words, f"sft.adapter={adapter}", f"logs={tmp_path}")
+        prepare(config, Store(config.store).missing(build(config)))
+    told = [record.message for record in caplog.records if "another chat template" in record.message]
+    assert len(told) == 1 and "other was trained with" in told[0] and "evaluated" in told[0]
 
 
 def test_a_folder_that_changed_after_the_plan_is_refused(

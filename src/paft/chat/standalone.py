@@ -94,7 +94,7 @@ def tokenizer_folder(adapters: Iterable[Path]) -> Path | None:
 
     Raises `ValueError` where two have different ones, as one model answers in one template.
     """
-    templates = [(folder, text) for folder in adapters if (text := _template(folder)) is not None]
+    templates = [(folder, text) for folder in adapters if (text := template_of(folder)) is not None]
     for (a, first), (b, second) in pairwise(templates):
         if first != second:
             raise ValueError(
@@ -129,7 +129,7 @@ def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
-def _template(folder: Path) -> Any:
+def template_of(folder: Path) -> Any:
     """The chat template of a folder with a tokenizer, as transformers finds it."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Iterable, Mapping
 
+from paft.chat.standalone import template_of, tokenizer_folder
 from paft.chat.vocabulary import refuse_other_vocabulary
 from paft.config import ALL_LINEAR, EvaluateConfig, ModelConfig, RunConfig, TakenKind, TrainerConfig
 from paft.delta.adapter import describe_adapter
 from paft.delta.checkpoint import pair_tensors
 from paft.files.fingerprint import digest
 from paft.files.hub import folder_of
-from paft.graph.configs import TakenStage
+from paft.graph.configs import MergeStage, TakenStage
 from paft.graph.stage import Stage, canonical
 from paft.merge.origin import base_by_another_name
 from paft.store.store import Store
@@ -29,8 +30,11 @@ def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
         trained = (s for s in stages if s.kind.trains and s.config.model.name == model.name)
         targets = {stage.name: stage.config.branch.lora.target_modules for stage in trained}
         require_base(model, targets, offline=config.offline)
-    taken = {stage.name: stage.config for stage in stages if isinstance(stage.config, TakenStage)}
-    require_taken(taken, offline=config.offline)
+    for merge in (stage for stage in stages if stage.name == "merge"):
+        branches = {name: stage.config for name, stage in merge.inputs.items()}
+        taken = {name: of for name, of in branches.items() if isinstance(of, TakenStage)}
+        require_taken(taken, offline=config.offline)
+        require_template(merge.config, taken, alone=len(taken) == len(branches), offline=config.offline)
 
 
 def refuse_columns_of(cells: Iterable[tuple[RunConfig, Stage]]) -> None:
@@ -65,6 +69,33 @@ def require_taken(branches: Mapping[str, TakenStage], *, offline: bool) -> None:
             describe_adapter(folder, base)
         else:
             pair_tensors(base, folder)
+
+
+def require_template(
+    merge: MergeStage, branches: Mapping[str, TakenStage], *, alone: bool, offline: bool
+) -> None:
+    """Raise `ValueError` for a taken adapter of another chat template than the branch it is to be merged with.
+
+    Where no branch is trained (`alone`), say that the result is evaluated in another one than it was trained in.
+    """
+    adapters = (config for config in branches.values() if config.kind is TakenKind.adapter)
+    brought = tokenizer_folder(folder_of(config.path or config.hub, offline=offline) for config in adapters)
+    if brought is None:
+        return
+    from paft.chat.template import with_bos
+    from paft.model.base import base_folder, load_tokenizer
+
+    base = base_folder(merge.model, offline=offline)
+    trusted = merge.model.trust_remote_code
+    if template_of(brought) == with_bos(load_tokenizer(base, merge.template, trust_remote_code=trusted)):
+        return
+    said = f"{brought} was trained with another chat template than data.template={merge.template.value}"
+    if not alone:
+        raise ValueError(
+            f"{said}, in which the other branch would be trained: no merge of them answers in either. Set "
+            "data.template to the adapter's, or remove its tokenizer files if they are not what it was trained with"
+        )
+    log.warning("%s, in which the result is evaluated; the merged folder has the adapter's", said)
 
 
 def require_devices(trainer: TrainerConfig) -> None:
