@@ -73,7 +73,6 @@ def test_read_adapter_against_peft(tmp_path: Path, options: dict[str, Any]) -> N
         ({"modules_to_save": ["lm_head"]}, "lm_head.weight"),
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication="),
-        ({"target_parameters": ["q_proj.weight"]}, "target_parameters="),
     ],
 )
 def test_what_is_no_delta_without_the_base_is_refused(

@@ -194,7 +194,7 @@ def test_tokenizers_of_whole_models(tmp_path: Path, capsys: pytest.CaptureFixtur
     tokenizer.write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         command(base, branches, tmp_path / "none", f"--tokenizer={base}")
-    assert "2 tokens are not alike" in capsys.readouterr().err
+    assert "tokens are not alike" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

@@ -181,7 +181,7 @@ def test_an_adapter_that_the_hub_does_not_give_is_told_before_anything_runs(
     words: tuple[str, ...], cache: Path, compose: Compose, tmp_path: Path
 ) -> None:
     config = compose(*words, f"sft.adapter=user/other@{COMMIT}", "offline=true", f"logs={tmp_path}")
-    with pytest.raises(ValueError, match="user/other at 0123456789ab cannot be had .*; with a folder of it"):
+    with pytest.raises(ValueError, match=r"user/other at 0123456789ab cannot be had .*; with a folder of it"):
         prepare(config, Store(config.store).missing(build(config)))
 
 

@@ -75,7 +75,7 @@ def _refuse_quantised(folder: Path) -> None:
     if settings:
         kind = settings.get("quant_method", settings) if isinstance(settings, Mapping) else settings
         raise ValueError(
-            f"{folder} is quantised ({kind!s:.60}): its weights cannot be subtracted; give the model as it was before"
+            f"{folder} is quantised ({kind!r:.60}): its weights cannot be subtracted; give the model as it was before"
         )
 
 
@@ -96,8 +96,10 @@ def _differences(base: BaseTensors, tuned: BaseTensors) -> Iterator[str]:
 
 
 def _has_twin(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether another tensor of the model has the same values, as an output head tied to the embedding."""
+    """Whether a matrix outside layers has the values of another one, as an output head tied to the embedding."""
     tensor = tensors[name]
+    if len(tensor.stored.shape) != 2 or any(part.isdigit() for part in name.split(".")):
+        return False
     others = (t for n, t in tensors.items() if n != name and t.stored.shape == tensor.stored.shape)
     return any(not _differ(tensor, other) for other in others)
 

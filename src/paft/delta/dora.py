@@ -69,4 +69,5 @@ def _column_norms(base: Rows, factors: Factors) -> Array:
 
 def _gain(magnitude: Array, norms: Array) -> Array:
     """magnitude / norm, and 0 where all values are 0."""
-    return np.divide(magnitude, norms, out=np.zeros_like(magnitude), where=norms > 0)
+    gain: Array = np.divide(magnitude, norms, out=np.zeros_like(magnitude), where=norms > 0)
+    return gain

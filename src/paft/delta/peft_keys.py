@@ -30,8 +30,6 @@ class AdapterFile:
     """Module -> part of it ("A", "B", "embedding_A", "embedding_B", "magnitude_vector", "B.bias") -> its tensor."""
     saved: dict[str, Stored] = field(default_factory=dict)
     """Tensors that take the place of the base's."""
-    names: set[str] = field(default_factory=set)
-    """Of the adapters in it, where keys hold one."""
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:
@@ -50,25 +48,19 @@ def read_adapter_file(folder: Path) -> AdapterFile:
 
 
 def _sorted_out(path: Path, tensors: Mapping[str, Stored]) -> AdapterFile:
+    names = {key: plain_name(key).removeprefix(PREFIX) for key in tensors}
+    matches = {key: FACTOR.fullmatch(name) for key, name in names.items()}
+    if len(adapters := {m["adapter"] for m in matches.values() if m} - {None}) > 1:
+        raise ValueError(
+            f"{path} holds several adapters ({_some(adapters)}); save the one to be merged into a folder of its own"
+        )
     file = AdapterFile(path)
     for key, stored in tensors.items():
-        name = plain_name(key).removeprefix(PREFIX)
-        if match := FACTOR.fullmatch(name):
-            bias = match["kind"] == "bias"
-            _put(
-                file.modules.setdefault(match["module"], {}),
-                match["part"] + ".bias" * bias,
-                stored,
-                key,
-                path,
-            )
-            file.names |= {match["adapter"]} - {None}
+        if match := matches[key]:
+            part = match["part"] + ".bias" * (match["kind"] == "bias")
+            _put(file.modules.setdefault(match["module"], {}), part, stored, key, path)
         else:
-            _put(file.saved, WRAPPED.sub("", name), stored, key, path)
-    if len(file.names) > 1:
-        raise ValueError(
-            f"{path} holds several adapters ({_some(file.names)}); save the one to be merged into a folder of its own"
-        )
+            _put(file.saved, WRAPPED.sub("", names[key]), stored, key, path)
     return file
 
 

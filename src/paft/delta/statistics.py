@@ -19,7 +19,7 @@ from paft.delta.delta import Delta, Factors
 
 SMALL = 1e-5
 """The absolute threshold of the PAFT paper's sparsity."""
-WIDEST = 2048
+WIDEST = 1024
 """Rows or columns, the fewer of them, up to which the singular values of a delta without factors are computed."""
 SAMPLE = 2**16
 """Most elements a Gini coefficient is taken over."""

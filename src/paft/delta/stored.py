@@ -27,16 +27,16 @@ class StoredTensor:
 
     def __getitem__(self, rows: slice) -> Array:
         start, stop, _ = rows.indices(self.shape[0])
-        return decode(self._bits(start, stop), self.stored.dtype).reshape(-1, self.shape[1])
+        return decode(self.bits(start, stop), self.stored.dtype).reshape(-1, self.shape[1])
 
     def same_bytes(self, other: "StoredTensor") -> bool:
         """Whether another tensor is this one, bit for bit."""
         if (self.stored.dtype, self.shape) != (other.stored.dtype, other.shape):
             return False
         panels = ((rows.start, rows.stop) for rows in row_blocks(self.shape, PANEL))
-        return all(np.array_equal(self._bits(*panel), other._bits(*panel)) for panel in panels)
+        return all(np.array_equal(self.bits(*panel), other.bits(*panel)) for panel in panels)
 
-    def _bits(self, start: int, stop: int) -> Bits:
+    def bits(self, start: int, stop: int) -> Bits:
         width, dtype = self.shape[1], self.stored.dtype
         count, offset = max(0, stop - start) * width, self.stored.begin + start * width * SIZES[dtype]
         bits = np.fromfile(self.path, FLOATS[dtype], count, offset=offset)
@@ -119,4 +119,5 @@ class _Sum:
         return self.parts[0].shape
 
     def __getitem__(self, rows: slice) -> Array:
-        return reduce(np.add, (part[rows] for part in self.parts))
+        total: Array = reduce(np.add, (part[rows] for part in self.parts))
+        return total

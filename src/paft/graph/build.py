@@ -191,8 +191,7 @@ def _with_fingerprint(model: ModelConfig) -> ModelConfig:
 
 def lambda_of(stage: Stage) -> float | None:
     """The L1 weight of the SFT stage in this graph, or None where there is none."""
-    trained = (s.config for s in stage.walk() if s.name == "sft" and isinstance(s.config, BranchStage))
-    weights = [config.branch.l1.weight for config in trained]
+    weights = [s.config.branch.l1.weight for s in stage.walk() if s.name == "sft" and s.kind.trains]
     return weights[0] if weights else None
 
 

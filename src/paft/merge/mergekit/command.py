@@ -28,13 +28,11 @@ def merge_recipe(words: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("config", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=42, help="of random masks")
-    known = "adapters were trained on the models that the file adds them to, whatever name they give them"
-    parser.add_argument("--same-base", action="store_true", help=known)
     compared = "read the result back with transformers and compare its logits with what was merged"
     parser.add_argument("--prove", action=argparse.BooleanOptionalAction, default=True, help=compared)
     given = parser.parse_args(words)
     try:
-        recipe = plan_recipe(given.config, seed=given.seed, same_base=given.same_base)
+        recipe = plan_recipe(given.config, seed=given.seed)
         with appearing(given.out) as out:
             report = write_model(recipe.merge, out)
             recipe.write_beside(out)

@@ -118,7 +118,7 @@ def _required(
     parameter: str, scopes: list[Settings], place: Place, default: bool | float | None, of: str
 ) -> bool | float:
     kind = truth if isinstance(default, bool) else number
-    value: bool | float | None = resolve(parameter, scopes, place, kind)  # type: ignore[type-var]
+    value: bool | float | None = resolve(parameter, scopes, place, kind)
     value = default if value is None else value
     if value is None:
         raise ValueError(f"{of} needs the parameter {parameter} for {place.tensor}; add it under parameters")

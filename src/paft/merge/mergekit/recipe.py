@@ -77,10 +77,11 @@ def _recipe(content: Mapping[str, Any]) -> Recipe:
         raise ValueError("it must have either models or slices")
     stated = content.get("base_model")
     base = None if stated is None else Reference.parse(stated)
+    slices: tuple[Slice, ...]
     if content.get("models"):
         slices = (_all_layers(_list("models", content["models"]), base),)
     else:
-        slices = tuple(_slice(entry, base) for entry in _list("slices", content["slices"]))
+        slices = tuple(_slice(entry) for entry in _list("slices", content["slices"]))
         base = _one_base(base, slices, content["slices"])
     _refuse_other_layers(slices)
     arithmetic, out = (_dtype(key, content.get(key)) for key in ("dtype", "out_dtype"))
@@ -104,7 +105,7 @@ def _all_layers(entries: list[Any], base: Reference | None) -> Slice:
     return Slice(models if base is None or base in of_model else (*models, base), of_model=of_model)
 
 
-def _slice(entry: Any, base: Reference | None) -> Slice:
+def _slice(entry: Any) -> Slice:
     given = _mapping("a slice", entry)
     if given.get("residual_weight") is not None:
         raise ValueError(

@@ -50,22 +50,23 @@ class RecipeMerge:
         shutil.copyfile(self.path, out / COPY)
 
 
-def plan_recipe(path: Path, *, seed: int = 42, same_base: bool = False) -> RecipeMerge:
+def plan_recipe(path: Path, *, seed: int = 42) -> RecipeMerge:
     """What the YAML file `path` asks for; `paft.merge.apply.write_model` writes its merge.
 
     The folder that is rewritten is the base's, or the first model's where there is no base. Random masks are drawn from
     `seed`, the number of the input and the name of the tensor. Raises `ValueError` naming the file for what it asks and
-    cannot be done as mergekit does it. With `same_base` adapters may name the models they are added to otherwise.
+    cannot be done as mergekit does it. An adapter of another
+    model is added all the same, which the log says.
     """
     recipe = read_recipe(path)
     try:
-        merge, root = _planned(recipe, seed, same_base=same_base)
+        merge, root = _planned(recipe, seed)
         return RecipeMerge(path, merge, tokenizer_of(recipe, root), recipe.chat_template)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _planned(recipe: Recipe, seed: int, *, same_base: bool) -> tuple[PlannedMerge, Path]:
+def _planned(recipe: Recipe, seed: int) -> tuple[PlannedMerge, Path]:
     inputs = inputs_of(recipe)
     first = recipe.base if recipe.base is not None and recipe.base in recipe.models else recipe.models[0]
     root = first.model.folder()
@@ -80,7 +81,7 @@ def _planned(recipe: Recipe, seed: int, *, same_base: bool) -> tuple[PlannedMerg
     tensors = BaseTensors.of(root)
     names = [name for name, tensor in tensors.tensors.items() if tensor.stored.dtype in FLOATS]
     parameters = parameters_of(recipe, names, _num_layers(root))
-    deltas = {str(model): _read(root, model, same_base=same_base) for model in inputs}
+    deltas = {str(model): _read(root, model) for model in inputs}
     _say(recipe)
     plan = RecipePlan(recipe.method, parameters, of_weights=recipe.base is None, seed=seed)
     labels = {"method": recipe.method, "variant": f"mergekit {recipe.method} of {', '.join(deltas)}"}
@@ -88,18 +89,20 @@ def _planned(recipe: Recipe, seed: int, *, same_base: bool) -> tuple[PlannedMerg
     return PlannedMerge(root, deltas, plan, recipe.dtype, labels, also), root
 
 
-def _read(root: Path, model: Reference, *, same_base: bool) -> Mapping[str, StoredDelta]:
+def _read(root: Path, model: Reference) -> Mapping[str, StoredDelta]:
     """A model minus the one in `root`, its adapter included."""
     folder = model.model.folder()
     delta: dict[str, StoredDelta] = {}
     if folder.resolve() != root.resolve():
-        refuse_other_vocabulary(root, {str(model): folder})
+        refuse_other_vocabulary(root, {"listed": folder})
         delta |= read_difference(root, folder)
     if model.adapter is None:
         return delta
     adapter = model.adapter.folder()
-    if not same_base:
-        refuse_other_base(folder, {str(model): adapter})
+    try:
+        refuse_other_base(folder, {"listed": adapter})
+    except ValueError as difference:
+        log.warning("%s; added all the same, as the file says", str(difference).partition(". Give")[0])
     added = read_adapter(adapter, folder)
     both = {name: StoredSum([delta[name], added[name]]) for name in delta.keys() & added.keys()}
     return delta | added | both
@@ -127,7 +130,7 @@ def _num_layers(root: Path) -> int:
 
 def _say(recipe: Recipe) -> None:
     if ignored := [*recipe.unread, *unused(recipe)]:
-        log.warning("not used, by mergekit neither: %s", ", ".join(ignored))
+        log.warning("not used, by mergekit neither: %.300s", ", ".join(map(ascii, ignored)).replace("'", ""))
     if recipe.arithmetic not in (None, "float32"):
         log.warning(
             "computed in float32 and rounded to %s once; mergekit rounds to %s in between",
