@@ -47,7 +47,7 @@ ULPS = 128
 """How far two float32 forward passes of the same weights may be apart, in units in the last place of the largest logit;
 none was seen."""
 ULPS_OF_ADAPTER = 1024
-"""The same of W x + B (A x) and (W + B A) x, where the sum of every weight is rounded: 230 were seen, of SmolLM2-135M."""
+"""The same of W x + B (A x) and (W + B A) x, where the sum of every weight is rounded: 230 on SmolLM2-135M."""
 UNREADABLE = (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, RuntimeError)
 """What transformers raises of a folder that is no causal language model to it."""
 
