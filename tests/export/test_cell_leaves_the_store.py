@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, train
+from hub_server import hub_server
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, pipeline
 
@@ -231,11 +232,28 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_written(
     assert not Path("out").exists()
 
 
-def test_hub_that_is_out_of_reach_leaves_the_folder_and_no_token(words, tmp_path):
+def pushed(words: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the hub's library reads its settings when it is imported."""
-    command = [sys.executable, "-m", "paft.export", *words(), "--to", "out", "--push", "me/model"]
-    env = os.environ | {"HF_TOKEN": "hf_secret", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "paft.export", *words, "--to", "out", "--push", "me/model"]
+    settings = os.environ | {"HF_TOKEN": "hf_secret", "PYTHONPATH": str(ROOT / "src")} | env
+    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("flags", [[], ["--public"]])
+def test_upload_is_the_folder_and_private_unless_said(words, tmp_path, flags):
+    with hub_server() as hub:
+        done = pushed([*words(), *flags], tmp_path, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"pushed to {hub.address}/me/model"
+    assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert [made.get("visibility") for made in hub.created] == ["public" if flags else "private"]
+    assert hub.tokens == {"Bearer hf_secret"} and "hf_secret" not in done.stdout + done.stderr
+    assert 'pipeline("text-generation", "me/model")' in hub.files["README.md"].decode()
+
+
+def test_hub_that_is_out_of_reach_leaves_the_folder_and_no_token(words, tmp_path):
+    done = pushed(words(), tmp_path)
 
     assert done.returncode == 2 and "error: the hub did not take out as me/model" in done.stderr
     assert "hf_secret" not in done.stdout + done.stderr and "Traceback" not in done.stderr

@@ -124,7 +124,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "extra": (lambda f: edit(f, extra=torch.ones(3)), "only .*tuned holds extra"),
     "quantised": (
         lambda f: tell(f, quantization_config={"quant_method": "gptq", "bits": 4}),
-        r"quantised \(gptq\)",
+        r"quantised \('gptq'\)",
     ),
     "whole numbers": (lambda f: edit(f, **{NORM: torch.ones(32, dtype=torch.int64)}), "stored as F32 .* I64"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds neither"),

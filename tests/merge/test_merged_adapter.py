@@ -239,6 +239,14 @@ def test_options_that_mean_nothing_together(options, said):
         Ties(**options)
 
 
+def test_whole_model_without_a_rank_is_refused_before_anything_runs(compose):
+    words = ["experiment=smoke", "sft.checkpoint=DIR", "merge.output=adapter"]
+
+    with pytest.raises(ValueError, match=r"merge.output=adapter needs merge.rank.* sft.checkpoint=DIR"):
+        compose(*words)
+    assert compose(*words, "merge.rank=8").merge.rank == 8
+
+
 def test_command_line(made, tmp_path, capsys):
     base, adapters = made
     paths = [

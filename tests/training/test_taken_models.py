@@ -136,7 +136,7 @@ def test_a_model_that_changes_before_the_merge_is_refused(
     [
         (lambda f: save_file({"x": torch.ones(3)}, f / "model.safetensors"), "only .*base holds lm_head"),
         (lambda f: tell(f, num_attention_heads=2), "num_attention_heads=4 in the base and 2 in the other"),
-        (lambda f: tell(f, quantization_config={"quant_method": "awq"}), r"is quantised \(awq\)"),
+        (lambda f: tell(f, quantization_config={"quant_method": "awq"}), r"is quantised \('awq'\)"),
         (lambda f: shutil.rmtree(f), "is no folder on this disk"),
         (lambda f: rename_weights(f), r"pickles .*python -c .*save_pretrained"),
     ],

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
-from paft.config.merge import MergeConfig
+from paft.config.merge import MergeConfig, MergeOutput
 from paft.config.model import DType, ModelConfig
 from paft.config.paradigms import ExpoConfig, JointConfig, Paradigm
 from paft.config.running import (
@@ -64,6 +64,7 @@ class RunConfig(Typed):
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         self._check_tasks()
         self._check_taken()
+        self._check_output()
         loaded_as = self.evaluate.dtype or self.model.dtype
         if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
             raise ValueError(
@@ -103,6 +104,16 @@ class RunConfig(Typed):
                 f"preference.adapter={self.preference.adapter} was not trained on top of an SFT that is still to be "
                 "trained; paradigm=parallel merges it, or give sft.adapter too, and both are added to the base"
             )
+
+    def _check_output(self) -> None:
+        """A merge with a whole model in it has no rank by itself: said here, not after the other branch's training."""
+        wanting = self.merge.output is MergeOutput.adapter and self.merge.rank is None
+        for branch in (self.sft, self.preference) if wanting else ():
+            if branch.checkpoint is not None:
+                raise ValueError(
+                    f"merge.output=adapter needs merge.rank, as merge.rank=64: {branch.branch}.checkpoint="
+                    f"{branch.checkpoint} is a whole model, which has no rank to add up"
+                )
 
     def _check_devices(self) -> None:
         if self.hardware.accelerator != self.trainer.accelerator:

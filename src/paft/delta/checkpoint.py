@@ -75,7 +75,7 @@ def _refuse_quantised(folder: Path) -> None:
     if settings:
         kind = settings.get("quant_method", settings) if isinstance(settings, Mapping) else settings
         raise ValueError(
-            f"{folder} is quantised ({kind!s:.60}): its weights cannot be subtracted; give the model as it was before"
+            f"{folder} is quantised ({kind!r:.60}): its weights cannot be subtracted; give the model as it was before"
         )
 
 

@@ -25,9 +25,8 @@ def difference_of_settings(a: Path, b: Path, *, here: str = "here", there: str =
     ours, theirs = (_settings(folder) for folder in (a, b))
     first, second = _scaling(ours), _scaling(theirs)
     if first != second:
-        return (
-            f"config.json scales positions by {first or 'nothing'} {here} and {second or 'nothing'} {there}"
-        )
+        by = [f"{scaling or 'nothing'!s:.100}" for scaling in (first, second)]
+        return f"config.json scales positions by {by[0]} {here} and {by[1]} {there}"
     rest = sorted((ours.keys() & theirs.keys()) - INCIDENTAL - set(ROPE))
     for key in ("model_type", "architectures", *rest):
         if ours.get(key) != theirs.get(key) and not _without_effect(key, first):

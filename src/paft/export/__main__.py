@@ -18,8 +18,7 @@ from paft.export.gguf import convert, converter
 from paft.export.push import push, refuse_unpushable
 from paft.files.appearing import appearing
 from paft.files.jsonfile import read_object
-from paft.report.build import Report, same_questions
-from paft.report.table import row, rows
+from paft.report.build import Report
 
 PLACES = ("logs=", "store=")
 """Words of a command that change no result, and that a card of the public does not tell."""
@@ -75,14 +74,13 @@ def write(cell: FinishedCell, to: Path, script: Path | None = None, repo: str | 
 
 def card_of(cell: FinishedCell, place: str, *, is_adapter: bool) -> str:
     """The README.md of a cell."""
-    folder, model, store = cell.require_scores(), cell.config.model, cell.store.root
-    own = row(folder)
-    bases = [r for r in rows(store) if r.paradigm == "base" and same_questions(r, own)]
-    scored = Report(store, [own, *bases[:1]]).table  # with their standard errors
+    folder, model = cell.require_scores(), cell.config.model
+    shown = [r for _, block in Report(cell.store.root).of_run({cell.stage.key}) for r in block]
+    (own,) = (r for r in shown if r.paradigm != "base")
     return Card(
         cell=cell.stage,
-        row=scored[0],
-        base=scored[1] if bases else None,
+        row=own,
+        base=next((r for r in shown if r.paradigm == "base"), None),
         merge=read_object(folder / "merge.json"),
         record=read_object(folder / "stage.json"),
         command=train_command(word for word in cell.words if not word.startswith(PLACES)),

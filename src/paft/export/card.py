@@ -153,9 +153,16 @@ class Card:
         proof = self.merge.get("proof") or {}
         if "max_logit_difference" not in proof:
             return []
+        costs = {"its type": "rounding_logit_difference", "its rank": "rank_logit_difference"}
+        said = [
+            f"{what} costs up to {proof[key]:.2g}"
+            for what, key in costs.items()
+            if proof.get(key) is not None
+        ]
+        changes = f"the merge changes them by up to {proof['logit_change']:.2g}"
         return [
-            f"Read back, its logits are within {proof['max_logit_difference']:.1e} of the merged weights' "
-            f"(bound {proof['bound']:.1e}; the merge changes them by up to {proof['logit_change']:.2g})."
+            f"Read back, its logits on random tokens are within {proof['max_logit_difference']:.1e} of the merged "
+            f"weights' (bound {proof['bound']:.1e}); {'; '.join([*said, changes])}."
         ]
 
     def made_by(self) -> str:

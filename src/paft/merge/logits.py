@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from paft.cost.merges import ROOM
 from paft.files.safetensors import SIZES, read_checkpoint
 from paft.merge.apply import single_threaded_blas
 from paft.merge.planned import PlannedMerge
@@ -25,8 +26,6 @@ from paft.merge.stream import Weight
 
 ROWS, TOKENS = 4, 32
 """Random tokens that logits are of."""
-ROOM = 0.5
-"""Share of the free memory that a model in float32 may take."""
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 

@@ -12,12 +12,12 @@ from paft.cost.flops_and_bytes import (
     forward_flops,
     forward_memory,
     item_bytes,
-    merge_memory,
     parameters,
     shape_of,
     training_memory,
     weight_bytes,
 )
+from paft.cost.merges import MERGED_PER_SECOND, merge_memory, merge_seconds
 from paft.cost.work import forwards_reference, pair_work
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import TakenStage
@@ -35,8 +35,6 @@ TAKING_SECONDS = 2.0
 """Of copying and measuring an adapter."""
 STEP_SECONDS = 0.04
 """Of one decoding step of transformers' generation, however small the model."""
-MERGED_PER_SECOND = 1e8
-"""Bytes of the base read, merged in float32 and written."""
 EVALUATION_BATCH = 512
 """They are pieces of many lengths, each after what it begins with, and go about as fast as batches of this size."""
 
@@ -181,16 +179,18 @@ class Estimator:
 
     def merge(self, stage: Stage, shape: ModelShape) -> Estimate:
         """Time in proportion to the base's bytes; what finished merges of this base took, where there are some."""
-        memory = Figure(merge_memory(shape) + self.runtime)
+        proved, width = stage.config.method.prove, item_bytes(stage.config.model)
+        held = merge_memory(shape, item_bytes=width, proved=proved, limit=memory_limit(self.hardware))
+        memory = Figure(held + self.runtime)
         method = {"type": type(stage.config.method).__name__}
         finished = self.precedents.of("merge", stage.config.model)
         alike = [r for r in finished if method.items() <= r["identity"]["config"]["method"].items()]
         seconds = median(alike or finished, run_seconds)
         if seconds is not None:
             return Estimate(seconds=Figure(seconds), memory=memory, measured=("merges: their seconds",))
-        base = parameters(shape) * item_bytes(stage.config.model)
-        said = f"merges at {MERGED_PER_SECOND / 1e6:.0f} MB of base per second"
-        return Estimate(seconds=Figure(base / MERGED_PER_SECOND, True), memory=memory, assumed=(said,))
+        said = f"merges at {MERGED_PER_SECOND / 1e6:.0f} MB of base per second" + ", and their proof" * proved
+        seconds = merge_seconds(shape, item_bytes=width, proved=proved)
+        return Estimate(seconds=Figure(seconds, True), memory=memory, assumed=(said,))
 
     def evaluation(self, stage: Stage, shape: ModelShape) -> Estimate:
         """Forward passes at the device's rate; a generated token also reads all weights and starts every kernel."""

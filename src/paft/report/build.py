@@ -60,12 +60,11 @@ class Report:
         """
         own = cells([r for r in self.table if r.evaluate_key in keys], self.scores)
         bases = [r for r in self.cells if r.paradigm == "base" and r.evaluate_key not in keys]
-        beside = [r for r in bases if any(same_questions(r, mine) for mine in own)]
+        beside = [r for r in bases if any(_same_questions(r, mine) for mine in own)]
         return blocks(ranked([*own, *beside]))
 
 
-def same_questions(one: Row, other: Row) -> bool:
-    """Whether two rows answered the same items, in the same template, from the same base."""
+def _same_questions(one: Row, other: Row) -> bool:
     return all(one[c] == other[c] for c in ("base", "evaluate", "template", "limit"))
 
 

@@ -17,9 +17,13 @@ class Source:
     def parse(cls, value: Any) -> "Source":
         if isinstance(value, Mapping) and {"path"} <= value.keys() <= {"path", "revision"}:
             path, revision = value["path"], value.get("revision")
-            if isinstance(path, str) and isinstance(revision, str | None):
+            if (
+                isinstance(path, str)
+                and f"{path}{revision}".isprintable()
+                and isinstance(revision, str | None)
+            ):
                 return cls(path, revision)
-        if not isinstance(value, str) or not value or value.count("@") > 1:
+        if not isinstance(value, str) or not value.isprintable() or not value or value.count("@") > 1:
             raise ValueError(
                 f"a model must be a folder or a repository with at most one @revision, got {value!r:.200}"
             )

@@ -130,7 +130,7 @@ def _num_layers(root: Path) -> int:
 
 def _say(recipe: Recipe) -> None:
     if ignored := [*recipe.unread, *unused(recipe)]:
-        log.warning("not used, by mergekit neither: %s", ", ".join(ignored))
+        log.warning("not used, by mergekit neither: %.300s", ", ".join(map(ascii, ignored)).replace("'", ""))
     if recipe.arithmetic not in (None, "float32"):
         log.warning(
             "computed in float32 and rounded to %s once; mergekit rounds to %s in between",

@@ -1,4 +1,4 @@
-"""A YAML that cannot be done as mergekit does it is refused in a sentence that names its file and the key."""
+"""What a YAML asks for is read; what cannot be done as mergekit does it is refused by its file and key."""
 
 import json
 import logging
@@ -245,3 +245,24 @@ def test_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.Capture
         said = capsys.readouterr().err
         assert said.startswith("error: ") and str(config) in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("revision", ["", "@main", f"@{'0123456789' * 4}"])
+def test_repositories_come_from_the_cache(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    commit = "0123456789" * 4
+    cached = tmp_path / "hub/models--somebody--tuned"
+    shutil.copytree(models / "a", cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = tmp_path / "config.yml"
+    path.write_text(GOOD.replace("MODELS/a", f"somebody/tuned{revision}").replace("MODELS", str(models)))
+    expected = tmp_path / "expected.yml"
+    expected.write_text(GOOD.replace("MODELS", str(models)))
+    here, there = (plan_recipe(file).merge for file in (path, expected))
+    assert list(here.adapters) == [f"somebody/tuned{revision}", str(models / "b")]
+    for ours, theirs in zip(here.adapters.values(), there.adapters.values(), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name].load()[:] == theirs[name].load()[:]).all() for name in ours)
