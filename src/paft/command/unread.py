@@ -28,7 +28,9 @@ def unread_parts(cfg: DictConfig) -> list[str]:
     with_rows |= set(trained) if Paradigm(value) is Paradigm.parallel and _needs_rows(cfg) else set()
     parts = [branch for branch in BRANCHES if branch not in trained]
     parts += [f"data.{branch}" for branch in BRANCHES if branch not in with_rows]
-    parts += [f"data.{branch}.path" for branch in with_rows if OmegaConf.select(cfg, f"data.{branch}.mix")]
+    parts += [
+        f"data.{branch}.path" for branch in with_rows if _has_mixture(OmegaConf.select(cfg, f"data.{branch}"))
+    ]
     return parts if Paradigm(value) is Paradigm.parallel else [*parts, "merge"]
 
 
@@ -65,6 +67,11 @@ def _scored_rows(cfg: DictConfig) -> set[str]:
     tasks = OmegaConf.select(cfg, "evaluate.tasks")
     rows = (task.get("rows") for task in (tasks or {}).values() if isinstance(task, DictConfig))
     return {str(getattr(name, "value", name)) for name in rows if name} & {branch.value for branch in Rows}
+
+
+def _has_mixture(source: Any) -> bool:
+    """Whether a source of files says `mix` in place of `path`."""
+    return isinstance(source, DictConfig) and "mix" in source and bool(source["mix"])
 
 
 def is_in(key: str, parts: list[str]) -> bool:
