@@ -126,7 +126,7 @@ def fishers(
 
 
 @contextmanager
-def differentiable(weights: list[nn.Parameter]) -> Iterator[None]:
+def differentiable(weights: Sequence[Tensor]) -> Iterator[None]:
     for weight in weights:
         weight.requires_grad_(True)
     yield
