@@ -73,6 +73,18 @@ def test_two_models_become_a_row_of_the_table(made: Path, words: tuple[str, ...]
         assert measured["layers"][name] == layer_statistics(torch.from_numpy(delta.load()[:]))
 
 
+def test_a_model_with_a_chat_template_of_its_own_is_said(
+    made: Path, words: tuple[str, ...], compose: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = shutil.copytree(made / "my-sft", tmp_path / "mine")
+    (mine / "chat_template.jinja").write_text("{{ messages }}")
+    config = compose(*words, f"sft.checkpoint={mine}", f"logs={tmp_path}")
+    prepare(config, Store(config.store).missing(build(config)))
+    said = [record.message for record in caplog.records if "another chat template" in record.message]
+    (line,) = said
+    assert line.startswith(f"{mine} has another chat template than data.template=chatml")
+
+
 def test_a_model_and_an_adapter(made: Path, words: tuple[str, ...], compose: Compose, tmp_path: Path) -> None:
     mixed = ("preference.checkpoint=null", f"preference.adapter={made / 'my-lora'}", "merge=ties")
     merged = merged_by(compose, tmp_path, *words, *mixed)

@@ -76,18 +76,27 @@ def require_template(
 ) -> None:
     """Raise `ValueError` for a taken adapter of another chat template than the branch it is to be merged with.
 
-    Where no branch is trained (`alone`), say that the result is evaluated in another one than it was trained in.
+    Where no branch is trained (`alone`), say that the result is evaluated in another one than it was trained in; so of
+    a whole model.
     """
-    adapters = (config for config in branches.values() if config.kind is TakenKind.adapter)
-    brought = tokenizer_folder(folder_of(config.path or config.hub, offline=offline) for config in adapters)
-    if brought is None:
+    folders = {of.path or of.hub: folder_of(of.path or of.hub, offline=offline) for of in branches.values()}
+    adapters = [folders[of.path or of.hub] for of in branches.values() if of.kind is TakenKind.adapter]
+    brought = tokenizer_folder(adapters)
+    models = [f for f in folders.values() if f not in adapters and template_of(f) is not None]
+    if brought is None and not models:
         return
     from paft.chat.template import with_bos
     from paft.model.base import base_folder, load_tokenizer
 
     base = base_folder(merge.model, offline=offline)
     trusted = merge.model.trust_remote_code
-    if template_of(brought) == with_bos(load_tokenizer(base, merge.template, trust_remote_code=trusted)):
+    template = with_bos(load_tokenizer(base, merge.template, trust_remote_code=trusted))
+    for model in [model for model in models if template_of(model) != template]:
+        log.warning(
+            "%s has another chat template than data.template=%s, in which the merged model is evaluated and written",
+            model, merge.template.value,
+        )  # fmt: skip
+    if brought is None or template_of(brought) == template:
         return
     said = f"{brought} was trained with another chat template than data.template={merge.template.value}"
     if not alone:
