@@ -272,7 +272,7 @@ def test_text_stands_for_the_option_it_names():
             {"norm": "both"},
             r"Linear\.norm must be one of \['own', 'branches', 'merged'\], got 'both'",
         ),
-        (Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full'\], got None"),
+        (Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full', 'core', 'svd'\], got None"),
         (Slerp, {"dtype": "float16"}, r"Slerp\.dtype must be one of \['float32', 'bfloat16'\]"),
         (Ties, {"density": "0.3"}, r"Ties\.density must be of type float, got '0\.3'"),
         (

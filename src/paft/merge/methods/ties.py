@@ -16,7 +16,7 @@ from paft.merge.sparsify import above, largest, magnitude_threshold
 
 @dataclass
 class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, arXiv:2306.01708"):
-    """Trim by magnitude, elect signs, average what agrees (Yadav et al. 2023)."""
+    """Trim by magnitude, elect signs, average what agrees."""
 
     election: Election = Election.mass
     """How the sign of a position is elected."""
