@@ -29,6 +29,7 @@ from paft.config.data import (
     TooLong,
 )
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
+from paft.config.judge import AlpacaEvalConfig, AnnotationsJudge, JudgeConfig, LocalJudge, OpenAIJudge
 from paft.config.merge import (
     METHODS,
     Election,
@@ -81,6 +82,8 @@ __all__ = [
     "METHODS",
     "OBJECTIVES",
     "SCHEMAS",
+    "AlpacaEvalConfig",
+    "AnnotationsJudge",
     "BadRows",
     "BranchConfig",
     "Csv",
@@ -98,9 +101,11 @@ __all__ = [
     "HubData",
     "HubModel",
     "HubSource",
+    "JudgeConfig",
     "L1Config",
     "L1Method",
     "L1Of",
+    "LocalJudge",
     "LocalModel",
     "LoggerConfig",
     "LoraConfig",
@@ -109,6 +114,7 @@ __all__ = [
     "ModelShape",
     "Norm",
     "Normalize",
+    "OpenAIJudge",
     "Paradigm",
     "PreferenceConfig",
     "Quantization",
@@ -152,6 +158,10 @@ SCHEMAS: dict[str, type] = {
     "hub_data": HubData,
     "file_data": FileData,
     "evaluate": EvaluateConfig,
+    "alpaca_eval": AlpacaEvalConfig,
+    "openai_judge": OpenAIJudge,
+    "local_judge": LocalJudge,
+    "annotations_judge": AnnotationsJudge,
     "trainer": TrainerConfig,
     "strategy": StrategyConfig,
     "hardware": HardwareConfig,

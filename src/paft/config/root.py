@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
+from paft.config.judge import AlpacaEvalConfig, JudgeConfig
 from paft.config.merge import MergeConfig
 from paft.config.model import DType, ModelConfig
 from paft.config.running import (
@@ -53,6 +54,7 @@ class RunConfig(Typed):
     preference: PreferenceConfig = MISSING
     merge: MergeConfig = MISSING
     evaluate: EvaluateConfig = MISSING
+    judge: JudgeConfig | None = None
     trainer: TrainerConfig = MISSING
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Comes with the trainer unless named."""
@@ -91,6 +93,12 @@ class RunConfig(Typed):
         self._check_devices()
 
     def _check_tasks(self) -> None:
+        if isinstance(self.evaluate, AlpacaEvalConfig) is not (self.judge is not None):
+            raise ValueError(
+                "evaluate=alpaca_eval needs a judge: add judge=openai, judge=local or judge=annotations"
+                if self.judge is None
+                else f"the judge has nothing to judge in evaluate={self.evaluate.name}; add evaluate=alpaca_eval"
+            )
         for column, task in self.evaluate.tasks.items():
             task.refuse_upside_down(column)
             if task.rows:

@@ -44,6 +44,7 @@ from paft.graph.configs import (
     MergeStage,
     ReferenceStage,
 )
+from paft.graph.judged import judged, with_reference
 from paft.graph.stage import Stage
 from paft.graph.stages import STAGES
 from paft.graph.tasks import with_fingerprints
@@ -59,13 +60,14 @@ def build(config: RunConfig) -> Stage:
     """
     model = _with_fingerprint(config.model)
     released, template = model.as_released(), config.data.template
-    evaluate = EvaluateStage(released, template, with_fingerprints(config.evaluate))
+    evaluate = EvaluateStage(released, template, with_reference(with_fingerprints(config.evaluate)))
     held_out = _held_out(config, released)
     adapters, method = _adapters(config, model)
     if not adapters:
-        return _stage("evaluate", evaluate, **held_out)
+        return _stage("evaluate", evaluate, **held_out, **judged(evaluate, config.judge, {}))
     merge = _stage("merge", MergeStage(released, method, template), **adapters)
-    return _stage("evaluate", evaluate, model=merge, **held_out)
+    inputs = {"model": merge}
+    return _stage("evaluate", evaluate, **inputs, **held_out, **judged(evaluate, config.judge, inputs))
 
 
 def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:

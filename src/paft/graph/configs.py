@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from paft.config import BranchConfig, EvaluateConfig, MergeConfig, ModelConfig, Source, Template
+from paft.config import BranchConfig, DType, EvaluateConfig, MergeConfig, ModelConfig, Source, Template
 from paft.config.checks import UNLESS_DEFAULT
+from paft.config.judge import JudgeConfig, Reference, Sampling
 
 
 @dataclass
@@ -72,3 +73,26 @@ class EvaluateStage:
     model: ModelConfig
     template: Template
     evaluate: EvaluateConfig
+
+
+@dataclass
+class GenerateStage:
+    """The answers of the merged model, or of the base where there is no input, to the instructions of a reference."""
+
+    model: ModelConfig
+    template: Template
+    reference: Reference
+    sampling: Sampling
+    batch_size: int
+    seed: int
+    limit: int | None
+    dtype: DType | None
+
+
+@dataclass
+class JudgeStage:
+    """A judgement of each answer beside the reference's."""
+
+    model: ModelConfig
+    reference: Reference
+    judge: JudgeConfig

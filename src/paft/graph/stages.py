@@ -27,6 +27,8 @@ STAGES = {
     "sft": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
     "preference": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
     "merge": Kind(1, "paft.merge.stage"),
+    "generate": Kind(1, "paft.evaluate.generate", runs_base=True),
+    "judge": Kind(1, "paft.judge.stage"),
     "evaluate": Kind(1, "paft.evaluate.stage", runs_base=True),
 }
 TRAINED = tuple(name for name, kind in STAGES.items() if kind.trains)

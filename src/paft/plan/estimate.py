@@ -81,6 +81,9 @@ class Estimator:
                 return self.evaluation(stage, shape)
             case "reference":
                 return self.reference(stage, shape)
+        return self.other(stage, shape)
+
+    def other(self, stage: Stage, shape: ModelShape) -> Estimate:
         return self.training(stage, shape)
 
     def data(self, stage: Stage) -> Estimate:

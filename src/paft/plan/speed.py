@@ -14,7 +14,15 @@ from paft.plan.precedents import (
     startup_seconds,
 )
 
-STARTUP_SECONDS = {"data": 3.0, "reference": 0.5, "sft": 2.5, "preference": 2.5, "evaluate": 2.5}
+STARTUP_SECONDS = {
+    "data": 3.0,
+    "reference": 0.5,
+    "sft": 2.5,
+    "preference": 2.5,
+    "generate": 2.5,
+    "judge": 2.5,
+    "evaluate": 2.5,
+}
 """Of a stage beside its arithmetic, for a small model: loading the base, measuring an adapter, building requests."""
 
 

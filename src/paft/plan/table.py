@@ -10,7 +10,8 @@ from rich.table import Table
 from paft.config import PreferenceConfig, RunConfig
 from paft.graph.stage import Stage, canonical
 from paft.graph.stages import STAGES
-from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
+from paft.plan.estimate import Estimate, Figure, memory_limit
+from paft.plan.judged import CellEstimator
 from paft.plan.precedents import Precedents
 from paft.proof.record import describe as describe_base
 from paft.proof.record import device_of, known, proof_file
@@ -59,7 +60,7 @@ def estimate(planned: dict[str, Planned], store: Store) -> dict[str, Estimate]:
     configs = {config.hardware.name: config.hardware for _, config in planned.values()}
     past = {name: Precedents.read(store.root, hardware) for name, hardware in configs.items()}
     return {
-        key: Estimator(config, store, past[config.hardware.name])(stage)
+        key: CellEstimator(config, store, past[config.hardware.name])(stage)
         for key, (stage, config) in planned.items()
     }
 
@@ -169,5 +170,11 @@ def describe(stage: Stage) -> str:
         case "merge":
             method = {k: v for k, v in config["method"].items() if k != "type" and v is not None}
             return " ".join([config["method"]["type"], *(f"{k}={v}" for k, v in method.items())])
+        case "generate":
+            tokens = stage.config.sampling.max_new_tokens
+            return f"{stage.config.model.title}, answers of at most {tokens:,} tokens"
+        case "judge":
+            judge = stage.config.judge
+            return f"{type(judge).__name__} {getattr(judge, 'model', '')}".rstrip()
         case _:
             return f"{stage.config.model.title} on {', '.join(config['evaluate']['tasks'])}"

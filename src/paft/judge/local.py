@@ -1,0 +1,66 @@
+"""A judge that is a model folder on this disk: the log-probabilities of its first token, as an endpoint gives them."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from paft.judge.answers import Hopeless
+from paft.judge.prompts import Completion, Question
+
+MOST = 20
+"""Log-probabilities that may be asked for: OpenAI's limit."""
+
+
+class Local:
+    """Answers with one forward pass of the prompt, in the folder's own type and chat template."""
+
+    at_once = 1
+
+    def __init__(self, folder: Path, model: str, *, device: str) -> None:
+        """Raises `ValueError` for a folder that is no model, or whose tokenizer has no chat template."""
+        self.folder, self.model, self.device = folder, model, device
+        disable_progress_bar()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            judge = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ValueError(
+                f"judge.path={folder} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"the tokenizer of judge.path={folder} has no chat template, so it cannot be asked"
+            )
+        self.network: Any = judge.to(device).eval()
+
+    @torch.inference_mode()
+    def ask(self, question: Question, stop: threading.Event) -> Completion:
+        ids = self._prompt(question)
+        logits = self.network(torch.tensor([ids], device=self.device), logits_to_keep=1).logits[0, -1]
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        top = logprobs.topk(min(int(question.sampling.get("top_logprobs") or 1), MOST, len(logprobs)))
+        tokens = [self.tokenizer.decode([int(token)]) for token in top.indices]
+        entries = [
+            {"token": token, "logprob": float(value)} for token, value in zip(tokens, top.values, strict=True)
+        ]
+        return {
+            "message": {"role": "assistant", "content": tokens[0]},
+            "logprobs": {"content": [entries[0] | {"top_logprobs": entries}]},
+            "usage": {"prompt_tokens": len(ids), "completion_tokens": 1},
+        }
+
+    def _prompt(self, question: Question) -> list[int]:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(question.messages), tokenize=False, add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise Hopeless(
+                f"the chat template of judge.path={self.folder} refuses the annotator's messages: {error}"
+            ) from None
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
