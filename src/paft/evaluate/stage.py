@@ -8,15 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from paft.config import AlpacaEvalConfig, EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.evaluate.columns import Columns, columns_of, manager_for
-from paft.evaluate.judged import judged_scores
 from paft.evaluate.items import from_samples
+from paft.evaluate.judged import judged_scores
 from paft.evaluate.lm import SparingLM, lm_of
 from paft.evaluate.results import Score, as_json, items, score
 from paft.evaluate.splits import choose

@@ -1,8 +1,8 @@
 """The figures of AlpacaEval 2 from judgements, in percent as its leaderboard writes them.
 
-The win rate is the mean of the preferences, and its error that of a mean; the length-controlled rate is alpaca-eval's own
-function (Dubois et al. 2024, arXiv:2404.04475), a logistic regression on which model it is, how much longer its answer
-is and how hard the instruction is, asked about answers of equal length.
+The win rate is the mean of the preferences, and its error that of a mean; the length-controlled rate is alpaca-eval's
+own function (Dubois et al. 2024, arXiv:2404.04475), a logistic regression on which model it is, how much longer its
+answer is and how hard the instruction is, asked about answers of equal length.
 """
 
 import math

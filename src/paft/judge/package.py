@@ -1,9 +1,10 @@
 """What is taken from the package alpaca-eval: its annotators' prompts and settings, and its length-controlled rate.
 
-Its texts are read from its folder; only the rate imports it. 0.6.6 asks setuptools for `pkg_resources`, which setuptools
+Its texts are read from its folder; only the rate imports it. 0.6.6 asks setuptools for `pkg_resources`, which it
 no longer has, and would write fitted weights into its own folder.
 """
 
+import importlib
 import importlib.util
 import logging
 import sys
@@ -82,7 +83,7 @@ def length_data(given: Path | None) -> Path:
 
 def require_rate() -> None:
     """Raise `ValueError` where alpaca-eval's own function cannot be had."""
-    _rate_module()
+    imported(RATE)
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def length_controlled(data: Path) -> Iterator[Any]:
 
     Raises `ValueError` where it cannot be imported.
     """
-    module = _rate_module()
+    module = imported(RATE)
     import sklearn
 
     download = module.hf_hub_download
@@ -105,12 +106,13 @@ def length_controlled(data: Path) -> Iterator[Any]:
         module.hf_hub_download = download  # type: ignore[attr-defined]
 
 
-def _rate_module() -> ModuleType:
+def imported(name: str) -> ModuleType:
+    """A module of alpaca-eval. Raises `ValueError` where it cannot be imported."""
     folder()
     level = logging.getLogger().level
     try:
         with _pkg_resources():
-            return importlib.import_module(RATE)
+            return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
             f"alpaca-eval {version('alpaca-eval')} cannot be imported: {error}; {INSTALL}"

@@ -16,7 +16,7 @@ from paft.judge.reference import read_reference
 
 
 def require_judge(config: JudgeConfig) -> None:
-    """Raise `ValueError` for a judge that cannot be asked: no package, no key, no such endpoint, a file that is none."""
+    """Raise `ValueError` for a judge that cannot be asked: no package, no key, no endpoint, a file that is none."""
     if isinstance(config, AskedJudge):
         annotator(config.annotator)
     if isinstance(config, AnnotationsJudge):

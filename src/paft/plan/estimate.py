@@ -195,7 +195,8 @@ class Estimator:
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
-        correction = median(self.precedents.of("evaluate", model), ratio)
+        past = (r for r in self.precedents.of("evaluate", model) if "judge" not in r["identity"]["inputs"])
+        correction = median(past, ratio)
         work = scoring(config, model).work
         batch = Batch(min(MAX_TOKENS, work.tokens), MAX_TOKENS)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime

@@ -149,7 +149,7 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
 
 
 def _evaluation(config: Mapping[str, Any], judged: Identity | None) -> str:
-    """The evaluation's name, with what makes its scores another thing: the items, the type of the weights, the judge."""
+    """Its name, with what makes its scores another thing: the items, the type of the weights, the judge."""
     split, dtype = config.get("split", "full"), config.get("dtype")
     judge = judged["config"]["judge"] if judged else {}
     by = str(judge.get("model") or judge.get("sha256", "")[:8])
