@@ -1,4 +1,4 @@
-"""`python -m paft.judge run` end to end: AlpacaEval's own prompt, its draw of who is first, its reading of the answer."""
+"""`python -m paft.judge run` end to end: AlpacaEval's prompt, its draw of who is first, its reading of the answer."""
 
 import importlib.util
 import json

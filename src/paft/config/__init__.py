@@ -29,7 +29,8 @@ from paft.config.data import (
     TooLong,
 )
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
-from paft.config.judge import AlpacaEvalConfig, AnnotationsJudge, JudgeConfig, LocalJudge, OpenAIJudge
+from paft.config.judge import AnnotationsJudge, JudgeConfig, LocalJudge, OpenAIJudge
+from paft.config.judged import AlpacaEvalConfig, JudgedConfig, MTBenchConfig
 from paft.config.merge import (
     METHODS,
     Election,
@@ -102,6 +103,7 @@ __all__ = [
     "HubModel",
     "HubSource",
     "JudgeConfig",
+    "JudgedConfig",
     "L1Config",
     "L1Method",
     "L1Of",
@@ -109,6 +111,7 @@ __all__ = [
     "LocalModel",
     "LoggerConfig",
     "LoraConfig",
+    "MTBenchConfig",
     "MergeConfig",
     "ModelConfig",
     "ModelShape",
@@ -159,6 +162,7 @@ SCHEMAS: dict[str, type] = {
     "file_data": FileData,
     "evaluate": EvaluateConfig,
     "alpaca_eval": AlpacaEvalConfig,
+    "mt_bench": MTBenchConfig,
     "openai_judge": OpenAIJudge,
     "local_judge": LocalJudge,
     "annotations_judge": AnnotationsJudge,

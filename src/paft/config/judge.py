@@ -1,19 +1,15 @@
-"""Who judges a model's answers, and what is asked of a model that is judged."""
+"""Who judges a model's answers."""
 
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
 from paft.config.checks import Typed, incidental, require
-from paft.config.evaluate import EvaluateConfig, EvaluateSplit
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 """AlpacaEval 2's own: its prompt, and the preference as a probability."""
-REPO, COMMIT = "tatsu-lab/alpaca_eval", "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
-"""AlpacaEval's data set on the hub."""
 
 
-@dataclass
 class JudgeConfig(Typed):
     """Who says which of two answers is the better one."""
 
@@ -92,68 +88,3 @@ JUDGES: dict[str, type[JudgeConfig]] = {
     "annotations": AnnotationsJudge,
 }
 """Name on the command line -> type."""
-
-
-# --- what is judged ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Sampling(Typed):
-    """How an answer is written."""
-
-    max_new_tokens: int = 2048
-    """Tokens of an answer at most."""
-    temperature: float = 0.0
-    """0 takes the likeliest token each time."""
-    top_p: float = 1.0
-    """Of the likeliest tokens that have this probability together one is drawn."""
-
-    def __post_init__(self) -> None:
-        tokens = self.max_new_tokens
-        require(tokens > 0, "evaluate.sampling.max_new_tokens", tokens, "positive")
-        require(self.temperature >= 0, "evaluate.sampling.temperature", self.temperature, "0 or more")
-        require(0 < self.top_p <= 1, "evaluate.sampling.top_p", self.top_p, "in (0, 1]")
-
-
-@dataclass
-class Reference(Typed):
-    """The instructions, each with the answer that the model's is compared with."""
-
-    file: str | None = field(default=None, metadata={"identity": False})
-    """A JSON list of objects with instruction and output; null: AlpacaEval 2's 805 from the hub."""
-    revision: str = COMMIT
-    """Commit of tatsu-lab/alpaca_eval that they are from, where there is no file."""
-    sha256: str = ""
-    """Filled in from the file when the graph is built."""
-
-
-WIN_RATE, LENGTH_CONTROLLED = "win_rate", "length_controlled_winrate"
-"""Metrics of AlpacaEval 2, as alpaca-eval calls them."""
-
-
-@dataclass
-class AlpacaEvalConfig(EvaluateConfig):
-    """Answers to instructions, compared with a reference's by a judge: AlpacaEval 2. `judge` says by whom."""
-
-    apply_chat_template: bool = True
-    sampling: Sampling = field(default_factory=Sampling)
-    reference: Reference = field(default_factory=Reference)
-    length_data: str | None = incidental(None)
-    """A folder with alpaca-eval's df_gamed.csv, for the length-controlled rate; null: from the hub."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.apply_chat_template, "evaluate.apply_chat_template", False, "true: answers are a chat's")
-        require(
-            self.split is EvaluateSplit.full,
-            "evaluate.split",
-            self.split.value,
-            "full where answers are judged",
-        )
-        for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
-            at, allowed = f"evaluate.tasks.{column}", (WIN_RATE, LENGTH_CONTROLLED)
-            for name in ("num_fewshot", "mean_over", "rows", "num_items"):
-                value = getattr(task, name)
-                require(value is None, f"{at}.{name}", value, "null where answers are judged")
-            require(task.task == "alpaca_eval", f"{at}.task", task.task, "alpaca_eval, the only one judged")
-            require(task.metric in allowed, f"{at}.metric", task.metric, f"one of {allowed}")

@@ -9,7 +9,8 @@ from omegaconf import MISSING
 from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
-from paft.config.judge import AlpacaEvalConfig, JudgeConfig
+from paft.config.judge import AnnotationsJudge, JudgeConfig
+from paft.config.judged import JudgedConfig, MTBenchConfig
 from paft.config.merge import MergeConfig
 from paft.config.model import DType, ModelConfig
 from paft.config.running import (
@@ -93,18 +94,28 @@ class RunConfig(Typed):
         self._check_devices()
 
     def _check_tasks(self) -> None:
-        if isinstance(self.evaluate, AlpacaEvalConfig) is not (self.judge is not None):
-            raise ValueError(
-                "evaluate=alpaca_eval needs a judge: add judge=openai, judge=local or judge=annotations"
-                if self.judge is None
-                else f"the judge has nothing to judge in evaluate={self.evaluate.name}; add evaluate=alpaca_eval"
-            )
+        self._check_judge()
         for column, task in self.evaluate.tasks.items():
             task.refuse_upside_down(column)
             if task.rows:
                 held_out = getattr(self.data, task.rows.value).held_out
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"
                 require(held_out > 0, f"data.{task.rows.value}.held_out", held_out, allowed)
+
+    def _check_judge(self) -> None:
+        evaluate, judge = self.evaluate, self.judge
+        if isinstance(evaluate, JudgedConfig) and judge is None:
+            raise ValueError(
+                f"evaluate={evaluate.name} needs a judge: add judge=openai, local or annotations"
+            )
+        if judge is not None and not isinstance(evaluate, JudgedConfig):
+            raise ValueError(
+                f"the judge has nothing to judge in evaluate={evaluate.name}; add evaluate=alpaca_eval or mt_bench"
+            )
+        if isinstance(judge, AnnotationsJudge) and isinstance(evaluate, MTBenchConfig):
+            raise ValueError(
+                "judge=annotations holds AlpacaEval's judgements; MT-Bench needs judge=openai or local"
+            )
 
     def _check_devices(self) -> None:
         if self.hardware.accelerator != self.trainer.accelerator:

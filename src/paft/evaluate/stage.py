@@ -12,7 +12,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from paft.config import AlpacaEvalConfig, EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.config import EvaluateConfig, JudgedConfig, ModelConfig, TaskConfig, Template
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.items import from_samples
 from paft.evaluate.judged import judged_scores
@@ -38,7 +38,7 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
     if "model" in inputs and (inputs["model"] / "merge.json").is_file():
         # the report of the merge outlives the merged model (merge.keep=false)
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
-    if isinstance(config.evaluate, AlpacaEvalConfig):
+    if isinstance(config.evaluate, JudgedConfig):
         scores, samples = judged_scores(inputs["judge"], config.evaluate)
         results = as_json(scores, config.evaluate) | {"template": config.template.value}
         write_results(out, results, samples)

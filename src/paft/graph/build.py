@@ -44,7 +44,7 @@ from paft.graph.configs import (
     MergeStage,
     ReferenceStage,
 )
-from paft.graph.judged import judged, with_reference
+from paft.graph.judged import judged, with_questions
 from paft.graph.stage import Stage
 from paft.graph.stages import STAGES
 from paft.graph.tasks import with_fingerprints
@@ -60,7 +60,7 @@ def build(config: RunConfig) -> Stage:
     """
     model = _with_fingerprint(config.model)
     released, template = model.as_released(), config.data.template
-    evaluate = EvaluateStage(released, template, with_reference(with_fingerprints(config.evaluate)))
+    evaluate = EvaluateStage(released, template, with_questions(with_fingerprints(config.evaluate)))
     held_out = _held_out(config, released)
     adapters, method = _adapters(config, model)
     if not adapters:

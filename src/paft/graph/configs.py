@@ -5,7 +5,8 @@ from typing import Any
 
 from paft.config import BranchConfig, DType, EvaluateConfig, MergeConfig, ModelConfig, Source, Template
 from paft.config.checks import UNLESS_DEFAULT
-from paft.config.judge import JudgeConfig, Reference, Sampling
+from paft.config.judge import JudgeConfig
+from paft.config.judged import Questions, Sampling
 
 
 @dataclass
@@ -77,11 +78,11 @@ class EvaluateStage:
 
 @dataclass
 class GenerateStage:
-    """The answers of the merged model, or of the base where there is no input, to the instructions of a reference."""
+    """The answers of the merged model, or of the base where there is no input."""
 
     model: ModelConfig
     template: Template
-    reference: Reference
+    questions: Questions
     sampling: Sampling
     batch_size: int
     seed: int
@@ -91,8 +92,8 @@ class GenerateStage:
 
 @dataclass
 class JudgeStage:
-    """A judgement of each answer beside the reference's."""
+    """A judgement of each answer."""
 
     model: ModelConfig
-    reference: Reference
+    questions: Questions
     judge: JudgeConfig

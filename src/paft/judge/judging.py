@@ -1,4 +1,4 @@
-"""Pairs of answers in, judgements out, by whichever judge is chosen."""
+"""Answers in, judgements out, by whichever judge is chosen."""
 
 import logging
 from collections import Counter
@@ -10,8 +10,9 @@ from typing import Any
 from paft.config.judge import AnnotationsJudge, AskedJudge, JudgeConfig, LocalJudge, OpenAIJudge
 from paft.files.fingerprint import folder_sha256
 from paft.judge.answers import Answers, Judge, answer_all
+from paft.judge.mt_bench import Data, rating
 from paft.judge.outputs import DRAW, Pair, Row, read_annotations
-from paft.judge.prompts import Annotator, top_logprobs
+from paft.judge.prompts import Annotator, Completion, Question, top_logprobs
 
 log = logging.getLogger("paft")
 
@@ -24,7 +25,7 @@ CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Judgements:
-    """One row for each pair, in alpaca-eval's format, and what they took."""
+    """One row for each pair, in alpaca-eval's format, or for each rated answer; and what they took."""
 
     rows: list[Row]
     counts: dict[str, Any]
@@ -49,34 +50,64 @@ def annotate(
         case AnnotationsJudge():
             rows, counts = _looked_up(pairs, Path(config.file)), Counter[str]()
         case AskedJudge():
-            rows, counts = _asked(pairs, config, store, device)
+            rows, counts = _compared(pairs, config, store, device)
         case _:
             raise TypeError(f"unknown judge {type(config).__name__}")
-    unreadable = sum(row["preference"] is None for row in rows)
+    return _with_counts([known | row for row in rows], "preference", config, counts)
+
+
+def rate(
+    rows: Sequence[Row], data: Data, config: AskedJudge, store: Path, *, device: str = "cpu"
+) -> Judgements:
+    """Rate both answers of each row of MT-Bench; a row a turn. Raises `ValueError` as `annotate`."""
+    turns = [(row, turn) for row in rows for turn in range(len(row["answers"]))]
+    questions = [data.question(row, turn) for row, turn in turns]
+    answers, counts, judge = _answers(questions, config, store, device)
+    rated = [
+        {name: row[name] for name in ("question_id", "category")}
+        | {
+            "turn": turn,
+            "judge": judge,
+            "rating": rating(answer),
+            "judgment": answer["message"].get("content"),
+        }
+        for (row, turn), answer in zip(turns, answers, strict=True)
+    ]
+    return _with_counts(rated, "rating", config, counts)
+
+
+def _with_counts(rows: list[Row], column: str, config: JudgeConfig, counts: Counter[str]) -> Judgements:
+    unreadable = sum(row[column] is None for row in rows)
     if unreadable:
         log.warning(
-            "%d of %d answers of the judge name neither answer: they do not count", unreadable, len(rows)
+            "%d of %d answers of the judge hold no %s: they do not count", unreadable, len(rows), column
         )
     figures: dict[str, Any] = {"judged": len(rows) - unreadable, "unreadable": unreadable, **counts}
     if isinstance(config, OpenAIJudge):
         figures["usd"] = usd(config, counts["input_tokens"], counts["output_tokens"])
-    return Judgements([known | row for row in rows], figures)
+    return Judgements(rows, figures)
 
 
-def _asked(
+def _compared(
     pairs: Sequence[Pair], config: AskedJudge, store: Path, device: str
 ) -> tuple[list[Row], Counter[str]]:
     annotator = Annotator(config.annotator)
     differ = [pair for pair in pairs if not pair.same]
-    judge = judge_of(config, device)
-    questions = [annotator.question(pair) for pair in differ]
-    answers, counts = answer_all(questions, judge, Answers(store / ANSWERS, judge.model))
+    answers, counts, judge = _answers([annotator.question(pair) for pair in differ], config, store, device)
     if plain := sum(not top_logprobs(answer) for answer in answers):
         log.warning("%d answers of the judge are without log-probabilities: their text counts", plain)
         counts["without_logprobs"] = plain
     told = dict(zip((pair.instruction for pair in differ), answers, strict=True))
-    by = {"annotator": config.annotator, "judge": judge.model}
+    by = {"annotator": config.annotator, "judge": judge}
     return [_row(pair, annotator, told.get(pair.instruction)) | by for pair in pairs], counts
+
+
+def _answers(
+    questions: Sequence[Question], config: AskedJudge, store: Path, device: str
+) -> tuple[list[Completion], Counter[str], str]:
+    """The judge's answers, what they took, and what the judge is known by."""
+    judge = judge_of(config, device)
+    return *answer_all(questions, judge, Answers(store / ANSWERS, judge.model)), judge.model
 
 
 def judge_of(config: AskedJudge, device: str = "cpu") -> Judge:

@@ -54,6 +54,16 @@ class Local:
             "usage": {"prompt_tokens": len(ids), "completion_tokens": 1},
         }
 
+    def _written(self, ids: list[int], most: int) -> Completion:
+        """The likeliest token each time: what a judge is asked in words is asked at temperature 0."""
+        prompt = torch.tensor([ids], device=self.device)
+        generated = self.network.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=most
+        )[0, len(ids) :]
+        text = self.tokenizer.decode(generated, skip_special_tokens=True)
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(generated)}
+        return {"message": {"role": "assistant", "content": text}, "usage": usage}
+
     def _prompt(self, question: Question) -> list[int]:
         try:
             text = self.tokenizer.apply_chat_template(

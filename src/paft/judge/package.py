@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from paft.config.judge import COMMIT, REPO
+from paft.config.judged import COMMIT, REPO
 from paft.files.hub import unavailable
 
 INSTALL = "pip install 'paft[judge]' brings it"

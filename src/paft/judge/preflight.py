@@ -2,22 +2,16 @@
 
 from pathlib import Path
 
-from paft.config.judge import (
-    LENGTH_CONTROLLED,
-    AlpacaEvalConfig,
-    AnnotationsJudge,
-    AskedJudge,
-    JudgeConfig,
-    OpenAIJudge,
-)
+from paft.config.judge import AnnotationsJudge, AskedJudge, JudgeConfig, OpenAIJudge
+from paft.config.judged import LENGTH_CONTROLLED, AlpacaEvalConfig, JudgedConfig, MTBenchConfig
 from paft.judge.outputs import read_annotations
 from paft.judge.package import annotator, length_data, require_rate
-from paft.judge.reference import read_reference
+from paft.judge.questions import read_questions
 
 
-def require_judge(config: JudgeConfig) -> None:
+def require_judge(config: JudgeConfig, evaluate: JudgedConfig) -> None:
     """Raise `ValueError` for a judge that cannot be asked: no package, no key, no endpoint, a file that is none."""
-    if isinstance(config, AskedJudge):
+    if isinstance(config, AskedJudge) and isinstance(evaluate, AlpacaEvalConfig):
         annotator(config.annotator)
     if isinstance(config, AnnotationsJudge):
         read_annotations(Path(config.file), "judge.file")
@@ -27,11 +21,11 @@ def require_judge(config: JudgeConfig) -> None:
         Endpoint(config).require()
 
 
-def require_judged(config: AlpacaEvalConfig, *, offline: bool) -> None:
-    """Raise `ValueError` for a reference or a column that cannot be had."""
-    read_reference(config.reference, offline=offline)
+def require_judged(config: JudgedConfig, *, offline: bool) -> None:
+    """Raise `ValueError` for questions or a column that cannot be had."""
+    read_questions(config.asked, offline=offline)
     for column, task in config.tasks.items():
-        if task.metric == LENGTH_CONTROLLED:
+        if isinstance(config, AlpacaEvalConfig) and task.metric == LENGTH_CONTROLLED:
             try:
                 require_rate()
                 length_data(Path(config.length_data) if config.length_data else None)
@@ -42,11 +36,12 @@ def require_judged(config: AlpacaEvalConfig, *, offline: bool) -> None:
                 ) from None
 
 
-def require_room(config: AlpacaEvalConfig, positions: int | None, title: str) -> None:
-    """Raise `ValueError` where the longest answer would leave no room for an instruction in the model's positions."""
+def require_room(config: JudgedConfig, positions: int | None, title: str) -> None:
+    """Raise `ValueError` where the longest answers would leave no room for what is asked in the model's positions."""
     tokens = config.sampling.max_new_tokens
-    if positions is not None and tokens >= positions:
+    turns = 2 if isinstance(config, MTBenchConfig) else 1
+    if positions is not None and turns * tokens >= positions:
         raise ValueError(
-            f"evaluate.sampling.max_new_tokens={tokens} leaves no room for an instruction in the {positions} positions "
-            f"of {title}; set it to {positions // 2}"
+            f"evaluate.sampling.max_new_tokens={tokens} leaves no room for what is asked in the {positions} positions "
+            f"of {title}; set it to {positions // (2 * turns)}"
         )

@@ -1,6 +1,6 @@
 """What a judged evaluation takes: tokens to be written, calls of a judge and their price. All of it assumed."""
 
-from paft.config import AlpacaEvalConfig, ModelShape, OpenAIJudge
+from paft.config import JudgedConfig, ModelShape, OpenAIJudge
 from paft.cost.flops_and_bytes import Batch, forward_flops, forward_memory, item_bytes, parameters
 from paft.cost.work import sequence_work
 from paft.graph.stage import Stage
@@ -26,7 +26,7 @@ class CellEstimator(Estimator):
         match stage.name:
             case "judge":
                 return self.judgement(stage)
-            case "evaluate" if isinstance(stage.config.evaluate, AlpacaEvalConfig):
+            case "evaluate" if isinstance(stage.config.evaluate, JudgedConfig):
                 return Estimate(seconds=Figure(STARTUP_SECONDS["judge"], True))
         return super().__call__(stage)
 
