@@ -202,3 +202,82 @@ def test_where_a_judge_is_asked_and_where_files_lie_is_in_no_key(config, referen
     assert stages(replace(config, evaluate=moved)) == plain
     copy.write_text(copy.read_text().replace("A number", "One"))
     assert changed(plain, stages(replace(config, evaluate=moved))) == set(plain)
+
+
+# --- MT-Bench ------------------------------------------------------------------------------------------
+
+PROMPT = "Rate.{math} {question}{question_1}|{question_2} {answer}{answer_1}|{answer_2}"
+
+
+@pytest.fixture
+def mt_bench(tmp_path: Path) -> Path:
+    """FastChat's three files with two questions, of which one has a right answer."""
+    folder = tmp_path / "data"
+    (folder / "mt_bench/reference_answer").mkdir(parents=True)
+    questions = [
+        {"question_id": 81, "category": "writing", "turns": ["Write a line.", "Write another."]},
+        {"question_id": 111, "category": "math", "turns": ["1 + 1?", "And 1 more?"]},
+    ]
+    names = [f"single-{math}v1{turns}" for math in ("", "math-") for turns in ("", "-multi-turn")]
+    prompts = [
+        {
+            "name": name,
+            "system_prompt": name,
+            "prompt_template": PROMPT.replace("{math}", " {ref_answer_1}" * ("math" in name)),
+        }
+        for name in names
+    ]
+    answers = [{"question_id": 111, "model_id": "gpt-4", "choices": [{"turns": ["two", "three"]}]}]
+    contents = {
+        "judge_prompts": prompts,
+        "mt_bench/question": questions,
+        "mt_bench/reference_answer/gpt-4": answers,
+    }
+    for name, rows in contents.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+def mt_words(tmp_path: Path, folder: Path, *words: str) -> tuple[str, ...]:
+    small = [word.replace("alpaca_eval", "mt_bench") for word in SMALL if not word.startswith("~")]
+    return (*small, f"evaluate.questions.folder={folder}", f"logs={tmp_path / 'logs'}", *words)
+
+
+def test_mt_bench_rates_both_turns(tmp_path, mt_bench):
+    ratings = {
+        "single-v1": 8,
+        "single-v1-multi-turn": 4,
+        "single-math-v1": 10,
+        "single-math-v1-multi-turn": 2,
+    }
+
+    with JudgeServer(
+        says=lambda body: f"Well. Rating: [[{ratings[body['messages'][0]['content']]}]]"
+    ) as server:
+        done = train(*mt_words(tmp_path, mt_bench, *openai(server)), cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    tasks = Results.read(only(tmp_path, "evaluate")).tasks
+    assert {name: task.score for name, task in tasks.items()} == {
+        "mt_bench": 6,
+        "mt_bench_1": 9,
+        "mt_bench_2": 3,
+    }
+    asked = {body["messages"][0]["content"]: body["messages"][1]["content"] for body in server.calls}
+    (first, second) = json.loads((only(tmp_path, "generate") / "outputs.json").read_text())[1]["answers"]
+    assert asked["single-math-v1"].startswith("Rate. two 1 + 1?")
+    assert asked["single-math-v1-multi-turn"].endswith(f"{{answer}}{first}|{second}")
+
+
+def test_mt_bench_without_its_files_is_refused(tmp_path, mt_bench, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    (mt_bench / "mt_bench/question.jsonl").write_text(
+        '{"question_id": 1, "category": "math", "turns": ["one"]}\n'
+    )
+    with JudgeServer() as server:
+        done = train(*mt_words(tmp_path, mt_bench, *openai(server)), cwd=tmp_path)
+    assert done.returncode == 2 and "question 1 must have two turns" in done.stderr
+    (mt_bench / "judge_prompts.jsonl").unlink()
+    with JudgeServer() as server:
+        done = train(*mt_words(tmp_path, mt_bench, *openai(server)), cwd=tmp_path)
+    assert done.returncode == 2 and "judge_prompts.jsonl is not a file" in done.stderr

@@ -1,5 +1,7 @@
-"""MT-Bench's single-answer grading (Zheng et al. 2023, arXiv:2306.05685) from FastChat's own files: its questions of two
-turns, the prompts of its judge, and GPT-4's answers to the questions that have a right one."""
+"""MT-Bench's single-answer grading (Zheng et al. 2023, arXiv:2306.05685) from FastChat's own files.
+
+They are its questions of two turns, the prompts of its judge, and GPT-4's answers to questions with a right answer.
+"""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,9 @@
 """What a judged evaluation takes: tokens to be written, calls of a judge and their price. All of it assumed."""
 
+from dataclasses import dataclass
+
 from paft.config import JudgedConfig, ModelShape, OpenAIJudge
+from paft.config.judged import MTBenchQuestions, Questions
 from paft.cost.flops_and_bytes import Batch, forward_flops, forward_memory, item_bytes, parameters
 from paft.cost.work import sequence_work
 from paft.graph.stage import Stage
@@ -9,25 +12,38 @@ from paft.plan.estimate import EVALUATION_BATCH, STEP_SECONDS, Estimate, Estimat
 from paft.plan.rows import length_factor
 from paft.plan.speed import STARTUP_SECONDS, Batches
 
-INSTRUCTIONS = 805
-"""Of AlpacaEval; another reference's are counted when it is read."""
-INSTRUCTION_TOKENS, ANSWER_TOKENS = 45, 350
-"""Of a mean instruction, and of a mean answer where its limit is no lower."""
-CALL_TOKENS = 924
-"""Of a mean prompt of AlpacaEval 2's judge: over the public judgements of phi-2 and gemma-2b-it 885 and 963."""
-CALL_SECONDS = 1.0
-"""From a call to its answer of one token."""
+
+@dataclass(frozen=True)
+class Size:
+    """Conversations, their turns, tokens of a turn's prompt and answer, and of a call of the judge and its answer."""
+
+    items: int
+    turns: int
+    prompt: float
+    answer: float
+    call: float
+    judgement: float
+
+
+ALPACA_EVAL = Size(805, 1, 45, 350, 924, 1)
+"""A call has 924 tokens in the public judgements: 885 of phi-2, 963 of gemma-2b-it."""
+MT_BENCH = Size(80, 2, 90, 300, 1_000, 250)
+CALL_SECONDS, TOKENS_PER_SECOND = 1.0, 50.0
+"""Of a call up to its first token, and of the others."""
+
+
+def size_of(questions: Questions) -> Size:
+    return MT_BENCH if isinstance(questions, MTBenchQuestions) else ALPACA_EVAL
 
 
 class CellEstimator(Estimator):
     """`Estimator`, also of the stages around a judge."""
 
     def __call__(self, stage: Stage) -> Estimate:
-        match stage.name:
-            case "judge":
-                return self.judgement(stage)
-            case "evaluate" if isinstance(stage.config.evaluate, JudgedConfig):
-                return Estimate(seconds=Figure(STARTUP_SECONDS["judge"], True))
+        if stage.name == "judge":
+            return self.judgement(stage)
+        if stage.name == "evaluate" and isinstance(stage.config.evaluate, JudgedConfig):
+            return Estimate(seconds=Figure(STARTUP_SECONDS["judge"], True))
         return super().__call__(stage)
 
     def other(self, stage: Stage, shape: ModelShape) -> Estimate:
@@ -35,38 +51,40 @@ class CellEstimator(Estimator):
 
     def generation(self, stage: Stage, shape: ModelShape) -> Estimate:
         """Prompts at the device's rate; each written token of a batch also reads all weights."""
-        config, model, factor = stage.config, stage.config.model, length_factor(stage.config.model)
-        items = min(INSTRUCTIONS, config.limit or INSTRUCTIONS)
-        prompt = factor * INSTRUCTION_TOKENS
-        written = min(factor * ANSWER_TOKENS, config.sampling.max_new_tokens)
+        config, model = stage.config, stage.config.model
+        size, factor = size_of(config.questions), length_factor(model)
+        items = min(size.items, config.limit or size.items) * size.turns
+        prompt = factor * size.prompt
+        written = min(factor * size.answer, config.sampling.max_new_tokens)
         work = (sequence_work(prompt, 0) + sequence_work(written, written, past=prompt)) * items
         speed = self.speed(stage, Batches(EVALUATION_BATCH, EVALUATION_BATCH))
         step = STEP_SECONDS + parameters(shape) * item_bytes(model) / (1e9 * self.hardware.bandwidth_gb_s)
         flops = forward_flops(shape, work)
-        seconds = (
-            flops / speed.forward + items / min(config.batch_size, items) * written * step + speed.startup
+        seconds = flops / speed.forward + items / min(config.batch_size, items) * written * step
+        batch = Batch(config.batch_size * (prompt + written), prompt + written)
+        memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
+        return Estimate(
+            Figure(work.tokens, True),
+            Figure(flops, True),
+            Figure(seconds + speed.startup, True),
+            Figure(memory, True),
+            1,
+            speed.measured,
+            (f"generate: {items} answers of {written:.0f} tokens", *speed.assumed),
         )
-        memory = forward_memory(
-            shape,
-            Batch(config.batch_size * (prompt + written), prompt + written),
-            item_bytes=item_bytes(model),
-        )
-        assumed = (f"generate: {items} answers of {written:.0f} tokens", *speed.assumed)
-        figures = Figure(work.tokens, True), Figure(flops, True), Figure(seconds, True)
-        return Estimate(*figures, Figure(memory + self.runtime), 1, speed.measured, assumed)
 
     def judgement(self, stage: Stage) -> Estimate:
-        """Calls, their tokens and their price; answers that are kept already are not asked for."""
-        judge, limit = stage.config.judge, stage.inputs["answers"].config.limit
-        calls = min(INSTRUCTIONS, limit or INSTRUCTIONS)
+        """Calls, their tokens and their price. Answers that are kept already are not asked for, and not known here."""
+        judge, size = stage.config.judge, size_of(stage.config.questions)
+        calls = min(size.items, stage.inputs["answers"].config.limit or size.items) * size.turns
+        each = CALL_SECONDS + size.judgement / TOKENS_PER_SECOND
         if not isinstance(judge, OpenAIJudge):
-            return Estimate(seconds=Figure(calls * CALL_SECONDS, True))
-        tokens = CALL_TOKENS * calls
-        seconds = calls * CALL_SECONDS / judge.concurrency
+            return Estimate(seconds=Figure(calls * each, True))
+        seconds = calls * each / judge.concurrency
         if judge.requests_per_minute:
             seconds = max(seconds, 60 * calls / judge.requests_per_minute)
-        price = usd(judge, tokens, calls)
-        said = f"judge: {calls} calls of {judge.model}, {tokens / 1e6:.2g} M tokens" + (
-            "" if price is None else f", {price:.2f} USD at {judge.input_price:g} USD a million"
-        )
+        tokens = size.call * calls
+        price = usd(judge, tokens, size.judgement * calls)
+        said = f"judge: {calls} calls of {judge.model} with {size.call:.0f} tokens each"
+        said += "" if price is None else f", {price:.2f} USD at {judge.input_price:g} USD a million"
         return Estimate(Figure(tokens, True), seconds=Figure(seconds, True), assumed=(said,))
