@@ -18,7 +18,10 @@ def likes_longer(body: Body) -> float:
 
 
 class JudgeServer:
-    """`faults` are what the first calls meet, in order: a status, `malformed`, `html` or `dropped`; `says` answers in words."""
+    """`faults` are what the first calls meet, in order: a status, `malformed`, `html` or `dropped`.
+
+    It prefers by log-probabilities, unless `says` has it answer in words.
+    """
 
     def __init__(
         self,

@@ -20,7 +20,6 @@ LEADERBOARD = {
         "n_draws": 3,
         "n_total": 803,
         "discrete_win_rate": 2.054794520547945,
-        "avg_length": 626,
     },
     "gemma-2b-it": {
         "win_rate": 3.4019714381366457,
@@ -33,7 +32,8 @@ LEADERBOARD = {
         "avg_length": 1041,
     },
 }
-"""Rows of alpaca-eval's leaderboard file for weighted_alpaca_eval_gpt4_turbo."""
+"""Rows of alpaca-eval's leaderboard file for weighted_alpaca_eval_gpt4_turbo; that of phi-2 counts the length of two
+empty answers which its file of outputs is without."""
 ASKED = ("Say hello.", "Count to three.", "Name a colour.")
 ROUNDING = 1e-9
 """Of float64 sums of some 800 numbers in another order."""

@@ -266,7 +266,7 @@ def test_mt_bench_rates_both_turns(tmp_path, mt_bench):
     asked = {body["messages"][0]["content"]: body["messages"][1]["content"] for body in server.calls}
     (first, second) = json.loads((only(tmp_path, "generate") / "outputs.json").read_text())[1]["answers"]
     assert asked["single-math-v1"].startswith("Rate. two 1 + 1?")
-    assert asked["single-math-v1-multi-turn"].endswith(f"{{answer}}{first}|{second}")
+    assert asked["single-math-v1-multi-turn"].endswith(f" {first}{first}|{second}")
 
 
 def test_mt_bench_without_its_files_is_refused(tmp_path, mt_bench, monkeypatch):
