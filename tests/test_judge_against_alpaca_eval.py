@@ -118,16 +118,15 @@ def test_prompts_and_preferences_are_the_packages(annotations):
             answers[prompt] = {"message": {"content": "m"}, "logprobs": {"content": [{"top_logprobs": top}]}}
         return {"completions_all": [answers[prompt] for prompt in prompts]}
 
-    settings = dict(Annotator(ANNOTATOR).settings)
-    template = settings.pop("prompt")
-    wanted = ("fn_completion_parser", "completion_parser_kwargs", "completion_key", "batch_size")
+    settings = Annotator(ANNOTATOR).settings
+    names = ("fn_completion_parser", "completion_parser_kwargs", "completion_key", "batch_size")
     theirs = imported("alpaca_eval.annotators.pairwise_evaluator").SinglePairwiseAnnotator(
-        prompt_template=template,
+        prompt_template=settings["prompt_template"],
         fn_completions=complete,
         seed=0,
         annotation_column="preference",
         packages_for_which_to_show_version=None,
-        **{name: settings[name] for name in wanted},
+        **{name: settings[name] for name in names},
     )
     pairs = [Pair(row["instruction"], row["output_1"], row["output_2"]) for row in annotations]
     asked = pd.DataFrame(annotations)[["instruction", "output_1", "output_2"]]

@@ -110,7 +110,7 @@ WRONG = {
     "no address": (["judge=openai", "judge.base_url=x"], "judge.base_url must be http://... or https://..."),
     "unknown annotator": (
         ["judge=openai", "judge.annotator=chatgpt"],
-        "judge.annotator must be one of weighted_alpa",
+        "judge.annotator must be one of gpt4_turbo_logprob, weighted",
     ),
     "no file": (["judge=annotations", "judge.file=none.json"], "judge.file none.json is not a file"),
     "no folder": (["judge=local", "judge.path=none"], "none is not a model folder"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from paft.config import EvaluateConfig, JudgedConfig, ModelConfig, RunConfig, TrainerConfig
+from paft.config import AlpacaEvalConfig, EvaluateConfig, JudgedConfig, ModelConfig, RunConfig, TrainerConfig
 from paft.files.fingerprint import digest
 from paft.graph.stage import Stage, canonical
 from paft.graph.stages import STAGES, TRAINED
@@ -50,7 +50,7 @@ def require_judged_cell(config: RunConfig, missing: Collection[str]) -> None:
     from paft.model.base import base_folder
 
     if "judge" in missing:
-        require_judge(config.judge, evaluate)
+        require_judge(config.judge, compares=isinstance(evaluate, AlpacaEvalConfig))
     if "evaluate" in missing:
         require_judged(evaluate, offline=config.offline)
     if "generate" in missing:  # last, as it may fetch the base

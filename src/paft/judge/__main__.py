@@ -17,11 +17,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from paft.config.judge import JUDGES, JudgeConfig, OpenAIJudge
+from paft.config.judge import JUDGES, JudgeConfig
 from paft.files.jsonfile import write_json
 from paft.judge.judging import annotate, planned
 from paft.judge.metrics import length_controlled_rate, mean, win_rate
 from paft.judge.outputs import Pair, Row, pairs, read_annotations, read_outputs, refuse_other
+from paft.judge.preflight import require_judge
 
 WHY_NOT = "length_controlled_reason"
 
@@ -67,10 +68,7 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     config = judge_config(words)
     if len(words) < len(given.words):
         return planned(answered, config, given.store)
-    if isinstance(config, OpenAIJudge):
-        from paft.judge.endpoint import Endpoint
-
-        Endpoint(config).require()
+    require_judge(config, compares=True)
     names = (
         _generator(reference, "reference"),
         _generator(read_outputs(given.outputs, "--outputs"), "model"),

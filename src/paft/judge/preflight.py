@@ -9,9 +9,9 @@ from paft.judge.package import annotator, length_data, require_rate
 from paft.judge.questions import read_questions
 
 
-def require_judge(config: JudgeConfig, evaluate: JudgedConfig) -> None:
+def require_judge(config: JudgeConfig, *, compares: bool) -> None:
     """Raise `ValueError` for a judge that cannot be asked: no package, no key, no endpoint, a file that is none."""
-    if isinstance(config, AskedJudge) and isinstance(evaluate, AlpacaEvalConfig):
+    if isinstance(config, AskedJudge) and compares:
         annotator(config.annotator)
     if isinstance(config, AnnotationsJudge):
         read_annotations(Path(config.file), "judge.file")
