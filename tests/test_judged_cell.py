@@ -36,7 +36,10 @@ SMALL = (
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
     path = tmp_path / "reference.json"
-    rows = [{"instruction": text, "output": "A number.", "generator": "gpt"} for text in ASKED]
+    rows = [
+        {"instruction": text, "output": number * "A number.", "generator": "gpt"}
+        for number, text in enumerate(ASKED, 1)
+    ]
     path.write_text(json.dumps(rows))
     return path
 

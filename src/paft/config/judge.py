@@ -10,6 +10,7 @@ ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 """AlpacaEval 2's own: its prompt, and the preference as a probability."""
 
 
+@dataclass
 class JudgeConfig(Typed):
     """Who says which of two answers is the better one."""
 
