@@ -127,6 +127,7 @@ class AlpacaEvalConfig(JudgedConfig):
         return self.reference
 
     def asking(self, questions: Questions) -> Self:
+        assert isinstance(questions, Reference)
         return replace(self, reference=questions)
 
 
@@ -147,4 +148,5 @@ class MTBenchConfig(JudgedConfig):
         return self.questions
 
     def asking(self, questions: Questions) -> Self:
+        assert isinstance(questions, MTBenchQuestions)
         return replace(self, questions=questions)

@@ -120,7 +120,7 @@ def judge_of(config: AskedJudge, device: str = "cpu") -> Judge:
         case LocalJudge():
             from paft.judge.local import Local
 
-            return Local(Path(config.path), local_name(config), device=device)
+            return Local(Path(config.path), name_of(config), device=device)
     raise TypeError(f"unknown judge {type(config).__name__}")
 
 
@@ -156,8 +156,11 @@ def _looked_up(pairs: Sequence[Pair], file: Path) -> list[Row]:
     ]
 
 
-def local_name(config: LocalJudge) -> str:
-    """What a local judge's answers are known by: the content of its folder."""
+def name_of(config: AskedJudge) -> str:
+    """What a judge's answers are known by: its model's name, of a folder its content."""
+    if isinstance(config, OpenAIJudge):
+        return config.model
+    assert isinstance(config, LocalJudge)
     return f"local {folder_sha256(Path(config.path))[:16]}"
 
 
@@ -174,8 +177,7 @@ def planned(pairs: Sequence[Pair], config: JudgeConfig, store: Path) -> dict[str
         return {"calls": 0}
     annotator = Annotator(config.annotator)
     questions = [annotator.question(pair) for pair in pairs if not pair.same]
-    model = config.model if isinstance(config, OpenAIJudge) else local_name(config)
-    answers = Answers(store / ANSWERS, model)
+    answers = Answers(store / ANSWERS, name_of(config))
     new = [question for question in questions if answers.get(question) is None]
     characters = sum(len(message["content"]) for question in new for message in question.messages)
     tokens = round(characters / CHARACTERS_PER_TOKEN)

@@ -1,5 +1,6 @@
 """A judge that is a model folder on this disk: the log-probabilities of its first token, as an endpoint gives them."""
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -36,24 +37,31 @@ class Local:
             raise ValueError(
                 f"the tokenizer of judge.path={folder} has no chat template, so it cannot be asked"
             )
-        self.network: Any = judge.to(device).eval()
+        network: Any = judge
+        self.network = network.to(device).eval()
+
+    def ask(self, question: Question, stop: threading.Event) -> Completion:
+        ids, most = self._prompt(question), int(question.sampling.get("max_tokens") or 1)
+        return self._written(ids, most) if most > 1 else self._first(ids, question)
 
     @torch.inference_mode()
-    def ask(self, question: Question, stop: threading.Event) -> Completion:
-        ids = self._prompt(question)
+    def _first(self, ids: list[int], question: Question) -> Completion:
+        """The first token. Tokens that read alike, as one with a space before it and one without, are one."""
         logits = self.network(torch.tensor([ids], device=self.device), logits_to_keep=1).logits[0, -1]
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         top = logprobs.topk(min(int(question.sampling.get("top_logprobs") or 1), MOST, len(logprobs)))
-        tokens = [self.tokenizer.decode([int(token)]) for token in top.indices]
-        entries = [
-            {"token": token, "logprob": float(value)} for token, value in zip(tokens, top.values, strict=True)
-        ]
+        together: dict[str, float] = {}
+        for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+            text = self.tokenizer.decode([token]).strip()
+            together[text] = math.log(math.exp(together.get(text, -math.inf)) + math.exp(value))
+        entries = [{"token": text, "logprob": value} for text, value in together.items()]
         return {
-            "message": {"role": "assistant", "content": tokens[0]},
+            "message": {"role": "assistant", "content": entries[0]["token"]},
             "logprobs": {"content": [entries[0] | {"top_logprobs": entries}]},
             "usage": {"prompt_tokens": len(ids), "completion_tokens": 1},
         }
 
+    @torch.inference_mode()
     def _written(self, ids: list[int], most: int) -> Completion:
         """The likeliest token each time: what a judge is asked in words is asked at temperature 0."""
         prompt = torch.tensor([ids], device=self.device)

@@ -59,9 +59,11 @@ def reference_file(reference: Reference, *, offline: bool = False) -> Path:
         return Path(reference.file)
     from huggingface_hub import hf_hub_download
 
-    where = {"repo_type": "dataset", "revision": reference.revision, "local_files_only": offline}
+    revision = reference.revision
     try:
-        return Path(hf_hub_download(REPO, FILE, **where))  # type: ignore[arg-type]
+        return Path(
+            hf_hub_download(REPO, FILE, repo_type="dataset", revision=revision, local_files_only=offline)
+        )
     except (OSError, ValueError) as error:
         instead = "with a copy on this disk: evaluate.reference.file=..."
         raise unavailable(f"{FILE} of {REPO}", f"datasets/{REPO}", error, instead) from None
