@@ -66,6 +66,8 @@ class Endpoint:
         body = {"model": self.model, "messages": list(question.messages), **question.sampling}
         for attempt in range(self.config.retries + 1):
             self._wait_for_turn(stop)
+            if stop.is_set():
+                raise ValueError(f"{self._name} was not asked: the run was stopped")
             wait, why = None, ""
             try:
                 answer = self.client.post("chat/completions", json=body)
@@ -74,8 +76,8 @@ class Endpoint:
                 wait, why = self._refused(answer)
             except (httpx.HTTPError, Broken) as error:
                 why = self._words(error)
-            if attempt < self.config.retries and stop.wait(wait or self._backoff(attempt)):
-                break
+            if attempt < self.config.retries:
+                stop.wait(self._backoff(attempt) if wait is None else wait)
         raise ValueError(f"{self._name} gave no answer in {attempt + 1} attempts, the last time: {why}")
 
     def _refused(self, answer: httpx.Response) -> tuple[float | None, str]:
