@@ -11,9 +11,9 @@ import pytest
 from judge_server import JudgeServer
 from test_judge_score import OUTPUTS, PUBLIC, REFERENCE, SHARED, refused
 
-from paft.config.judge import ANNOTATOR, AnnotationsJudge
+from paft.config.judge import ANNOTATOR, AnnotationsJudge, OpenAIJudge
 from paft.judge.__main__ import judge_config, main
-from paft.judge.judging import annotate
+from paft.judge.judging import annotate, usd
 from paft.judge.outputs import Pair, pairs, read_annotations, read_outputs
 from paft.judge.prompts import Annotator, switched
 
@@ -31,6 +31,7 @@ def words(tmp_path):
             (tmp_path / f"{name}.json").write_text(json.dumps(rows))
             said += [f"--{name}", str(tmp_path / f"{name}.json")]
         endpoint = [f"judge.base_url={server.url}", "judge.model=toy", "judge.backoff_seconds=0.01"]
+        endpoint += ["judge.input_price=1", "judge.output_price=2"]
         return [*said, "--annotations", str(tmp_path / "annotations.json"), "judge=openai", *endpoint]
 
     return of
@@ -188,5 +189,18 @@ def test_judge_of_the_command_line_is_typed():
         ["judge=openai", "judge.model=a/b", "judge.requests_per_minute=60", "judge.input_price=null"]
     )
 
+    assert isinstance(judge, OpenAIJudge)
     assert (judge.model, judge.requests_per_minute, judge.input_price) == ("a/b", 60, None)
     assert Path(judge.base_url).name == "v1"
+
+
+def test_price_is_that_of_the_list_unless_one_is_given():
+    def price(*words: str) -> float | None:
+        judge = judge_config(["judge=openai", *words])
+        assert isinstance(judge, OpenAIJudge)
+        return usd(judge, 1_000_000, 1_000)
+
+    assert price() == pytest.approx(10.03)
+    assert price("judge.input_price=2") == pytest.approx(2.03)
+    assert price("judge.model=mine") is None
+    assert price("judge.model=mine", "judge.input_price=0", "judge.output_price=0") == 0

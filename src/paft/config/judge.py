@@ -9,6 +9,15 @@ from paft.config.checks import Typed, incidental, require
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 """AlpacaEval 2's own: its prompt, and the preference as a probability."""
 
+PRICES = {
+    "gpt-4-1106-preview": (10.0, 30.0),
+    "gpt-4-turbo": (10.0, 30.0),
+    "gpt-4": (30.0, 60.0),
+    "gpt-4.1-2025-04-14": (2.0, 8.0),
+    "gpt-4o-mini-2024-07-18": (0.15, 0.6),
+}
+"""US dollars a million tokens of prompts and of answers, by OpenAI's list when alpaca-eval took up the model."""
+
 
 @dataclass
 class JudgeConfig(Typed):
@@ -45,10 +54,21 @@ class OpenAIJudge(AskedJudge):
     """Before the first of them; each waits about twice as long as the one before, a minute at most."""
     timeout_seconds: float = incidental(120.0)
     """For an answer to a call."""
-    input_price: float | None = incidental(10.0)
-    """US dollars a million tokens of prompts, for what plans and reports say; null where nobody pays."""
-    output_price: float | None = incidental(30.0)
+    input_price: float | None = incidental(None)
+    """US dollars a million tokens of prompts, for what plans and reports say; null: OpenAI's list price of the model
+    where PAFT knows it, else nothing is said."""
+    output_price: float | None = incidental(None)
     """The same of answers."""
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """US dollars a million tokens of prompts and of answers; None where they are not known."""
+        known = PRICES.get(self.model, (None, None))
+        given = (self.input_price, self.output_price)
+        first, second = (
+            mine if mine is not None else listed for mine, listed in zip(given, known, strict=True)
+        )
+        return None if first is None or second is None else (first, second)
 
     def __post_init__(self) -> None:
         scheme = self.base_url.partition("://")[0]

@@ -166,9 +166,10 @@ def name_of(config: AskedJudge) -> str:
 
 def usd(config: OpenAIJudge, input_tokens: float, output_tokens: float) -> float | None:
     """US dollars of so many tokens; None where prices are not known."""
-    if config.input_price is None or config.output_price is None:
+    if config.prices is None:
         return None
-    return round((config.input_price * input_tokens + config.output_price * output_tokens) / 1e6, 6)
+    first, second = config.prices
+    return round((first * input_tokens + second * output_tokens) / 1e6, 6)
 
 
 def planned(pairs: Sequence[Pair], config: JudgeConfig, store: Path) -> dict[str, Any]:

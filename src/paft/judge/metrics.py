@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.judge.outputs import DRAW, Row
-from paft.judge.package import length_controlled, length_data
+from paft.judge.package import length_controlled, length_data, require_rate
 
 FEWEST = 5
 """Judgements that the regression's cross-validation needs."""
@@ -56,6 +56,7 @@ def length_controlled_rate(
     """
     import pandas as pd
 
+    require_rate()
     file = length_data(data)
     names = ("output_1", "output_2", "preference")
     frame = pd.DataFrame([TOLD | {name: row[name] for name in names} for row in annotations])

@@ -7,6 +7,7 @@ no longer has, and would write fitted weights into its own folder.
 import importlib
 import importlib.util
 import logging
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,13 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import yaml
 
 from paft.config.judged import COMMIT, REPO
 from paft.files.hub import unavailable
 
-INSTALL = "pip install 'paft[judge]' brings it"
+INSTALL = "pip install alpaca-eval==0.6.6 brings it"
 GAMED = "df_gamed.csv"
 """Judgements of two models that were made to be long or short, and the difficulty of each instruction."""
 RATE = "alpaca_eval.metrics.glm_winrate"
@@ -72,13 +75,25 @@ def length_data(given: Path | None) -> Path:
         if not (given / GAMED).is_file():
             raise ValueError(f"there is no file {given / GAMED}; it is in the data set {REPO} on the hub")
         return given / GAMED
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     try:
-        return Path(hf_hub_download(REPO, GAMED, repo_type="dataset", revision=COMMIT))
+        # a name that nobody knows is asked for six times, for half a minute
+        here = not _is_known(constants.ENDPOINT)
+        return Path(hf_hub_download(REPO, GAMED, repo_type="dataset", revision=COMMIT, local_files_only=here))
     except (OSError, ValueError) as error:
         instead = f"give a folder that holds {GAMED}"
         raise unavailable(f"{GAMED} of {REPO}", f"datasets/{REPO}", error, instead) from None
+
+
+def _is_known(url: str) -> bool:
+    """Whether the host of a URL has an address, or a proxy is to find it."""
+    if getproxies():
+        return True
+    try:
+        return bool(socket.getaddrinfo(urlsplit(url).hostname, None))
+    except OSError:
+        return False
 
 
 def require_rate() -> None:

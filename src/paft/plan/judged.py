@@ -86,5 +86,9 @@ class CellEstimator(Estimator):
         tokens = size.call * calls
         price = usd(judge, tokens, size.judgement * calls)
         said = f"judge: {calls} calls of {judge.model} with {size.call:.0f} tokens each"
-        said += "" if price is None else f", {price:.2f} USD at {judge.input_price:g} USD a million"
+        said += (
+            ", of unknown price (judge.input_price, judge.output_price)"
+            if price is None
+            else f", {price:.2f} USD"
+        )
         return Estimate(Figure(tokens, True), seconds=Figure(seconds, True), assumed=(said,))

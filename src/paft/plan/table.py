@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paft.config import PreferenceConfig, RunConfig
+from paft.config.judge import JUDGES
 from paft.graph.stage import Stage, canonical
 from paft.graph.stages import STAGES
 from paft.plan.estimate import Estimate, Figure, memory_limit
@@ -175,6 +176,7 @@ def describe(stage: Stage) -> str:
             return f"{stage.config.model.title}, answers of at most {tokens:,} tokens"
         case "judge":
             judge = stage.config.judge
-            return f"{type(judge).__name__} {getattr(judge, 'model', '')}".rstrip()
+            name = next(name for name, kind in JUDGES.items() if type(judge) is kind)
+            return " ".join(filter(None, (f"judge={name}", getattr(judge, "model", ""))))
         case _:
             return f"{stage.config.model.title} on {', '.join(config['evaluate']['tasks'])}"
