@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,30 @@ def test_key_reaches_no_output_of_the_process(tmp_path, words, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert KEY not in done.stdout + done.stderr
     assert not any(KEY in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_killed_process_loses_no_more_than_the_call_under_way(tmp_path, words):
+    texts = [f"Say {number}." for number in range(12)]
+    mine, theirs = ([{"instruction": t, "output": who + t} for t in texts] for who in ("a", "bb"))
+
+    def slowly(body) -> float:
+        time.sleep(0.2)
+        return 0.5
+
+    with JudgeServer(slowly) as server:
+        command = [sys.executable, "-m", "paft.judge"]
+        command += [*words(server, outputs=mine, reference=theirs), "judge.concurrency=1"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        while len(server.calls) < 4:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        before = len(server.calls)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    assert before < 12 and done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["cached"] >= before - 1 and figures["calls"] + figures["cached"] == 12
 
 
 # --- what is public -------------------------------------------------------------------------------------

@@ -119,7 +119,8 @@ def test_plan_says_calls_and_price_before(tmp_path, reference):
     done = run(tmp_path, reference, "judge=openai", "evaluate.limit=4", "plan=true")
 
     assert done.returncode == 0, done.stderr
-    assert "judge: 4 calls of gpt-4-1106-preview" in done.stdout and "USD" in done.stdout
+    assert "judge: 4 calls of gpt-4-1106-preview with 924 tokens each, 0.04 USD" in done.stdout
+    assert ", ~0.04 USD" in done.stdout
     assert "generate: 4 answers" in done.stdout
     assert not (tmp_path / "logs/stages").exists()
 

@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
         figures = _score(given) if given.command == "score" else _run(given)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped: answers so far are kept, the same command goes on with the rest\n")
     print(json.dumps(figures, indent=1) if given.json else "\n".join(_lines(figures)))
 
 

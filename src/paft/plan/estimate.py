@@ -58,6 +58,7 @@ class Estimate:
     """What was taken from finished stages."""
     assumed: tuple[str, ...] = ()
     """What it rests on otherwise."""
+    usd: Figure | None = None
 
 
 @dataclass(frozen=True)

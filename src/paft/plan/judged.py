@@ -1,13 +1,14 @@
 """What a judged evaluation takes: tokens to be written, calls of a judge and their price. All of it assumed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paft.config import JudgedConfig, ModelShape, OpenAIJudge
-from paft.config.judged import MTBenchQuestions, Questions
+from paft.config.judged import MTBenchQuestions, Questions, Reference
 from paft.cost.flops_and_bytes import Batch, forward_flops, forward_memory, item_bytes, parameters
 from paft.cost.work import sequence_work
 from paft.graph.stage import Stage
 from paft.judge.judging import usd
+from paft.judge.questions import read_questions
 from paft.plan.estimate import EVALUATION_BATCH, STEP_SECONDS, Estimate, Estimator, Figure
 from paft.plan.rows import length_factor
 from paft.plan.speed import STARTUP_SECONDS, Batches
@@ -33,7 +34,11 @@ CALL_SECONDS, TOKENS_PER_SECOND = 1.0, 50.0
 
 
 def size_of(questions: Questions) -> Size:
-    return MT_BENCH if isinstance(questions, MTBenchQuestions) else ALPACA_EVAL
+    """What is usual, and as many conversations as there are in files on this disk."""
+    size = MT_BENCH if isinstance(questions, MTBenchQuestions) else ALPACA_EVAL
+    if isinstance(questions, Reference) and questions.file is None:
+        return size
+    return replace(size, items=len(read_questions(questions)))
 
 
 class CellEstimator(Estimator):
@@ -85,10 +90,7 @@ class CellEstimator(Estimator):
             seconds = max(seconds, 60 * calls / judge.requests_per_minute)
         tokens = size.call * calls
         price = usd(judge, tokens, size.judgement * calls)
-        said = f"judge: {calls} calls of {judge.model} with {size.call:.0f} tokens each"
-        said += (
-            ", of unknown price (judge.input_price, judge.output_price)"
-            if price is None
-            else f", {price:.2f} USD"
-        )
-        return Estimate(Figure(tokens, True), seconds=Figure(seconds, True), assumed=(said,))
+        cost = "price unknown: judge.input_price, judge.output_price" if price is None else f"{price:.2f} USD"
+        said = f"judge: {calls} calls of {judge.model} with {size.call:.0f} tokens each, {cost}"
+        paid = None if price is None else Figure(price, True)
+        return Estimate(Figure(tokens, True), seconds=Figure(seconds, True), assumed=(said,), usd=paid)

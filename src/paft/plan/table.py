@@ -77,6 +77,9 @@ def print_summary(stages: dict[str, Planned], estimates: dict[str, Estimate]) ->
     if any(e.devices > 1 for e in estimated):
         hours = sum(e.seconds.value * e.devices for e in estimated if e.seconds) / 3600
         text += f", {mark(seconds)}{hours:.3g} device hours"
+    if any(e.usd for e in estimated):
+        usd = total(e.usd for e in estimated)
+        text += f", {mark(usd)}{usd.value:.2f} USD"
     print(text + (f", and {unknown} of unknown duration" if unknown else ""))
     if estimated:
         print(CERTAIN)
