@@ -52,7 +52,7 @@ class Local:
         top = logprobs.topk(min(int(question.sampling.get("top_logprobs") or 1), MOST, len(logprobs)))
         together: dict[str, float] = {}
         for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-            text = self.tokenizer.decode([token]).strip()
+            text = str(self.tokenizer.decode([token])).strip()
             together[text] = math.log(math.exp(together.get(text, -math.inf)) + math.exp(value))
         entries = [{"token": text, "logprob": value} for text, value in together.items()]
         return {
