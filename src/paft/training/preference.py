@@ -13,10 +13,11 @@ from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
 from paft.training.reference import ScoredPair
 
-START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.02}
-"""How far policy and reference may be apart before the first step, as a share of the log-probability.
+START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""How far policy and reference may be apart before the first step; see `refuse_moved_start`.
 
-Ten times what was seen."""
+Seen of 192 answers of 12 tokens on a processor with AMX, where bfloat16 differs most with the rows that share a pass:
+up to 0.03 for one answer, 0.01 in the mean of a pass; with references of other rows that mean is 0.18 or more."""
 
 
 class PreferenceModule(BranchModule):
@@ -68,9 +69,11 @@ class PreferenceModule(BranchModule):
 
     def _refuse_moved_start(self, logps: PairLogps) -> None:
         assert logps.reference_chosen is not None and logps.reference_rejected is not None
+        tokens = torch.cat([logps.chosen_tokens, logps.rejected_tokens])
         refuse_moved_start(
-            (logps.chosen, logps.reference_chosen),
-            (logps.rejected, logps.reference_rejected),
+            torch.cat([logps.chosen, logps.rejected]),
+            torch.cat([logps.reference_chosen, logps.reference_rejected]),
+            torch.ones_like(tokens) if self.config.per_token else tokens,
             allowed=START_TOLERANCE[self.backbone.base.dtype],
         )
 
@@ -93,19 +96,20 @@ def pair_values(logps: PairLogps, reward_scale: float, num_rows: int) -> dict[st
     return {name: value.sum() / num_rows for name, value in sums.items()}
 
 
-def refuse_moved_start(*pairs: tuple[Tensor, Tensor], allowed: float) -> None:
+def refuse_moved_start(policy_N: Tensor, reference_N: Tensor, tokens_N: Tensor, *, allowed: float) -> None:
     """At step 0 the new adapter is zero, so policy and reference must agree; else every reward is off.
 
-    They agree to rounding: a bfloat16 model's answers move by up to a few parts in a thousand with the rows they
-    share a forward pass with, while another row's reference is off by a large part of itself.
+    They agree to rounding: a bfloat16 model's answers move with the rows they share a forward pass with, by a part of
+    themselves and by some of a nat for each token. What is held against `allowed` is the mean over the answers of a
+    pass of |policy - reference| / (|reference| + tokens): one short answer may be further off.
     """
-    for policy, reference in pairs:
-        off = (policy.detach() - reference).abs() / reference.abs().clamp(min=1)
-        worst = off.max().item()
-        if worst > allowed:
-            i = int(off.argmax())
-            raise ValueError(
-                f"policy and reference log-probabilities differ by {worst:.3g} of their size before the first step "
-                f"({policy[i].item():.6g} and {reference[i].item():.6g}); they must be equal. The adapter does not "
-                "start at zero, or the reference is of another model or other rows"
-            )
+    policy = policy_N.detach()
+    off = (policy - reference_N).abs() / (reference_N.abs() + tokens_N)
+    mean = off.mean().item()
+    if not mean <= allowed:
+        i = int(off.argmax())
+        raise ValueError(
+            f"policy and reference log-probabilities differ by {mean:.3g} of their size before the first step "
+            f"(most in {policy[i].item():.6g} and {reference_N[i].item():.6g}); they must be equal. The adapter does "
+            "not start at zero, or the reference is of another model or other rows"
+        )
