@@ -11,9 +11,10 @@ from typing import Any
 
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
+from paft.command.judged import require_judged_cell
 from paft.command.libraries import in_four_bits, quiet_libraries
-from paft.command.preflight import before_stages, refuse_columns, require_judged_cell
-from paft.config import JudgedConfig, RunConfig
+from paft.command.preflight import before_stages, refuse_columns
+from paft.config import RunConfig
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
@@ -62,8 +63,7 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     """
     missing = list(missing)
     quiet_libraries(missing)
-    if isinstance(config.evaluate, JudgedConfig):
-        require_judged_cell(config, {stage.name for stage in missing})
+    require_judged_cell(config, missing)
     if in_four_bits(missing):
         from paft.model.quantize import refuse_without_package
 
@@ -73,7 +73,7 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
         importlib.import_module(STAGES[name].module)
     if missing:
         before_stages(config, missing)
-    if "evaluate" in here and not isinstance(config.evaluate, JudgedConfig):
+    if "evaluate" in here:
         from paft.evaluate.columns import require_items
 
         refuse_columns([config.evaluate])

@@ -1,8 +1,8 @@
 """What a cell needs of this machine and of its bases, asked before its first stage runs."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from paft.config import AlpacaEvalConfig, EvaluateConfig, JudgedConfig, ModelConfig, RunConfig, TrainerConfig
+from paft.config import EvaluateConfig, ModelConfig, RunConfig, TrainerConfig
 from paft.files.fingerprint import digest
 from paft.graph.stage import Stage, canonical
 from paft.graph.stages import STAGES, TRAINED
@@ -34,28 +34,9 @@ def refuse_columns_of(cells: Iterable[tuple[RunConfig, Stage]]) -> None:
 def refuse_columns(evaluations: Iterable[EvaluateConfig]) -> None:
     """Raise `ValueError` for a column of a table that lm-eval cannot fill."""
     for evaluate in evaluations:
-        if isinstance(evaluate, JudgedConfig):
-            continue
         from paft.evaluate.columns import columns_of, manager_for  # lm-eval
 
         columns_of(evaluate, manager_for(evaluate))
-
-
-def require_judged_cell(config: RunConfig, missing: Collection[str]) -> None:
-    """Raise `ValueError` for what the stages of a judged evaluation with these names would fail of."""
-    evaluate = config.evaluate
-    assert isinstance(evaluate, JudgedConfig) and config.judge is not None
-    from paft.chat.limits import max_positions
-    from paft.judge.preflight import require_judge, require_judged, require_room
-    from paft.model.base import base_folder
-
-    if "judge" in missing:
-        require_judge(config.judge, compares=isinstance(evaluate, AlpacaEvalConfig))
-    if "evaluate" in missing:
-        require_judged(evaluate, offline=config.offline)
-    if "generate" in missing:  # last, as it may fetch the base
-        folder = base_folder(config.model, offline=config.offline)
-        require_room(evaluate, max_positions(folder), config.model.title)
 
 
 def require_devices(trainer: TrainerConfig) -> None:

@@ -102,21 +102,6 @@ class RunConfig(Typed):
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"
                 require(held_out > 0, f"data.{task.rows.value}.held_out", held_out, allowed)
 
-    def _check_judge(self) -> None:
-        evaluate, judge = self.evaluate, self.judge
-        if isinstance(evaluate, JudgedConfig) and judge is None:
-            raise ValueError(
-                f"evaluate={evaluate.name} needs a judge: add judge=openai, local or annotations"
-            )
-        if judge is not None and not isinstance(evaluate, JudgedConfig):
-            raise ValueError(
-                f"the judge has nothing to judge in evaluate={evaluate.name}; add evaluate=alpaca_eval or mt_bench"
-            )
-        if isinstance(judge, AnnotationsJudge) and isinstance(evaluate, MTBenchConfig):
-            raise ValueError(
-                "judge=annotations holds AlpacaEval's judgements; MT-Bench needs judge=openai or local"
-            )
-
     def _check_devices(self) -> None:
         if self.hardware.accelerator != self.trainer.accelerator:
             raise ValueError(
@@ -141,4 +126,19 @@ class RunConfig(Typed):
                 f"{at}.global_batch_size",
                 rows,
                 f"a multiple of the {devices} devices, so that each gets the same number of rows",
+            )
+
+    def _check_judge(self) -> None:
+        evaluate, judge = self.evaluate, self.judge
+        if isinstance(evaluate, JudgedConfig) and judge is None:
+            raise ValueError(
+                f"evaluate={evaluate.name} needs a judge: add judge=openai, local or annotations"
+            )
+        if judge is not None and not isinstance(evaluate, JudgedConfig):
+            raise ValueError(
+                f"the judge has nothing to judge in evaluate={evaluate.name}; add evaluate=alpaca_eval or mt_bench"
+            )
+        if isinstance(judge, AnnotationsJudge) and isinstance(evaluate, MTBenchConfig):
+            raise ValueError(
+                "judge=annotations holds AlpacaEval's judgements; MT-Bench needs judge=openai or local"
             )

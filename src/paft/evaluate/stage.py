@@ -12,7 +12,8 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from paft.config import EvaluateConfig, JudgedConfig, ModelConfig, TaskConfig, Template
+from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.config.judged import JudgedConfig
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.items import from_samples
 from paft.evaluate.judged import judged_scores
@@ -32,27 +33,17 @@ from paft.store.context import Context
 def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Score the `model` among the inputs, or the base where there is none; returns every column's score.
 
-    What a judge compared is scored from its `judge` stage's annotations; no model is loaded then.
+    What a judge has read is scored from the `judge` among them, and no model is loaded.
     """
     config = stage.config
+    base = base_folder(config.model, offline=context.running.offline)
     if "model" in inputs and (inputs["model"] / "merge.json").is_file():
         # the report of the merge outlives the merged model (merge.keep=false)
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
     if isinstance(config.evaluate, JudgedConfig):
-        scores, samples = judged_scores(inputs["judge"], config.evaluate)
-        results = as_json(scores, config.evaluate) | {"template": config.template.value}
-        write_results(out, results, samples)
-    else:
-        results = _with_lm_eval(config, inputs, out, context)
-    return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
-
-
-def _with_lm_eval(
-    config: EvaluateStage, inputs: dict[str, Path], out: Path, context: Context
-) -> dict[str, Any]:
-    base = base_folder(config.model, offline=context.running.offline)
+        return _judged(inputs["judge"], config.evaluate, config.template, out)
     device = device_of(context.running.trainer)
-    return evaluate_model(
+    results = evaluate_model(
         inputs.get("model", base),
         base,
         config.model,
@@ -63,6 +54,7 @@ def _with_lm_eval(
         device=device,
         paths=proved_paths(base, config.model, device),
     )
+    return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
 
 
 def evaluate_model(
@@ -91,11 +83,18 @@ def evaluate_model(
         "lm_eval": version("lm-eval"),
         "dtype": model.dtype.value,
     }
-    write_results(out, results, samples)
+    _write(results, samples, out)
     return results
 
 
-def write_results(out: Path, results: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+def _judged(annotations: Path, config: JudgedConfig, template: Template, out: Path) -> dict[str, Any]:
+    scores, samples = judged_scores(annotations, config)
+    results = as_json(scores, config) | {"template": template.value}
+    _write(results, samples, out)
+    return {"average": results["average"], **{column: s.score for column, s in scores.items()}}
+
+
+def _write(results: dict[str, Any], samples: list[dict[str, Any]], out: Path) -> None:
     write_json(out / "results.json", results)
     with (out / "samples.jsonl").open("w") as file:
         file.writelines(json.dumps(sample) + "\n" for sample in samples)
