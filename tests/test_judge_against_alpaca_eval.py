@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 from test_judge_score import PUBLIC, SHARED
 
+from paft.config import AlpacaEvalConfig, TaskConfig
 from paft.config.judge import ANNOTATOR
+from paft.config.judged import LENGTH_CONTROLLED, WIN_RATE
+from paft.evaluate.judged import judged_scores
 from paft.judge.metrics import length_controlled_rate, win_rate
 from paft.judge.outputs import Pair, read_annotations
 from paft.judge.package import GAMED, folder, imported
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 WORDS = ("red", "blue", "a", "much longer word", "one\nline", "äöü", '"quoted"', "")
 INSTRUCTIONS = 60
+METRICS = (WIN_RATE, LENGTH_CONTROLLED)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +145,20 @@ def test_prompts_and_preferences_are_the_packages(annotations):
             judged[pair.instruction], abs=1e-12
         )
     assert len({switched(pair.instruction) for pair in pairs}) == 2
+
+
+def test_columns_of_a_cell_are_both_rates_as_shares(annotations, gamed, tmp_path):
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    tasks = {name: TaskConfig("alpaca_eval", metric) for name, metric in zip("ab", METRICS, strict=True)}
+    config = AlpacaEvalConfig(name="alpaca_eval", tasks=tasks, length_data=str(gamed))
+
+    scores, samples = judged_scores(tmp_path, config)
+
+    figures = win_rate(annotations) | length_controlled_rate(annotations, gamed)[0]
+    names = {"a": ("win_rate", "standard_error"), "b": ("length_controlled_winrate", "lc_standard_error")}
+    for column, (rate, error) in names.items():
+        assert 100 * scores[column].score == pytest.approx(figures[rate])
+        assert 100 * scores[column].stderr == pytest.approx(figures[error])
+    # an answer that could not be read has no preference, and is predicted all the same
+    assert [scores[column].num_items for column in names] == [INSTRUCTIONS - 1, INSTRUCTIONS]
+    assert len(samples) == 2 * INSTRUCTIONS - 1
