@@ -25,12 +25,20 @@ REQUIRED = {
     "data=jsonl": ("data.sft.path=a.jsonl", "data.preference.path=b.jsonl"),
     "model=local": ("model.path=folder",),
     "model=hub": ("model.name=some", "model.repo=org/some", f"model.revision={COMMIT}"),
+    "judge=local": ("judge.path=folder",),
+    "judge=annotations": ("judge.file=a.json",),
+    "evaluate=mt_bench": ("evaluate.questions.folder=folder",),
 }
 """What a person must add to an option for it to say something."""
 NEEDS = {
     "evaluate=gsm8k_hh": ("data.sft.held_out=8", "data.preference.held_out=8"),
     "evaluate=held_out": ("data.sft.held_out=8", "data.preference.held_out=8"),
     "evaluate=gsm8k_exact": ("data.sft.held_out=8",),
+    "evaluate=alpaca_eval": ("judge=openai",),
+    "evaluate=mt_bench": ("judge=openai",),
+    "judge=openai": ("evaluate=alpaca_eval",),
+    "judge=local": ("evaluate=alpaca_eval",),
+    "judge=annotations": ("evaluate=alpaca_eval",),
     "trainer=a100x8": ("strategy=ddp",),
 } | {f"hardware={gpu}": ("trainer=gpu",) for gpu in ("a100_40gb", "a100_80gb", "h100_80gb")}
 """What some options are refused without."""

@@ -29,6 +29,8 @@ from paft.config.data import (
 )
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
 from paft.config.formats import RowFormat
+from paft.config.judge import AnnotationsJudge, JudgeConfig, LocalJudge, OpenAIJudge
+from paft.config.judged import AlpacaEvalConfig, JudgedConfig, MTBenchConfig
 from paft.config.merge import (
     METHODS,
     Combine,
@@ -88,6 +90,8 @@ __all__ = [
     "METHODS",
     "OBJECTIVES",
     "SCHEMAS",
+    "AlpacaEvalConfig",
+    "AnnotationsJudge",
     "BadRows",
     "BranchConfig",
     "Combine",
@@ -106,18 +110,23 @@ __all__ = [
     "HubData",
     "HubModel",
     "HubSource",
+    "JudgeConfig",
+    "JudgedConfig",
     "L1Config",
     "L1Method",
     "L1Of",
+    "LocalJudge",
     "LocalModel",
     "LoggerConfig",
     "LoraConfig",
+    "MTBenchConfig",
     "MergeConfig",
     "MergeOutput",
     "ModelConfig",
     "ModelShape",
     "Norm",
     "Normalize",
+    "OpenAIJudge",
     "Paradigm",
     "PreferenceConfig",
     "Quantization",
@@ -163,6 +172,11 @@ SCHEMAS: dict[str, type] = {
     "hub_data": HubData,
     "file_data": FileData,
     "evaluate": EvaluateConfig,
+    "alpaca_eval": AlpacaEvalConfig,
+    "mt_bench": MTBenchConfig,
+    "openai_judge": OpenAIJudge,
+    "local_judge": LocalJudge,
+    "annotations_judge": AnnotationsJudge,
     "trainer": TrainerConfig,
     "strategy": StrategyConfig,
     "hardware": HardwareConfig,

@@ -48,6 +48,7 @@ from paft.graph.configs import (
     ReferenceStage,
     StatisticsStage,
 )
+from paft.graph.judged import judged, with_questions
 from paft.graph.rows import rows_sha256, splits_of
 from paft.graph.stage import Stage
 from paft.graph.taken import checkpoints, taken
@@ -62,14 +63,15 @@ def build(config: RunConfig) -> Stage:
     """
     model = _with_fingerprint(config.model)
     released, template = model.as_released(), config.data.template
-    evaluate = EvaluateStage(released, template, with_fingerprints(config.evaluate))
+    evaluate = EvaluateStage(released, template, with_questions(with_fingerprints(config.evaluate)))
     held_out = _held_out(config, released)
     adapters, method = _adapters(config, model)
     if not adapters:
-        return _stage("evaluate", evaluate, **held_out)
+        return _stage("evaluate", evaluate, **held_out, **judged(evaluate, config.judge, {}))
     inputs = adapters | _measured(method, adapters, config, released)
     merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **inputs)
-    return _stage("evaluate", evaluate, model=merge, **held_out)
+    model = {"model": merge}
+    return _stage("evaluate", evaluate, **model, **held_out, **judged(evaluate, config.judge, model))
 
 
 def _measured(

@@ -7,6 +7,7 @@ from typing import Any
 
 from paft.config import (
     BranchConfig,
+    DType,
     EvaluateConfig,
     MergeConfig,
     ModelConfig,
@@ -17,6 +18,8 @@ from paft.config import (
     Template,
 )
 from paft.config.checks import UNLESS_DEFAULT, incidental
+from paft.config.judge import JudgeConfig
+from paft.config.judged import Questions, Sampling
 
 
 @dataclass
@@ -152,3 +155,26 @@ class EvaluateStage:
     model: ModelConfig
     template: Template
     evaluate: EvaluateConfig
+
+
+@dataclass
+class GenerateStage:
+    """The answers of the merged model, or of the base where there is no input."""
+
+    model: ModelConfig
+    template: Template
+    questions: Questions
+    sampling: Sampling
+    batch_size: int
+    seed: int
+    limit: int | None
+    dtype: DType | None
+
+
+@dataclass
+class JudgeStage:
+    """A judgement of each answer."""
+
+    model: ModelConfig
+    questions: Questions
+    judge: JudgeConfig

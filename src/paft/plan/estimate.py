@@ -22,7 +22,6 @@ from paft.cost.work import forwards_reference, pair_work
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage
-from paft.plan.measured import bytes_of, flops_of
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
 from paft.plan.speed import STARTUP_SECONDS, Batches, Speed, largest_batch, mean_batch
@@ -60,6 +59,7 @@ class Estimate:
     """What was taken from finished stages."""
     assumed: tuple[str, ...] = ()
     """What it rests on otherwise."""
+    usd: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,10 @@ class Estimator:
                 return self.evaluation(stage, shape)
             case "reference":
                 return self.reference(stage, shape)
-            case "statistics" | "coefficients":
-                return self.measuring(stage, shape)
+        return self.other(stage, shape)
+
+    def other(self, stage: Stage, shape: ModelShape) -> Estimate:
+        """Of any other stage that runs a model of known shape."""
         return self.training(stage, shape)
 
     def data(self, stage: Stage) -> Estimate:
@@ -124,7 +126,7 @@ class Estimator:
             mean_batch(row, trainer, most=checked / self.devices),
         )
         work = flops, forward_flops(shape, row * checked)
-        return self._estimate(stage, rows, trained, work, self.speed(stage, batches), held)
+        return self.estimate(stage, rows, trained, work, self.speed(stage, batches), held)
 
     def reference(self, stage: Stage, shape: ModelShape) -> Estimate:
         """One forward pass of the training pairs, or of those its first steps read, through the frozen base."""
@@ -136,17 +138,8 @@ class Estimator:
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model), weight_bytes=weight_bytes(model))
         tokens = mean_batch(row, self.config.trainer, most=num / self.devices)
         speed, flops = self.speed(stage, Batches(tokens, tokens)), forward_flops(shape, row * num)
-        return self._estimate(
+        return self.estimate(
             stage, rows, num, (0.0, flops), self._as_before(stage, flops / num, speed), memory
-        )
-
-    def measuring(self, stage: Stage, shape: ModelShape) -> Estimate:
-        """Passes over a few training rows, forward and back, for a merge that looks at data."""
-        flops, rows = flops_of(stage, shape, self.store)
-        tokens = rows.prompt + rows.answer
-        speed = self.speed(stage, Batches(tokens, tokens))
-        return replace(
-            self._estimate(stage, rows, 1, (0.0, flops), speed, bytes_of(stage, shape)), tokens=None
         )
 
     def _as_before(self, stage: Stage, flops: float, speed: Speed) -> Speed:
@@ -161,7 +154,7 @@ class Estimator:
         said = f"references of these pairs: {median_rate / 1e12:.3g} TFLOP/s"
         return replace(speed, forward=median_rate, measured=(said,), assumed=())
 
-    def _estimate(
+    def estimate(
         self, stage: Stage, rows: Rows, num: int, flops: tuple[float, float], speed: Speed, memory: float
     ) -> Estimate:
         """Of `num` rows whose training takes the first of two numbers of FLOPs and whose scoring the second."""
@@ -209,7 +202,8 @@ class Estimator:
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
-        correction = median(self.precedents.of("evaluate", model), ratio)
+        past = (r for r in self.precedents.of("evaluate", model) if "judge" not in r["identity"]["inputs"])
+        correction = median(past, ratio)
         work = scoring(config, model).work
         batch = Batch(min(MAX_TOKENS, work.tokens), MAX_TOKENS)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime

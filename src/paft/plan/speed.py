@@ -23,6 +23,8 @@ STARTUP_SECONDS = {
     "preference": 2.5,
     "statistics": 1.5,
     "coefficients": 1.5,
+    "generate": 2.5,
+    "judge": 2.5,
     "evaluate": 2.5,
 }
 """Of a stage beside its arithmetic, for a small model: loading the base, measuring an adapter, building requests."""

@@ -28,7 +28,7 @@ OWN_COLUMNS = ("sft.l1.weight", "evaluate.name", "evaluate.limit")
 
 
 def options(evaluate: Identity) -> dict[str, Any]:
-    """`model.*`, `data.*`, `sft.*`, `preference.*`, `evaluate.*` and `callbacks`; `merge.*` is `merge_options`.
+    """`model.*`, `data.*`, `sft.*`, `preference.*`, `evaluate.*`, `judge.*`, `callbacks`; `merge.*` is `merge_options`.
 
     A value is a number, a truth value, text or None; lists are text with commas. An option that a row cannot have is
     left out: those of a branch that was not trained, and those of a penalty with lambda = 0.
@@ -50,6 +50,8 @@ def options(evaluate: Identity) -> dict[str, Any]:
         if callbacks := stage["config"].get("callbacks"):
             options["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
     options |= _flat("evaluate", evaluate["config"]["evaluate"])
+    if judge := evaluate["inputs"].get("judge"):
+        options |= _flat("judge", judge["config"]["judge"])
     return {name: value for name, value in options.items() if name not in OWN_COLUMNS}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-OPTION_GROUPS = ("model.", "data.", "sft.", "preference.", "merge.", "evaluate.")
+OPTION_GROUPS = ("model.", "data.", "sft.", "preference.", "merge.", "evaluate.", "judge.")
 """How the columns begin that hold options, named as on the command line."""
 
 

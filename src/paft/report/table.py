@@ -136,7 +136,10 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
         "paradigm": "base",
         "merge": "",
     }
-    cell |= {"evaluate": _evaluation(config["evaluate"]), "limit": config["evaluate"]["limit"]}
+    cell |= {
+        "evaluate": _evaluation(config["evaluate"], evaluate["inputs"].get("judge")),
+        "limit": config["evaluate"]["limit"],
+    }
     if merge is None:
         return cell
     method = merge["config"]["method"]
@@ -159,11 +162,18 @@ def _baseline(merge: Identity) -> str:
     return "expo" if merge["config"]["method"].get("expo") else "sequential"
 
 
-def _evaluation(config: Mapping[str, Any]) -> str:
-    """The evaluation's name, with what makes its scores another thing: the items, or the type of the weights."""
+def _evaluation(config: Mapping[str, Any], judged: Identity | None) -> str:
+    """Its name, with what makes its scores another thing: the items, the type of the weights, the judge."""
     split, dtype = config.get("split", "full"), config.get("dtype")
+    judge = judged["config"]["judge"] if judged else {}
+    by = str(judge.get("model") or judge.get("sha256", "")[:8])
     return " ".join(
-        [str(config["name"]), *([f"({split})"] if split != "full" else []), *([dtype] if dtype else [])]
+        [
+            str(config["name"]),
+            *([f"({split})"] if split != "full" else []),
+            *([dtype] if dtype else []),
+            *([f"by {by}"] if by else []),
+        ]
     )
 
 
