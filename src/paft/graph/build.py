@@ -70,8 +70,8 @@ def build(config: RunConfig) -> Stage:
         return _stage("evaluate", evaluate, **held_out, **judged(evaluate, config.judge, {}))
     inputs = adapters | _measured(method, adapters, config, released)
     merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **inputs)
-    model = {"model": merge}
-    return _stage("evaluate", evaluate, **model, **held_out, **judged(evaluate, config.judge, model))
+    merged = {"model": merge}
+    return _stage("evaluate", evaluate, **merged, **held_out, **judged(evaluate, config.judge, merged))
 
 
 def _measured(
