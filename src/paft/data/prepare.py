@@ -160,7 +160,7 @@ def _encoded(
         whole = _encode_or_note(location, row, encode, bad)
         if whole is None:
             continue
-        too_much = excess(whole, rows.source, rows.row_format)
+        too_much = excess(whole, rows.source, rows.format_at(location))
         if too_much and rows.source.too_long is TooLong.error:
             too_long.add(location, too_much)
         elif too_much and rows.source.too_long is TooLong.drop:

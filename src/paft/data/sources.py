@@ -12,7 +12,15 @@ from paft.config import BadRows, DemoSource, RowFormat, Source
 from paft.config.formats import CONVERSATIONS, PAIRS, UNPAIRED, Shape
 from paft.data.held_out import draw
 from paft.data.notes import Notes, refuse_beside_text
-from paft.data.reading import DEMO_VALIDATION_ROWS, RawRow, Split, has_validation, label_of, raw_rows
+from paft.data.reading import (
+    DEMO_VALIDATION_ROWS,
+    RawRow,
+    Split,
+    file_of,
+    has_validation,
+    label_of,
+    raw_rows,
+)
 from paft.data.rows import (
     conversation_format,
     in_words_of_file,
@@ -82,8 +90,12 @@ class CheckedRows(Generic[Row]):
 
     @property
     def row_format(self) -> RowFormat:
-        """That of the first file."""
+        """That of the first file; `format_at` tells files apart."""
         return next(iter(self.formats.values()))
+
+    def format_at(self, location: str) -> RowFormat:
+        """That of the file in which a row stands."""
+        return self.formats[file_of(location)]
 
     def __len__(self) -> int:
         return self.num_rows
