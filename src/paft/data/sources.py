@@ -135,7 +135,7 @@ def unpaired_rows(source: Source, split: Split) -> CheckedRows[UnpairedRow]:
 
 
 def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
-    problems, notes, formats = Problems(), Notes(), dict[str, RowFormat]()
+    problems, notes, formats = Problems(), Notes(keep_openings=source.held_out > 0), dict[str, RowFormat]()
     for raw in raw_rows(source, split):
         if raw.file not in formats and not isinstance(raw.value, ValueError):
             formats[raw.file] = _detected(raw, source, kind)
@@ -152,7 +152,7 @@ def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
     held_out: frozenset[int] = frozenset()
     if source.held_out and split != "validation":
         held_out = draw(notes.openings, source.held_out, source.held_out_seed)
-    num_rows = len(held_out) if split == "held_out" else len(notes.openings) - len(held_out)
+    num_rows = len(held_out) if split == "held_out" else notes.num_rows - len(held_out)
     rows = CheckedRows(source, split, kind, formats, num_rows, problems.count, held_out=held_out)
     if isinstance(source, DemoSource):
         return rows
