@@ -1,6 +1,6 @@
 """Conversations to tokens and labels: PAFT's data stage, its rows one by one, `datasets.map`, and TRL's preparation.
 
-    python benchmarks/data.py [--rows 20000] [--sft-rows FILE] [--rounds N] [--quick] [--out DIR]
+    python benchmarks/data.py [--rows N] [--sft-rows FILE] [--short-rows N] [--rounds N] [--quick] [--out DIR]
 
 The rows are passages of Python's own documentation in four questions and four answers, about 1600 tokens; or those of
 FILE. Everybody reads the same JSONL file and writes tokens and labels to the disk, on one core and on two, in a
@@ -21,7 +21,7 @@ from harness.progress import Progress, add_rounds, add_rows, new_parser, parse
 from measure import Report, Row, publish, skipped
 
 PREPARE = CONTENDERS / "prepare.py"
-SHORT_ROWS, QUICK_ROWS = 1_000_000, 40
+ROWS, SHORT_ROWS, QUICK_ROWS = 20_000, 1_000_000, 40
 QUESTION, ANSWER = 500, 1300
 """Mean characters of a message."""
 TITLES = {"rows": "row by row", "map": "datasets.map", "trl": "TRL SFTTrainer"}
@@ -144,11 +144,13 @@ def model_of(given: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=20_000, metavar="N", help="conversations (default 20000)")
+    parser.add_argument("--rows", type=int, default=ROWS, metavar="N", help=f"conversations (default {ROWS})")
+    short_rows = f"for the peak memory (default {SHORT_ROWS})"
+    parser.add_argument("--short-rows", type=int, default=SHORT_ROWS, metavar="N", help=short_rows)
     add_rows(parser, "sft")
     add_rounds(parser, 1)
     given = parse(parser)
-    number, short = (QUICK_ROWS, QUICK_ROWS) if given.quick else (given.rows, SHORT_ROWS)
+    number, short = (QUICK_ROWS, QUICK_ROWS) if given.quick else (given.rows, given.short_rows)
     seconds = [SECONDS[name] * given.rounds for name, _ in contenders()]
     progress = Progress("data", [*seconds, SECONDS["memory"] / 10, SECONDS["memory"]], quick=given.quick)
     with tempfile.TemporaryDirectory() as temporary:

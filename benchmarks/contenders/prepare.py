@@ -27,7 +27,7 @@ MASKED = (
     "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML as PAFT's template writes it, with the answers marked for transformers' own mask."""
-LIMITS = {"max_length": 65536, "max_prompt_length": 32768}
+LIMITS: Any = {"max_length": 65536, "max_prompt_length": 32768}
 Columns = dict[str, list[list[int]]]
 
 
@@ -56,7 +56,10 @@ def by_paft(tokenizer: Any, rows: str, out: Path, cores: int) -> Iterable[Column
 def row_by_row(tokenizer: Any, rows: str, out: Path, cores: int) -> Iterable[Columns]:
     from paft.chat.batch import BatchEncoder
 
-    BatchEncoder.conversations = lambda self, batch: [self.conversation(row.messages) for row in batch]  # type: ignore[method-assign]
+    def each(self: BatchEncoder, rows: Any) -> Any:
+        return [self.conversation(row.messages) for row in rows]
+
+    setattr(BatchEncoder, "conversations", each)  # noqa: B010
     return by_paft(tokenizer, rows, out, cores)
 
 
@@ -86,14 +89,14 @@ def by_trl(tokenizer: Any, rows: str, out: Path, cores: int) -> Iterable[Columns
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer.chat_template = MASKED
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, **shape))
     settings = trl.SFTConfig(
         str(out), assistant_only_loss=True, max_length=None, dataset_num_proc=cores, use_cpu=True, bf16=False,
         report_to="none", shuffle_dataset=False,
     )  # fmt: skip
     given = load_dataset("json", data_files=rows, split="train", cache_dir=str(out))
-    trainer = trl.SFTTrainer(model, settings, train_dataset=given, processing_class=tokenizer)
+    trainer: Any = trl.SFTTrainer(model, settings, train_dataset=given, processing_class=tokenizer)
     return trainer.train_dataset.iter(1000)
 
 
@@ -130,4 +133,5 @@ def main(name: str, model: str, rows: str, cores: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]))
+    name, model, rows, cores = sys.argv[1:]
+    main(name, model, rows, int(cores))

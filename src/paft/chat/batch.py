@@ -24,7 +24,8 @@ from paft.config import SpecialTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 QUESTION: list[Message] = [{"role": "user", "content": PROBE}]
 

@@ -10,7 +10,8 @@ from paft.chat.conversation import Conversation, PreferencePair, messages_of
 from paft.chat.unwritten import texts_in
 
 Row = TypeVar("Row", Conversation, PreferencePair)
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 ROWS = 256
 CHARACTERS = 2**20
