@@ -277,7 +277,7 @@ def test_weights_are_positive(mix: dict) -> None:
 
 
 def test_a_mixture_stands_in_place_of_a_path() -> None:
-    with pytest.raises(ValueError, match=r"data.\*.path must be left out where data.\*.mix"):
+    with pytest.raises(ValueError, match=r"data.\*.mix must be given alone, without data.\*.path"):
         FileSource(path="a.jsonl", mix={"b.jsonl": 1})
 
 
@@ -305,3 +305,15 @@ def test_lists_mappings_and_mixtures_are_set_in_one_word(compose: Callable, two:
 def test_without_path_and_mixture_the_path_is_asked_for(compose: Callable, two: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match=r"data.sft.path must be given"):
         compose("data=jsonl", "paradigm=sft")
+
+
+def test_a_row_that_is_too_long_names_the_field_of_its_file(tmp_path: Path) -> None:
+    from chat_tokenizers import tokenizer_of
+
+    from paft.data.prepare import prepare_sft
+
+    first = write(tmp_path / "a.jsonl", jsonl(ROWS))
+    second = write(tmp_path / "b.jsonl", jsonl([{"instruction": "Q", "output": "long " * 60}]))
+    source = FileSource(path=[first, second], max_length=50, max_prompt_length=20)
+    with pytest.raises(ValueError, match=r"b.jsonl, row 1: field 'output' has \d+ tokens"):
+        prepare_sft(source, tokenizer_of("byte level", "chatml"), tmp_path / "out")

@@ -1,9 +1,7 @@
 """Messages to tokens: the chat template applied, and which tokens are learnt.
 
 A row has the tokens of the tokenizer's own rendering of the whole conversation, up to the end of turn of its last
-answer. An answer begins with the first token that this rendering has and the prompt's, with which generation will
-begin, has not: right behind the prompt, unless the tokenizer joins the prompt's last letters with the answer's first,
-as some join line feeds; then the joint token is learnt.
+answer; see `paft.chat.labels` for which of them are learnt.
 """
 
 import re
@@ -12,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from paft.chat.conversation import TOOLS, Message, PreferencePair, Tools, beside_text, messages_of
+from paft.chat.labels import Labels, PairTexts, Turn
 from paft.chat.template import (
     adds_bos,
     end_marker,
@@ -79,7 +78,10 @@ def encode_pair(
 
 
 class ChatEncoder:
-    """`encode_conversation` and `encode_pair` of many rows: what they need to know of the template is found once."""
+    """`encode_conversation` and `encode_pair` of many rows: what they need to know of the template is found once.
+
+    A row becomes text first (`turns`, `pair_texts`) and then tokens (`labels`); `BatchEncoder` does so with many rows.
+    """
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", in_text: SpecialTokens = SpecialTokens.token
@@ -88,39 +90,47 @@ class ChatEncoder:
         self.name = model_name(tokenizer)
         self.end = end_of_turn(tokenizer)
         self.bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+        self.labels = Labels(self.end.marker, self.bos)
         self.texts = MessageTexts(tokenizer, in_text)
 
     def conversation(self, messages: Sequence[Message], tools: Tools | None = None) -> Encoded:
-        self._refuse_unknown(messages, tools)
-        messages, tools = self.texts.prepared(messages), self.texts.read(tools or [])
-        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-        row, before = Encoded([], []), ""
-        for at in answers:
-            prompt, text = self._turn(messages[:at], messages[at], tools)
-            context, turn = (self._encode_behind(before, _extension(before, t)) for t in (prompt, text))
-            start = _answer_start(context, turn)
-            row.input_ids.extend(turn)
-            learnt = turn[start:] if messages[at].get("train", True) else [IGNORE] * (len(turn) - start)
-            row.labels.extend([IGNORE] * start + learnt)
-            before = text
-        refuse_unwritten(messages, before, tools)
-        if len(answers) > 1 and row.input_ids != self._encode_first(before):
-            raise ValueError(
-                "the tokenizer writes the conversation otherwise in one piece than turn by turn, so its answers cannot "
-                "be located; set another data.template, whose turns end with a special token"
-            )
-        return row
+        return self.labels.row(self.turns(messages, tools), self.encode)
 
     def pair(self, pair: PreferencePair) -> EncodedPair:
+        return self.labels.pair(self.pair_texts(pair), self.encode)
+
+    def turns(self, messages: Sequence[Message], tools: Tools | None = None) -> list[Turn]:
+        """The answers, each with what stands before it: together the text of the row."""
+        self._refuse_unknown(messages, tools)
+        messages, tools = self.texts.prepared(messages), self.texts.read(tools or [])
+        turns, before = list[Turn](), ""
+        for at, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt, text = (_extension(before, t) for t in self._turn(messages[:at], message, tools))
+                turns.append(Turn(prompt, text, message.get("train", True)))
+                before += text
+        refuse_unwritten(messages, before, tools)
+        return turns
+
+    def pair_texts(self, pair: PreferencePair) -> PairTexts:
         self._refuse_unknown(messages_of(pair), pair.tools)
         tools = self.texts.read(pair.tools)
         prompt, answers = (self.texts.prepared(m) for m in (pair.prompt, [*pair.chosen, *pair.rejected]))
         (before, chosen), (_, rejected) = (self._turn(prompt, answer, tools) for answer in answers)
         refuse_unwritten([*prompt, answers[0]], chosen, tools)
         refuse_unwritten(answers[1:], rejected)
-        prompt_ids, chosen_ids, rejected_ids = map(self._encode_first, (before, chosen, rejected))
-        start = min(_answer_start(prompt_ids, ids) for ids in (chosen_ids, rejected_ids))
-        return EncodedPair(chosen_ids[:start], chosen_ids[start:], rejected_ids[start:])
+        return PairTexts(before, chosen, rejected)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without those that the tokenizer adds to it."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        marked = {"sanitize_control_tokens": True} if self.texts.marked else {}
+        ids: list[list[int]] = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **marked
+        ).input_ids
+        return ids
 
     @cached_property
     def knows_tools(self) -> bool:
@@ -145,28 +155,6 @@ class ChatEncoder:
                 "set data.template=chatml, zephyr or llama3"
             )
         return before, text.removesuffix(self.end.behind)
-
-    def _encode(self, text: str) -> list[int]:
-        if self.texts.marked:
-            return list(
-                self.tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True).input_ids
-            )
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-    def _encode_first(self, text: str) -> list[int]:
-        """Tokens of a text that stands first: with the tokenizer's BOS, unless the text begins with it."""
-        ids = self._encode(text)
-        return ids if ids[:1] == self.bos else self.bos + ids
-
-    def _encode_behind(self, before: str, text: str) -> list[int]:
-        """Tokens of a text behind another, which ends with the end-of-turn token, or is nothing.
-
-        SentencePiece would else write a space before its first word.
-        """
-        if not before:
-            return self._encode_first(text)
-        alone, joint = self._encode(self.end.marker), self._encode(self.end.marker + text)
-        return joint[len(alone) :] if joint[: len(alone)] == alone else self._encode(text)
 
 
 class MessageTexts:
@@ -239,12 +227,3 @@ def _extension(before: str, text: str) -> str:
             "Set data.template=chatml, zephyr or llama3"
         )
     return text[len(before) :]
-
-
-def _answer_start(prompt: Sequence[int], turn: Sequence[int]) -> int:
-    """How many tokens a prompt and the turn that it begins have in common before they differ."""
-    pairs = enumerate(zip(prompt, turn, strict=False))
-    start = next((at for at, (a, b) in pairs if a != b), min(len(prompt), len(turn)))
-    if not start:
-        raise ValueError("the tokenizer joins the whole prompt with the answer; set another data.template")
-    return start

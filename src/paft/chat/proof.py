@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft.chat.conversation import Message, ToolCall, Tools
+from paft.chat.batch import BatchEncoder
+from paft.chat.conversation import Conversation, Message, ToolCall, Tools
 from paft.chat.encode import ChatEncoder
 from paft.chat.template import render
 from paft.chat.tokens import IGNORE
+from paft.config import SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +75,23 @@ def prove_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         except ValueError:
             continue
         _prove_row(encoder, messages, tools)
+
+
+def proved_encoder(tokenizer: "PreTrainedTokenizerBase", in_text: SpecialTokens) -> BatchEncoder:
+    """An encoder of many rows for a template that `prove_template` accepts.
+
+    If pieces of a text get other tokens than the text has, as a tokenizer with code of its own may do, nothing is cut.
+    """
+    prove_template(tokenizer)
+    encoder = BatchEncoder(tokenizer, in_text)
+    rows = [*(Conversation(messages) for messages in (*PLAIN, *UNUSUAL)), Conversation(CALLING, TOOLS)]
+    together = zip(rows, encoder.conversations(rows), strict=True)
+    if any(
+        not isinstance(ids, ValueError) and ids != encoder.conversation(row.messages, row.tools)
+        for row, ids in together
+    ):
+        encoder.cut_at([], by_word=False)
+    return encoder
 
 
 def reads_alike(

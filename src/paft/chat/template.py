@@ -9,6 +9,7 @@ import jinja2
 
 from paft.chat.conversation import Message, Tools
 from paft.config import Template
+from paft.private import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,13 +68,9 @@ def render(
 ) -> str:
     """The text of messages, with `generation` up to where an answer begins. Raises ValueError if it refuses them."""
     plain: Any = [_as_read(message) for message in messages]
-    given: Any = tools or None
+
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                plain, tools=given, tokenize=False, add_generation_prompt=generation
-            )
-        )
+        return rendered(tokenizer, plain, generation=generation, tools=tools)
     except (jinja2.TemplateError, TypeError, RecursionError) as error:
         raise ValueError(
             f"the chat template refuses the messages: {error}; try another data.template"

@@ -33,7 +33,7 @@ class TooLong(str, Enum):
 
 class BadRows(str, Enum):
     """What happens to a row with a missing or empty field, wrong roles, equal answers, or a field whose meaning is not
-    used, as tools or a label that calls the answer bad, or that the chat template refuses; counts are reported."""
+    used, as images or a label that calls the answer bad, or that the chat template refuses; counts are reported."""
 
     error = "error"
     drop = "drop"
@@ -172,7 +172,7 @@ class FileSource(Source):
             "{path: weight} with positive weights",
         )
         alone = not self.mix or self.path in ("", MISSING)
-        require(alone, "data.*.path", self.path, "left out where data.*.mix says what to train on")
+        require(alone, "data.*.mix", self.mix, "given alone, without data.*.path")
 
     def names(self, split: str = "train") -> list[str]:
         """The paths that a split is read from, as they were given."""

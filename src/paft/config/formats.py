@@ -6,7 +6,8 @@ from enum import Enum
 
 
 class RowFormat(str, Enum):
-    """How a row of a source is read; `auto` decides by the columns of each file's first row."""
+    """How a row of a source is read; `auto` decides by the columns of each file's first row. docs/data.md has their
+    fields."""
 
     auto = "auto"
     messages = "messages"

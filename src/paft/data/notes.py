@@ -22,25 +22,32 @@ PLACEHOLDER = re.compile(r"\{\{ ?\w+ ?\}\}")
 
 @dataclass
 class Notes:
+    keep_openings: bool = False
+    num_rows: int = 0
     openings: list[str] = field(default_factory=list)
-    """Of every row what the user says first."""
+    """Of every row what the user says first, where that is to be kept: a million texts are not for nothing."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Field that says something and is not used -> rows that have it."""
     taken_for: dict[str, str] = field(default_factory=dict)
     """File -> format and fields of its first row."""
-    placeholders: list[str] = field(default_factory=list)
-    """Of every row that has one the first."""
+    placeholder: str = ""
+    num_placeholders: int = 0
+    """The first of them, and the rows that have one."""
 
     def add(
         self, raw: RawRow, row: TrainingRow, row_format: RowFormat, shapes: Mapping[RowFormat, Shape]
     ) -> None:
         shape = shapes[row_format]
-        self.openings.append(opening(row))
+        self.num_rows += 1
+        if self.keep_openings:
+            self.openings.append(opening(row))
         self.ignored.update(ignored_fields(raw.value, shape))
         if raw.file not in self.taken_for and isinstance(raw.value, Mapping):
             fields = ", ".join(name for name in raw.value if name in shape.used)
             self.taken_for[raw.file] = f"{row_format.value} ({fields})"
-        self.placeholders.extend(_placeholders(row)[:1])
+        if text := _placeholder(row):
+            self.placeholder = self.placeholder or text
+            self.num_placeholders += 1
 
     @property
     def read_as(self) -> str:
@@ -52,10 +59,10 @@ class Notes:
 
     def log(self, source: str, num_rows: int) -> None:
         log.info("%s: %d rows read as %s", source, num_rows, self.read_as)
-        if self.placeholders:
+        if self.num_placeholders:
             log.warning(
                 "%s: %d of the rows hold text as %s, which is learnt as it is written; fill it in if it is meant to be",
-                source, len(self.placeholders), self.placeholders[0],
+                source, self.num_placeholders, self.placeholder,
             )  # fmt: skip
 
 
@@ -67,9 +74,7 @@ def refuse_beside_text(row: TrainingRow) -> None:
         )
 
 
-def _placeholders(row: TrainingRow) -> list[str]:
-    return [
-        found[0]
-        for message in messages_of(row)
-        if "{{" in message["content"] and (found := PLACEHOLDER.search(message["content"]))
-    ]
+def _placeholder(row: TrainingRow) -> str:
+    """The first in a row; empty where there is none."""
+    texts = (message["content"] for message in messages_of(row) if "{{" in message["content"])
+    return next((match[0] for text in texts if (match := PLACEHOLDER.search(text))), "")

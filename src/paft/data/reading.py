@@ -32,6 +32,11 @@ class RawRow(NamedTuple):
         return f"{self.file}, row {self.number}"
 
 
+def file_of(place: str) -> str:
+    """The file in a `RawRow.place`."""
+    return place.rpartition(", row ")[0]
+
+
 def label_of(source: Source, split: Split) -> str:
     """The source's files, repository or skill, for the log."""
     match source:

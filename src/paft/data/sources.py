@@ -12,7 +12,15 @@ from paft.config import BadRows, DemoSource, RowFormat, Source
 from paft.config.formats import CONVERSATIONS, PAIRS, UNPAIRED, Shape
 from paft.data.held_out import draw
 from paft.data.notes import Notes, refuse_beside_text
-from paft.data.reading import DEMO_VALIDATION_ROWS, RawRow, Split, has_validation, label_of, raw_rows
+from paft.data.reading import (
+    DEMO_VALIDATION_ROWS,
+    RawRow,
+    Split,
+    file_of,
+    has_validation,
+    label_of,
+    raw_rows,
+)
 from paft.data.rows import (
     conversation_format,
     in_words_of_file,
@@ -82,8 +90,12 @@ class CheckedRows(Generic[Row]):
 
     @property
     def row_format(self) -> RowFormat:
-        """That of the first file."""
+        """That of the first file; `format_at` tells files apart."""
         return next(iter(self.formats.values()))
+
+    def format_at(self, location: str) -> RowFormat:
+        """That of the file in which a row stands."""
+        return self.formats[file_of(location)]
 
     def __len__(self) -> int:
         return self.num_rows
@@ -123,7 +135,7 @@ def unpaired_rows(source: Source, split: Split) -> CheckedRows[UnpairedRow]:
 
 
 def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
-    problems, notes, formats = Problems(), Notes(), dict[str, RowFormat]()
+    problems, notes, formats = Problems(), Notes(keep_openings=source.held_out > 0), dict[str, RowFormat]()
     for raw in raw_rows(source, split):
         if raw.file not in formats and not isinstance(raw.value, ValueError):
             formats[raw.file] = _detected(raw, source, kind)
@@ -140,7 +152,7 @@ def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
     held_out: frozenset[int] = frozenset()
     if source.held_out and split != "validation":
         held_out = draw(notes.openings, source.held_out, source.held_out_seed)
-    num_rows = len(held_out) if split == "held_out" else len(notes.openings) - len(held_out)
+    num_rows = len(held_out) if split == "held_out" else notes.num_rows - len(held_out)
     rows = CheckedRows(source, split, kind, formats, num_rows, problems.count, held_out=held_out)
     if isinstance(source, DemoSource):
         return rows
