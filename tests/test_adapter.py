@@ -149,19 +149,27 @@ def test_base_fingerprint_tells_models_apart():
 
 
 def test_an_adapter_on_a_tensor_that_is_in_no_file_is_refused_before_training(tmp_path):
-    """It could never be merged: of a tied head, and of every layer of a base that was saved without its head."""
-    model = small_model("llama", tie_word_embeddings=True)
-    model.save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    config = LocalModel(name="mine", path=str(tmp_path), dtype=DType.float32)
-    for target, saved in (("lm_head", model), ("q_proj", model.model)):
-        saved.save_pretrained(tmp_path)
-        lora = LoraConfig(rank=2, alpha=2, target_modules=[target])
-        module = SFTModule(
-            tmp_path,
-            BranchStage(config, branch(SFTConfig, lora=lora), Template.chatml, 0),
-            TrainerConfig(),
-            num_steps=1,
-        )
-        with pytest.raises(ValueError, match=rf"{target}.weight is not among the tensors of"):
-            module.configure_model()
+    """It could never be merged: of a tied head."""
+    module = on_tied_base(tmp_path, "lm_head", lambda model: model)
+    with pytest.raises(ValueError, match=r"lm_head.weight is not among the tensors of"):
+        module.configure_model()
+
+
+def test_a_tied_base_that_was_saved_without_the_prefix_of_its_model_is_trained(tmp_path):
+    """As GPT-2 on the hub: the names in its file are not those in the model, and the adapter can be merged."""
+    module = on_tied_base(tmp_path, "q_proj", lambda model: model.model)
+    module.configure_model()
+    module.backbone.save(tmp_path / "adapter", {})
+    assert set(read_adapter(tmp_path / "adapter", tmp_path)) == {
+        name.removeprefix("model.") for name in module.backbone.adapted_weights()
+    }
+
+
+def on_tied_base(folder, target, part):
+    """The module of an adapter on `target` of a tied base, of which `part` is saved."""
+    part(small_model("llama", tie_word_embeddings=True)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    config = LocalModel(name="mine", path=str(folder), dtype=DType.float32)
+    lora = LoraConfig(rank=2, alpha=2, target_modules=[target])
+    stage = BranchStage(config, branch(SFTConfig, lora=lora), Template.chatml, 0)
+    return SFTModule(folder, stage, TrainerConfig(), num_steps=1)

@@ -16,13 +16,14 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from whole_weights import slerp_full
 
-from paft.config import MergeConfig, Rescale, Scope, SlerpSpace
-from paft.delta.adapter import read_adapter, zero_factors
+from paft.config import MergeConfig, Rescale, Scope, Space
+from paft.delta.adapter import read_adapter
+from paft.delta.delta import zero_delta
 from paft.files.safetensors import read_checkpoint
 from paft.merge import stream
 from paft.merge.__main__ import main
 from paft.merge.apply import apply_adapters, merge_adapters, variant
-from paft.merge.method import gram_of_factors
+from paft.merge.method import gram_of_deltas
 from paft.merge.methods import (
     DareLinear,
     DareTies,
@@ -96,15 +97,15 @@ def in_memory(base: Path, adapters: dict[str, Path], method: MergeConfig) -> dic
     weights = weights_of(base)
     for name in {name for adapter in read.values() for name in adapter}:
         weight = weights[name].float().numpy()
-        factors = [a[name].load() if name in a else zero_factors(weight.shape) for a in read.values()]
+        factors = [a[name].load() if name in a else zero_delta(weight.shape) for a in read.values()]
         deltas = [delta[:] for delta in factors]
         match method:
             case Linear():
                 merged = linear(deltas, method.weights)
             case TaskArithmetic():
                 merged = task_arithmetic(deltas, method.weights, scale=method.scale)
-            case Slerp(space=SlerpSpace.delta):
-                merged = along(delta_arc(gram_of_factors(*factors), method.t), deltas)
+            case Slerp(space=Space.delta):
+                merged = along(delta_arc(gram_of_deltas(*factors), method.t), deltas)
             case Slerp():
                 merged = slerp_full(weight, deltas, method.t)
             case Ties(scope=Scope.all):
@@ -125,7 +126,7 @@ METHODS = [
     Linear(weights=[0.7, 0.3]),
     TaskArithmetic(scale=0.5),
     Slerp(t=0.3),
-    Slerp(t=0.3, space=SlerpSpace.full),
+    Slerp(t=0.3, space=Space.full),
     Ties(weights=[0.6, 0.9], density=0.3, preference_density=0.7),
     Ties(density=0.2, scope=Scope.all),
     DareTies(density=0.4, seed=7),
@@ -196,7 +197,7 @@ def test_applying_is_adding_in_memory(folders: Any) -> None:
     base, adapters, out = folders
     report = apply_adapters(base, adapters, out)
     model = LlamaForCausalLM.from_pretrained(str(base))
-    add_deltas(model, list(adapters.values()))
+    add_deltas(model, list(adapters.values()), base)
     expected = model.state_dict()
     for name, tensor in weights_of(out).items():
         # torch and numpy multiply the factors with two BLAS libraries: the last place of float32 may differ
@@ -248,7 +249,7 @@ def test_report_says_what_happened(folders: Any) -> None:
 def test_full_slerp_of_lora_deltas_is_linear_everywhere(folders: Any) -> None:
     base, adapters, out = folders
     small = {b: save_adapter(base, f.with_name(f"small-{b}"), 3, size=0.003) for b, f in adapters.items()}
-    assert merge_adapters(base, small, Slerp(space=SlerpSpace.full), out)["linear_share"] == 1.0
+    assert merge_adapters(base, small, Slerp(space=Space.full), out)["linear_share"] == 1.0
 
 
 def test_share_rounded_back_is_counted_in_the_stored_type(tmp_path: Path) -> None:
@@ -303,7 +304,7 @@ def test_an_adapter_of_another_model_is_refused(folders: Any, tmp_path: Path) ->
     wider = LlamaConfig(vocab_size=64, num_hidden_layers=2, **sizes)
     LlamaForCausalLM(wider).save_pretrained(str(tmp_path / "narrow"))
     with pytest.raises(
-        ValueError, match=r"the sft adapter .*down_proj.* as \[32, 48\], the base has \[32, 40\]"
+        ValueError, match=r"the adapter .*sft changes .*down_proj.* as \[32, 48\], the base has \[32, 40\]"
     ):
         apply_adapters(tmp_path / "narrow", {"sft": adapters["sft"]}, out)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from whole_weights import slerp_full
 
-from paft.delta.adapter import Factors
+from paft.delta.delta import Factors
 from paft.delta.rows import Array
-from paft.merge.method import gram_of_factors
+from paft.merge.method import gram_of_deltas
 from paft.merge.methods import dare_linear, dare_ties, linear, task_arithmetic, ties
 from paft.merge.slerp import delta_arc, full_arc, gram_of, slerp
 
@@ -171,7 +171,7 @@ def test_full_space_is_linear_for_small_deltas_only() -> None:
     assert not delta_arc(gram_of(first, second), 0.5).linear
 
 
-def test_gram_of_factors_against_dense_deltas() -> None:
+def test_gram_of_deltas_against_dense_deltas() -> None:
     generator = np.random.default_rng(0)
     factors = [
         Factors(*(generator.standard_normal(size, np.float32) for size in [(rank, 300), (200, rank)]), 0.7)
@@ -180,9 +180,9 @@ def test_gram_of_factors_against_dense_deltas() -> None:
     dense = [delta[:].astype(np.float64) for delta in factors]
     expected = [(dense[i] * dense[j]).sum() for i, j in ((0, 0), (1, 1), (0, 1))]
     # the dense deltas are rounded to float32
-    np.testing.assert_allclose(gram_of_factors(*factors), expected, rtol=1e-5)
+    np.testing.assert_allclose(gram_of_deltas(*factors), expected, rtol=1e-5)
     expected_cosine = expected[2] / math.sqrt(expected[0] * expected[1])
-    assert gram_of_factors(*factors).cosine == pytest.approx(expected_cosine, abs=1e-7)
+    assert gram_of_deltas(*factors).cosine == pytest.approx(expected_cosine, abs=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every `python train.py` line of README and docs is composed into a typed config, as far as nothing is left open."""
+"""Every command of README and docs that names a cell is composed into a typed config, if it leaves nothing open."""
 
 import re
 import shlex
@@ -20,6 +20,8 @@ def commands() -> list[str]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         found += re.findall(r"^    (python train\.py.*)$", text, re.M)
         found += re.findall(r"`(python train\.py[^`]*)`", text)
+        cells = re.findall(r"^    python -m paft\.(?:export|chat) (.*)$", text, re.M)
+        found += [f"python train.py {re.sub(r' --.*', '', words)}" for words in cells]
     bare = dict.fromkeys(re.sub(r" +#.*", "", command) for command in found)
     return [command for command in bare if not OPEN.search(command)]
 

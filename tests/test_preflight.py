@@ -145,11 +145,15 @@ def gpt2(tmp_path: Path) -> Path:
 
 
 def test_layers_that_a_base_has_not_are_told_before_its_rows_are_read(compose, gpt2):
-    config = compose("experiment=smoke", "model=local", f"model.path={gpt2}", "paradigm=preference")
+    config = compose(
+        *("experiment=smoke", "model=local", f"model.path={gpt2}", "paradigm=preference"),
+        "preference.lora.target_modules=[q_proj,c_attn]",
+    )
     stages = list(build(config).walk())
 
     with pytest.raises(
-        ValueError, match=r"preference\.lora\.target_modules \['q_proj', .* of gpt2; it has lm_h"
+        ValueError,
+        match=r"preference\.lora\.target_modules \['q_proj'\] match .* of gpt2; it has c_attn, c_fc, ",
     ):
         before_stages(config, stages)
 

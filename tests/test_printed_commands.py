@@ -18,7 +18,7 @@ COMMAND = re.compile(
 )
 TESTED = {"python -m paft.report docs", "wandb sync", "make study", "make study-gsm8k-hh"}
 """Beside those of `train_command`, which builds every command of train.py."""
-PROGRAMS = ("python -m paft.report", "python -m paft.merge")
+PROGRAMS = tuple(f"python -m paft.{name}" for name in ("report", "merge", "export", "chat"))
 """What argparse calls its programs."""
 
 

@@ -116,7 +116,7 @@ def test_a_sequential_delta_is_added_before_rounding(tmp_path):
     module = make(BRANCHES["dpo"], model=NF4, deltas=(tmp_path / "adapter",))
 
     moved = load_base(base_folder(MODEL), MODEL)
-    add_deltas(moved, [tmp_path / "adapter"])
+    add_deltas(moved, [tmp_path / "adapter"], base_folder(MODEL))
     for path, layer in packed_layers(module).items():
         packed, state = bitsandbytes.functional.quantize_4bit(
             moved.get_submodule(path).weight.data, quant_type="nf4", compress_statistics=True

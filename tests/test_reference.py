@@ -43,7 +43,7 @@ def test_scores_against_plain_transformers(compose, tmp_path, paradigm):
     if paradigm == "sequential":
         from paft.model.adapters import add_deltas
 
-        add_deltas(base, [store.path(stage.inputs["sft"]) / "adapter"])
+        add_deltas(base, [store.path(stage.inputs["sft"]) / "adapter"], base_folder(config.model))
 
     scores = pd.read_parquet(folder / FILE)
 

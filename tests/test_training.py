@@ -132,7 +132,7 @@ def test_sequential_reference_is_the_sft_model(saved):
 def test_two_deltas_are_added_before_the_one_cast_to_bfloat16(saved):
     base = load_base(base_folder(BFLOAT16), BFLOAT16)
     plain = {n: p.clone() for n, p in base.named_parameters()}
-    add_deltas(base, [saved, saved])
+    add_deltas(base, [saved, saved], base_folder(BFLOAT16))
     name = "model.layers.0.self_attn.q_proj.weight"
     expected = (plain[name].float() + 2 * read_adapter(saved)[name].dense()).bfloat16()
     assert torch.equal(dict(base.named_parameters())[name], expected)

@@ -57,9 +57,13 @@ def specification(report: Any) -> Any:
 
 
 def rendered(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], *, generation: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict[str, Any]],
+    *,
+    generation: bool,
+    tools: list[dict[str, Any]] | None = None,
 ) -> str:
-    """The text of `apply_chat_template`, for messages of plain strings in less than half of its time.
+    """The text of `apply_chat_template`, for messages and tools of plain data in less than half of its time.
 
     It copies every message twice, in case it is no plain data.
     """
@@ -67,11 +71,16 @@ def rendered(
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+        given: Any = tools or None
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tools=given, tokenize=False, add_generation_prompt=generation
+            )
+        )
     template = _compile_jinja_template(tokenizer.get_chat_template())
     names = tokenizer.special_tokens_map
     return str(
         template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=generation, **names
+            messages=messages, tools=tools or None, documents=None, add_generation_prompt=generation, **names
         )
     )

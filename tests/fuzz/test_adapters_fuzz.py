@@ -27,7 +27,7 @@ from hostile import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from paft.config import SlerpSpace
+from paft.config import Space
 from paft.delta.statistics import adapter_statistics, read_adapter
 from paft.merge.apply import apply_adapters, merge_adapters
 from paft.merge.methods import DareTies, Linear, Slerp, TaskArithmetic, Ties
@@ -44,7 +44,7 @@ CONFIG = {
     "target_modules": ["q_proj"],
 }
 BASE = safetensors(*entries({f"{layer}.weight": [OUT, IN] for layer in LAYERS} | {"model.norm.weight": [IN]}))
-METHODS = [Linear(), TaskArithmetic(), Slerp(), Slerp(space=SlerpSpace.full), Ties(), DareTies()]
+METHODS = [Linear(), TaskArithmetic(), Slerp(), Slerp(space=Space.full), Ties(), DareTies()]
 method = st.sampled_from(METHODS)
 
 
@@ -110,8 +110,21 @@ dtype = (
 size = st.sampled_from([0, 1, 2, 4, 6, -1, 2**40, 2**63, True, 2.0, "2", None]) | number
 shape = st.lists(size, max_size=4) | value
 offsets = st.tuples(size, size).map(list) | st.lists(size, max_size=3) | value
+PARTS = [
+    *(
+        factor(LAYERS[0], part)
+        for part in ("magnitude_vector", "B.bias", "embedding_A", "A.default", "B.other")
+    ),
+    *(
+        f"base_model.model.{name}.weight"
+        for name in (LAYERS[0], "model.norm", f"{LAYERS[0]}.base_layer", "lm_head")
+    ),
+]
+"""What an adapter file may hold beside pairs of factors."""
 names = (
-    st.sampled_from([*SHAPES, "__metadata__", "../" * 9 + "etc/passwd.lora_A.weight", ".lora_A.weight"])
+    st.sampled_from(
+        [*SHAPES, *PARTS, "__metadata__", "../" * 9 + "etc/passwd.lora_A.weight", ".lora_A.weight"]
+    )
     | text
 )
 
@@ -159,6 +172,7 @@ SETTINGS = (
         "init_lora_weights",
     ),
     *("target_modules", "base_model_name_or_path", "revision", "modules_to_save", "use_dora"),
+    *("fan_in_fan_out", "ensure_weight_tying", "lora_bias"),
 )
 pattern = st.dictionaries(
     st.sampled_from(["q_proj", "(", "[", "*", ".*", "(?P<a>", "\\", "../q_proj"]) | text, value, max_size=2

@@ -51,7 +51,7 @@ class BatchEncoder(ChatEncoder):
         self.read = Words(self.encode_all).encode_all if by_word else self.encode_all
 
     def conversations(self, rows: Sequence[Conversation]) -> list[Encoded | ValueError]:
-        turns = [_tried(self.turns, row.messages) for row in rows]
+        turns = [_tried(lambda r: self.turns(r.messages, r.tools), row) for row in rows]
         encode = self._reader(chain.from_iterable(map(self.labels.asked, _good(turns))))
         return [_tried(lambda t: self.labels.row(t, encode), t) for t in turns]
 

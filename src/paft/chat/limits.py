@@ -23,14 +23,20 @@ def refuse_tokens_without_embedding(vocabulary: Mapping[str, int], folder: Path)
     An embedding with more rows than there are tokens is none of that. Nothing is said of a folder without
     config.json.
     """
-    rows = _settings(folder).get("vocab_size")
+    rows = embedding_rows(folder)
     token, largest = max(vocabulary.items(), key=lambda item: item[1])
-    if isinstance(rows, int) and largest >= rows:
+    if rows is not None and largest >= rows:
         raise ValueError(
             f"the tokenizer for {folder} has the token {token!r} of id {largest}, but the model's embedding has "
             f"{rows} rows (vocab_size in config.json); remove the added tokens from the tokenizer, or save the model "
             f"after model.resize_token_embeddings({largest + 1})"
         )
+
+
+def embedding_rows(folder: Path) -> int | None:
+    """How many ids the model in `folder` has embeddings for, by its config.json; None where that does not say."""
+    rows = _settings(folder).get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def max_positions(folder: Path) -> int | None:

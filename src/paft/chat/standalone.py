@@ -10,11 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from paft.chat.limits import refuse_tokens_without_embedding
 from paft.chat.proof import reads_alike
 from paft.chat.template import stop_ids, with_bos
+from paft.chat.vocabulary import vocabulary_of
 from paft.files.jsonfile import read_object, write_json
 from paft.files.replacing import replacing
 
@@ -86,7 +85,7 @@ def brought_tokenizer(adapters: Iterable[Path], base: Path) -> Path | None:
     of `base`."""
     brought = tokenizer_folder(adapters)
     if brought is not None and (brought / "tokenizer.json").is_file():
-        refuse_tokens_without_embedding(_vocabulary(brought / "tokenizer.json"), base)
+        refuse_tokens_without_embedding(vocabulary_of(brought / "tokenizer.json"), base)
     return brought
 
 
@@ -95,21 +94,15 @@ def tokenizer_folder(adapters: Iterable[Path]) -> Path | None:
 
     Raises `ValueError` where two have different ones, as one model answers in one template.
     """
-    templates = [(folder, text) for folder in adapters if (text := _template(folder)) is not None]
+    templates = [(folder, text) for folder in adapters if (text := template_of(folder)) is not None]
     for (a, first), (b, second) in pairwise(templates):
         if first != second:
             raise ValueError(
                 f"{a} and {b} were trained with different chat templates, so no merge of them answers in "
-                "either; train both with one, or remove the tokenizer files from the one that is not to be used"
+                "either; train both with one, remove the tokenizer files from the one that is not to be used, or say "
+                "which it is with --tokenizer of python -m paft.merge"
             )
     return templates[0][0] if templates else None
-
-
-def _vocabulary(path: Path) -> dict[str, int]:
-    try:
-        return dict(Tokenizer.from_file(str(path)).get_vocab())
-    except Exception as error:  # tokenizers has no type of its own
-        raise ValueError(f"{path} cannot be read: {error}; save the adapter's tokenizer again") from None
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
@@ -136,7 +129,7 @@ def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
-def _template(folder: Path) -> Any:
+def template_of(folder: Path) -> Any:
     """The chat template of a folder with a tokenizer, as transformers finds it."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")

@@ -20,7 +20,6 @@ from paft.config import RunConfig, TrainerConfig, decode
 from paft.files.jsonfile import write_json
 from paft.graph.build import build
 from paft.graph.stage import Stage, canonical
-from paft.graph.stages import STAGES
 from paft.process import slurm
 from paft.process.agent import die_with_parent
 from paft.process.allocator import keep_freed_memory
@@ -41,7 +40,7 @@ def on_devices(
     `ValueError` for a mistake of the user's, in a rank too, and if there are not as many nodes as
     `trainer.num_nodes`; `Interrupted` if a signal stopped it.
     """
-    if not STAGES[stage.name].on_devices:
+    if not stage.kind.on_devices:
         return module_of(stage).run(stage, inputs, out, context)
     settings = context.running.trainer
     slurm.require_nodes(settings.num_nodes)
@@ -55,7 +54,7 @@ def on_devices(
 
 
 def module_of(stage: Stage) -> ModuleType:
-    return importlib.import_module(STAGES[stage.name].module)
+    return importlib.import_module(stage.kind.module)
 
 
 def _here(

@@ -20,6 +20,7 @@ from paft.command.launchers import refuse_single_run
 from paft.command.mistakes import explain, is_mistake
 from paft.command.search import objective, refuse_training, trial_command
 from paft.command.sweep import Sweep, unwrapped
+from paft.command.unread import refuse_unused
 from paft.command.words import flag_first
 from paft.graph.build import build
 from paft.plan import show_plan
@@ -89,6 +90,7 @@ def _run(cfg: DictConfig, failures: Failures | None) -> float | None:
     alone = job.mode is hydra.types.RunMode.RUN
     if alone:
         refuse_single_run(job.launcher)
+        refuse_unused(job.overrides.task, [config])
     cell = build(config)
     if config.plan:
         if alone:  # a grid is planned as a whole, see Sweep

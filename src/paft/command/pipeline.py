@@ -11,13 +11,13 @@ from typing import Any
 
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
+from paft.command.judged import require_judged_cell
 from paft.command.libraries import in_four_bits, quiet_libraries
 from paft.command.preflight import before_stages, refuse_columns
 from paft.config import RunConfig
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
-from paft.graph.stages import STAGES
 from paft.proof.record import device_of, known, proved_paths
 from paft.store.context import Context
 from paft.store.store import Store
@@ -62,16 +62,17 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     """
     missing = list(missing)
     quiet_libraries(missing)
+    require_judged_cell(config, missing)
     if in_four_bits(missing):
         from paft.model.quantize import refuse_without_package
 
         refuse_without_package()
-    here = {s.name for s in missing if config.trainer.world_size == 1 or not STAGES[s.name].on_devices}
-    for name in sorted(here):
-        importlib.import_module(STAGES[name].module)
+    here = [s for s in missing if config.trainer.world_size == 1 or not s.kind.on_devices]
+    for module in sorted({s.kind.module for s in here}):
+        importlib.import_module(module)
     if missing:
         before_stages(config, missing)
-    if "evaluate" in here:
+    if any(s.name == "evaluate" for s in here):
         from paft.evaluate.columns import require_items
 
         refuse_columns([config.evaluate])
@@ -85,7 +86,7 @@ def prove_bases(missing: Iterable[Stage], context: Context) -> None:
         return
     from paft.model.base import base_folder
 
-    bases = {s.config.model.name: s.config.model for s in missing if STAGES[s.name].runs_base}
+    bases = {s.config.model.name: s.config.model for s in missing if s.kind.runs_base}
     for model in bases.values():
         proved_paths(base_folder(model, offline=context.running.offline), model, device_of(trainer))
 
@@ -103,7 +104,7 @@ def run_stage(
     with failures.of(stage) if failures else nullcontext():
         metrics = on_devices(stage, inputs, out, context, config)
     device = device_of(context.running.trainer)
-    if STAGES[stage.name].runs_base and (proof := known(stage.config.model, device)):
+    if stage.kind.runs_base and (proof := known(stage.config.model, device)):
         metrics |= {"base_difference": proof["largest_difference"]}
     return metrics
 

@@ -13,7 +13,6 @@ from paft.command.compose import to_config
 from paft.command.words import config_folders, one_cell, train_command
 from paft.config import EvaluateSplit, RunConfig
 from paft.graph.stage import Stage
-from paft.graph.stages import TRAINED
 from paft.store.store import Store
 
 log = logging.getLogger("paft")
@@ -24,7 +23,7 @@ def refuse_training(config: RunConfig, cell: Stage, command: Callable[..., str])
 
     `command` gives the command that runs this cell with changes, as `no_training=false`.
     """
-    missing = [s for s in Store(config.store, verify=False).missing(cell) if s.name in TRAINED]
+    missing = [s for s in Store(config.store, verify=False).missing(cell) if s.kind.trains]
     if config.no_training and missing:
         weight, branches = config.sft.l1.weight, ", ".join(f"{s} (seed {config.seed})" for s in missing)
         raise ValueError(

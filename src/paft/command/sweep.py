@@ -23,6 +23,7 @@ from paft.command.launchers import refused_jobs, require_launcher
 from paft.command.mistakes import explain
 from paft.command.preflight import refuse_columns_of
 from paft.command.search import best_trial, refuse_search, warn_of_split
+from paft.command.unread import refuse_unused
 from paft.config import RunConfig
 from paft.graph.build import build
 from paft.plan import show_plan
@@ -74,6 +75,7 @@ class Sweep(Callback):
             return
         self.words = expand(config)
         self.configs = compose_cells(self.words, partial(cell_config, config))
+        refuse_unused(config.hydra.overrides.task, self.configs)
         cells = [(c, build(c)) for c in self.configs]
         self.keys = [cell.key for _, cell in cells]
         if self.configs and self.configs[0].plan:

@@ -1,9 +1,11 @@
-"""What the graph of a cell does not read need not be given: `paradigm=sft` asks for no preference rows.
+"""What the graph of a cell does not read need not be given: `paradigm=sft` asks for no preference rows, and a branch
+that is taken (`sft.adapter`) for none of its own.
 
 A part is the beginning of a key, as `data.preference`. `merge` is read by `paradigm=parallel` alone, but for the
-settings that every stage of that name has (`merge.keep`, `merge.dtype`), which have defaults.
+settings that every stage of that name has (`merge.keep`, `merge.dtype`, ...), which have defaults.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
@@ -11,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from paft.config import Paradigm, Rows
+from paft.config import Paradigm, Rows, RunConfig, TakenKind
 
 BRANCHES = ("sft", "preference")
 
@@ -22,10 +24,42 @@ def unread_parts(cfg: DictConfig) -> list[str]:
     if not isinstance(value, Paradigm) and value not in {paradigm.value for paradigm in Paradigm}:
         return []
     trained = Paradigm(value).branches
-    with_rows = {*trained, *_scored_rows(cfg)}
+    with_rows = {branch for branch in trained if not _is_taken(cfg, branch)} | _scored_rows(cfg)
+    with_rows |= set(trained) if Paradigm(value) is Paradigm.parallel and _needs_rows(cfg) else set()
     parts = [branch for branch in BRANCHES if branch not in trained]
     parts += [f"data.{branch}" for branch in BRANCHES if branch not in with_rows]
+    parts += [
+        f"data.{branch}.path" for branch in with_rows if _has_mixture(OmegaConf.select(cfg, f"data.{branch}"))
+    ]
     return parts if Paradigm(value) is Paradigm.parallel else [*parts, "merge"]
+
+
+def _is_taken(cfg: DictConfig, branch: str) -> bool:
+    """Whether a branch is taken from elsewhere, and trained on no rows."""
+    places = (OmegaConf.select(cfg, f"{branch}.{kind.value}") for kind in TakenKind)
+    return any(place is not None for place in places)
+
+
+def _needs_rows(cfg: DictConfig) -> bool:
+    """Whether the merge looks at training rows of the branches."""
+    method = OmegaConf.get_type(cfg, "merge") if "merge" in cfg else None
+    return isinstance(method, type) and getattr(method, "needs", None) is not None
+
+
+def refuse_unused(words: Iterable[str], configs: Sequence[RunConfig]) -> None:
+    """Raise `ValueError` for a word of a command that says how to train a branch which every cell takes as it is."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        branch = "sft" if key == "lambda" else key.partition(".")[0]
+        if branch not in BRANCHES or key in {f"{branch}.{kind.value}" for kind in TakenKind}:
+            continue
+        taken = [getattr(config, branch).taken for config in configs]
+        if taken and all(taken):
+            kind, place = taken[0]
+            raise ValueError(
+                f"{word} has no effect: the branch is taken as it is, from {branch}.{kind.value}={place}; leave one of "
+                "them out"
+            )
 
 
 def _scored_rows(cfg: DictConfig) -> set[str]:
@@ -33,6 +67,11 @@ def _scored_rows(cfg: DictConfig) -> set[str]:
     tasks = OmegaConf.select(cfg, "evaluate.tasks")
     rows = (task.get("rows") for task in (tasks or {}).values() if isinstance(task, DictConfig))
     return {str(getattr(name, "value", name)) for name in rows if name} & {branch.value for branch in Rows}
+
+
+def _has_mixture(source: Any) -> bool:
+    """Whether a source of files says `mix` in place of `path`."""
+    return isinstance(source, DictConfig) and "mix" in source and bool(source["mix"])
 
 
 def is_in(key: str, parts: list[str]) -> bool:
@@ -59,4 +98,6 @@ def _placeholder(option: "Field[Any]", hint: Any) -> Any:
         return made
     if option.default not in (NO_DEFAULT, MISSING):
         return option.default
+    if kind is Any:
+        return ""
     return next(iter(kind)) if issubclass(kind, Enum) else kind()

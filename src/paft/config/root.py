@@ -1,7 +1,6 @@
 """The whole config of one run."""
 
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
@@ -9,8 +8,11 @@ from omegaconf import MISSING
 from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
-from paft.config.merge import MergeConfig
+from paft.config.judge import AnnotationsJudge, JudgeConfig
+from paft.config.judged import JudgedConfig, MTBenchConfig
+from paft.config.merge import MergeConfig, MergeOutput
 from paft.config.model import DType, ModelConfig
+from paft.config.paradigms import ExpoConfig, JointConfig, Paradigm
 from paft.config.running import (
     HardwareConfig,
     LoggerConfig,
@@ -22,27 +24,6 @@ from paft.config.running import (
 from paft.config.training import PreferenceConfig, SFTConfig
 
 
-class Paradigm(str, Enum):
-    """Which branches are trained, and how: `parallel` merges both, `sequential` trains preference on top of SFT,
-    `sft` and `preference` train one alone, `base` scores the base model."""
-
-    parallel = "parallel"
-    sequential = "sequential"
-    sft = "sft"
-    preference = "preference"
-    base = "base"
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """The branches that are trained."""
-        match self:
-            case Paradigm.base:
-                return ()
-            case Paradigm.sft | Paradigm.preference:
-                return (self.value,)
-        return ("sft", "preference")
-
-
 @dataclass
 class RunConfig(Typed):
     """The root. The root key `lambda` cannot be a Python name; it lives in `sft.l1.weight`."""
@@ -51,8 +32,11 @@ class RunConfig(Typed):
     data: DataConfig = MISSING
     sft: SFTConfig = field(default_factory=SFTConfig)
     preference: PreferenceConfig = MISSING
+    joint: JointConfig = field(default_factory=JointConfig)
+    expo: ExpoConfig = field(default_factory=ExpoConfig)
     merge: MergeConfig = MISSING
     evaluate: EvaluateConfig = MISSING
+    judge: JudgeConfig | None = None
     trainer: TrainerConfig = MISSING
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Comes with the trainer unless named."""
@@ -82,6 +66,8 @@ class RunConfig(Typed):
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         self._check_tasks()
+        self._check_taken()
+        self._check_output()
         loaded_as = self.evaluate.dtype or self.model.dtype
         if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
             raise ValueError(
@@ -91,12 +77,47 @@ class RunConfig(Typed):
         self._check_devices()
 
     def _check_tasks(self) -> None:
+        self._check_judge()
         for column, task in self.evaluate.tasks.items():
             task.refuse_upside_down(column)
             if task.rows:
                 held_out = getattr(self.data, task.rows.value).held_out
                 allowed = f"positive, as the items of evaluate.tasks.{column} are such rows"
                 require(held_out > 0, f"data.{task.rows.value}.held_out", held_out, allowed)
+
+    def _check_taken(self) -> None:
+        """Nothing is taken that is not used; and sequential training makes the preference branch on top of SFT's."""
+        for branch in (self.sft, self.preference):
+            if branch.taken and branch.branch not in self.paradigm.branches:
+                kind, place = branch.taken
+                raise ValueError(
+                    f"{branch.branch}.{kind.value}={place} is not used by paradigm={self.paradigm.value}; leave it "
+                    f"out, or set paradigm=parallel or paradigm={branch.branch}"
+                )
+        if self.paradigm is not Paradigm.sequential:
+            return
+        for branch in (self.sft, self.preference):
+            if branch.checkpoint is not None:
+                raise ValueError(
+                    f"{branch.branch}.checkpoint={branch.checkpoint} cannot be part of paradigm=sequential: to train "
+                    "on top of a whole model give it as the base (model=local model.path=... paradigm=preference); "
+                    "to merge it, paradigm=parallel"
+                )
+        if self.preference.adapter is not None and self.sft.adapter is None:
+            raise ValueError(
+                f"preference.adapter={self.preference.adapter} was not trained on top of an SFT that is still to be "
+                "trained; paradigm=parallel merges it, or give sft.adapter too, and both are added to the base"
+            )
+
+    def _check_output(self) -> None:
+        """A merge with a whole model in it has no rank by itself: said here, not after the other branch's training."""
+        wanting = self.merge.output is MergeOutput.adapter and self.merge.rank is None
+        for branch in (self.sft, self.preference) if wanting else ():
+            if branch.checkpoint is not None:
+                raise ValueError(
+                    f"merge.output=adapter needs merge.rank, as merge.rank=64: {branch.branch}.checkpoint="
+                    f"{branch.checkpoint} is a whole model, which has no rank to add up"
+                )
 
     def _check_devices(self) -> None:
         if self.hardware.accelerator != self.trainer.accelerator:
@@ -116,10 +137,27 @@ class RunConfig(Typed):
         if self.strategy.cpu_offload and devices == 1:
             raise ValueError("strategy.cpu_offload=true needs trainer.devices of at least 2, got 1 device")
         for at in self.paradigm.branches:
+            if getattr(self, at).taken:
+                continue
             rows = getattr(self, at).global_batch_size
             require(
                 rows % devices == 0,
                 f"{at}.global_batch_size",
                 rows,
                 f"a multiple of the {devices} devices, so that each gets the same number of rows",
+            )
+
+    def _check_judge(self) -> None:
+        evaluate, judge = self.evaluate, self.judge
+        if isinstance(evaluate, JudgedConfig) and judge is None:
+            raise ValueError(
+                f"evaluate={evaluate.name} needs a judge: add judge=openai, local or annotations"
+            )
+        if judge is not None and not isinstance(evaluate, JudgedConfig):
+            raise ValueError(
+                f"the judge has nothing to judge in evaluate={evaluate.name}; add evaluate=alpaca_eval or mt_bench"
+            )
+        if isinstance(judge, AnnotationsJudge) and isinstance(evaluate, MTBenchConfig):
+            raise ValueError(
+                "judge=annotations holds AlpacaEval's judgements; MT-Bench needs judge=openai or local"
             )

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, require
+from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
 
+ALL_LINEAR = "all-linear"
+"""In place of names: every linear layer but the output head, as in peft."""
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -16,6 +18,13 @@ class Schedule(str, Enum):
     linear = "linear"
     constant = "constant"
     inverse_sqrt = "inverse_sqrt"
+
+
+class TakenKind(str, Enum):
+    """What is taken in place of a training: a LoRA `adapter`, or a whole fine-tuned model, a `checkpoint`."""
+
+    adapter = "adapter"
+    checkpoint = "checkpoint"
 
 
 class L1Of(str, Enum):
@@ -50,17 +59,23 @@ class LoraConfig(Typed):
     rank: int = 16
     """Columns of A^T and B: the largest rank of a layer's delta."""
     alpha: float = 16.0
-    """The delta is alpha / rank * B A."""
+    """The delta is alpha / rank * B A, with `rslora` alpha / sqrt(rank) * B A."""
     dropout: float = 0.0
     """Share of a layer's inputs that the adapter does not see, drawn by seed, step, row and layer."""
     target_modules: list[str] = field(default_factory=lambda: list(LINEAR_MODULES))
-    """Last names of the linear layers that get an adapter; each must be one of the base's."""
+    """Last names of the linear layers that get an adapter, each one of the base's; or `all-linear`: every one but the
+    output head, which the default means too on a base that has not all of its names."""
+    rslora: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """Scale by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023)."""
 
     def __post_init__(self) -> None:
         require(self.rank > 0, "lora.rank", self.rank, "positive")
         require(self.alpha > 0, "lora.alpha", self.alpha, "positive")
         require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
         require(bool(self.target_modules), "lora.target_modules", self.target_modules, "a non-empty list")
+        if ALL_LINEAR in self.target_modules:
+            allowed = f"{ALL_LINEAR} alone, or names of layers"
+            require(len(self.target_modules) == 1, "lora.target_modules", self.target_modules, allowed)
 
 
 @dataclass
@@ -89,9 +104,22 @@ class BranchConfig(Typed):
     """Times that every row is seen; the last rows that fill no global batch are left out of each."""
     max_steps: int | None = None
     """Optimizer steps; overrides `epochs`."""
+    adapter: str | None = incidental(None)
+    """A LoRA that is taken, not trained: a PEFT folder, or `user/repo@commit` of the Hugging Face hub. Its content is
+    its identity."""
+    checkpoint: str | None = incidental(None)
+    """A fine-tuned model that is taken, not trained: its folder, or `user/repo@commit`. What it adds is its difference
+    from the base."""
 
     def __post_init__(self) -> None:
         at = self.branch
+        if self.adapter is not None and self.checkpoint is not None:
+            raise ValueError(
+                f"{at}.adapter={self.adapter} and {at}.checkpoint={self.checkpoint} are two answers to what the "
+                "branch is; give one of them"
+            )
+        for kind, place in (("adapter", self.adapter), ("checkpoint", self.checkpoint)):
+            require(place != "", f"{at}.{kind}", place, "a folder, user/repo@commit, or null")
         require(self.lr > 0, f"{at}.lr", self.lr, "positive")
         require(0 <= self.warmup_ratio < 1, f"{at}.warmup_ratio", self.warmup_ratio, "in [0, 1)")
         require(self.weight_decay >= 0, f"{at}.weight_decay", self.weight_decay, "at least 0")
@@ -110,6 +138,13 @@ class BranchConfig(Typed):
     @property
     def branch(self) -> str:
         return "preference"
+
+    @property
+    def taken(self) -> tuple[TakenKind, str] | None:
+        """What stands in place of a training, and where it is; None for a branch that is trained."""
+        if self.adapter is not None:
+            return TakenKind.adapter, self.adapter
+        return None if self.checkpoint is None else (TakenKind.checkpoint, self.checkpoint)
 
 
 @dataclass
@@ -168,6 +203,8 @@ class PreferenceConfig(Entry, BranchConfig):
     """Base of the preference objectives; `paft.objectives.objective.Objective` says how to write one."""
 
     entries: ClassVar[dict[str, Any]] = OBJECTIVES
+    rows: ClassVar[Literal["pairs", "unpaired"]] = "pairs"
+    """What it learns from: two answers a row, or one and a judgement of it."""
 
     @staticmethod
     def title_of(name: str) -> str:
@@ -187,3 +224,8 @@ class PreferenceConfig(Entry, BranchConfig):
     def learns_prompt(self) -> bool:
         """Whether the likelihood of the prompt is part of the loss."""
         return False
+
+    @property
+    def weight_of_tail(self) -> float:
+        """Weight of what the longer answer of a pair has beyond as many tokens as the shorter one has."""
+        return 1.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from paft.config import (
+    ALL_LINEAR,
     BranchConfig,
     DType,
     HubModel,
@@ -25,8 +26,6 @@ from paft.files.jsonfile import read_object
 
 BLOCK_N = 512
 """Tokens whose vocabulary-sized logits exist at once."""
-MERGE_COPIES = 8
-"""Float32 tensors of the largest size that exist at once in a merge."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: four bits, its block's maximum in a byte, and the scale of 256 such maxima in float32."""
 MIXTURE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -99,7 +98,8 @@ def parameters(shape: ModelShape) -> int:
 
 def adapted(shape: ModelShape, lora: LoraConfig) -> list[tuple[int, int]]:
     """(inputs, outputs) of the linear layers of one decoder layer that have LoRA factors."""
-    return [size for name, size in linear_sizes(shape).items() if name in lora.target_modules]
+    every = lora.target_modules == [ALL_LINEAR]
+    return [size for name, size in linear_sizes(shape).items() if every or name in lora.target_modules]
 
 
 def lora_parameters(shape: ModelShape, lora: LoraConfig) -> int:
@@ -239,8 +239,3 @@ def forward_memory(
     base += unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes)
     widest = (2 * shape.hidden_size + 3 * shape.intermediate_size) * batch.tokens * item_bytes
     return base + widest + head_memory(shape, batch, item_bytes=item_bytes)
-
-
-def merge_memory(shape: ModelShape) -> float:
-    """Bytes of a merge: float32 copies of the largest tensor, of the base and of both deltas, while it works."""
-    return 4.0 * MERGE_COPIES * max(n * m for n, m in linear_sizes(shape).values())

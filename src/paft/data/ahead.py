@@ -3,9 +3,11 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import TypeVar
 
-from paft.chat.conversation import Conversation, PreferencePair
+from paft.chat.conversation import Conversation, PreferencePair, messages_of
+from paft.chat.unwritten import texts_in
 
 Row = TypeVar("Row", Conversation, PreferencePair)
 Given = TypeVar("Given")
@@ -30,7 +32,8 @@ def batches(rows: Iterable[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
 
 
 def _characters(row: Conversation | PreferencePair) -> int:
-    return sum(len(message["content"]) for messages in vars(row).values() for message in messages)
+    texts = (message["content"] for message in messages_of(row))
+    return sum(map(len, chain(texts, texts_in(row.tools))))
 
 
 def ahead(work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[tuple[Given, Made]]:

@@ -70,7 +70,8 @@ def prepare_sft(
     """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
 
     Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as text. The result maps each
-    split to the fields of `Counts` and, where rows have fields that are not used, `ignored`: in how many rows each is.
+    split to the fields of `Counts`, `read_as`: what rows of files were taken for, and, where rows have fields that are
+    not used, `ignored`: in how many rows each is.
     A model of `positions` reads no longer rows. Memory does not grow with the number of rows.
     Raises ValueError for a template that does not prove right, listing bad rows (before anything is tokenised) and,
     under `too_long=error`, rows whose answer does not fit; also if no row is left.
@@ -122,7 +123,8 @@ def _prepare_split(
         log.info("%s: left out: %d bad rows, %d too long", name, counts.bad_rows, counts.dropped)
     if not counts.rows:
         raise ValueError(f"no row is left for {path.name}: {_why_none(counts, rows.source)}")
-    return asdict(counts) | ({"ignored": rows.ignored} if rows.ignored else {})
+    read_as = {"read_as": rows.read_as} if rows.read_as else {}
+    return asdict(counts) | read_as | ({"ignored": rows.ignored} if rows.ignored else {})
 
 
 def _why_none(counts: Counts, source: Source) -> str:
@@ -143,7 +145,7 @@ def _encoded(
     """The rows within the limits of their source, counted."""
     too_long, bad, ends = Problems(), Problems(), encoder.texts.ends
     for location, row, whole in _tokenised(rows, encode, encoder, bad):
-        too_much = excess(whole, rows.source, rows.row_format)
+        too_much = excess(whole, rows.source, rows.format_at(location))
         if too_much and rows.source.too_long is TooLong.error:
             too_long.add(location, too_much)
         elif too_much and rows.source.too_long is TooLong.drop:

@@ -31,6 +31,13 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice) -> Array: ...
 
 
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(rows, columns) of a tensor as a matrix: [n] is one row, [a, b, c] is [a, b * c], a number is 1 by 1."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
 def row_blocks(shape: Sequence[int], size: int = BLOCK) -> Iterator[slice]:
     """The rows of a matrix in order, about `size` elements at a time, however many threads there are."""
     height = max(1, size // max(1, shape[1]))

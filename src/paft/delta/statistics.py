@@ -6,17 +6,21 @@ training.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from paft.delta import adapter as stored_adapter
+from paft.delta.delta import Delta, Factors
 
 SMALL = 1e-5
 """The absolute threshold of the PAFT paper's sparsity."""
+WIDEST = 1024
+"""Rows or columns, the fewer of them, up to which the singular values of a delta without factors are computed."""
 SAMPLE = 2**16
 """Most elements a Gini coefficient is taken over."""
 CHUNK = 2**15
@@ -40,12 +44,21 @@ class LowRank(NamedTuple):
         return (self.B.float() @ self.A.float()) * self.scaling
 
 
-def read_adapter(folder: Path) -> dict[str, LowRank]:
-    """`paft.delta.adapter.read_adapter` with the factors in memory: float32 tensors."""
-    loaded = {name: stored.load() for name, stored in stored_adapter.read_adapter(folder).items()}
-    return {
-        name: LowRank(torch.from_numpy(f.A), torch.from_numpy(f.B), f.scaling) for name, f in loaded.items()
-    }
+def read_adapter(folder: Path, base: Path | None = None) -> dict[str, LowRank | Tensor]:
+    """`paft.delta.adapter.read_adapter` in memory: float32 factors, and matrices where there are none."""
+    return {name: in_torch(s.load()) for name, s in stored_adapter.read_adapter(folder, base).items()}
+
+
+def in_torch(delta: Delta) -> LowRank | Tensor:
+    """A loaded delta as float32 tensors."""
+    if isinstance(delta, Factors):
+        return LowRank(torch.from_numpy(delta.A), torch.from_numpy(delta.B), delta.scaling)
+    return torch.from_numpy(delta.dense(np.empty(math.prod(delta.shape), np.float32)))
+
+
+def dense(delta: LowRank | Tensor) -> Tensor:
+    """Float32 [out, in]."""
+    return delta.dense() if isinstance(delta, LowRank) else delta.float()
 
 
 def layer_statistics(delta: Tensor | LowRank) -> dict[str, float]:
@@ -56,16 +69,16 @@ def layer_statistics(delta: Tensor | LowRank) -> dict[str, float]:
     - `hoyer` = (sqrt(n) - l1/l2) / (sqrt(n) - 1), 0 for equal magnitudes, 1 for one non-zero (Hoyer 2004);
     - `gini` of |.|; above 2**16 elements of an evenly strided sample of at most that many;
     - `effective_rank` = exp(entropy of the normalised singular values) (Roy & Vetterli 2007), exact from a QR
-      of the factors where there are factors.
+      of the factors where there are factors; left out of a wide delta that has none.
 
     An all-zero delta is the sparsest there is: every share, `hoyer` and `gini` are 1, `effective_rank` is 0.
     """
-    dense = delta.dense() if isinstance(delta, LowRank) else delta.float()
-    magnitude = dense.abs().flatten()
+    values = dense(delta)
+    magnitude = values.abs().flatten()
     n = magnitude.numel()
-    l1, l2 = magnitude.sum(dtype=torch.float64).item(), math.sqrt(_squared_norm(dense))
+    l1, l2 = magnitude.sum(dtype=torch.float64).item(), math.sqrt(_squared_norm(values))
     rms = l2 / math.sqrt(n)
-    return {
+    statistics = {
         "numel": n,
         "share_below_1e-5": _share(magnitude < SMALL),
         "share_zero": _share(magnitude == 0),
@@ -73,19 +86,24 @@ def layer_statistics(delta: Tensor | LowRank) -> dict[str, float]:
         "l1": l1,
         "l2": l2,
         "rms": rms,
-        "hoyer": (math.sqrt(n) - l1 / l2) / (math.sqrt(n) - 1) if l2 else 1.0,
+        "hoyer": (math.sqrt(n) - l1 / l2) / (math.sqrt(n) - 1) if l2 and n > 1 else 1.0,
         "gini": _gini(magnitude),
-        "effective_rank": _effective_rank(delta),
     }
+    if isinstance(delta, LowRank) or min(delta.shape) <= WIDEST:
+        statistics["effective_rank"] = _effective_rank(delta)
+    return statistics
 
 
-def adapter_statistics(adapter: Mapping[str, LowRank]) -> dict[str, dict[str, Any]]:
+def adapter_statistics(
+    adapter: Mapping[str, LowRank | Tensor] | Iterable[tuple[str, LowRank | Tensor]],
+) -> dict[str, dict[str, Any]]:
     """`layer_statistics` of each layer, their mean over layers, and with every element counting once.
 
     Returns {"layers": {name: statistics}, "mean_over_layers": {...}, "over_elements": {...}}; one dense delta
     exists at a time.
     """
-    layers = {name: layer_statistics(delta) for name, delta in adapter.items()}
+    each = adapter.items() if isinstance(adapter, Mapping) else adapter
+    layers = {name: layer_statistics(delta) for name, delta in each}
     rows = list(layers.values())
     numel, l1 = (sum(row[key] for row in rows) for key in ("numel", "l1"))
     l2 = math.hypot(*(row["l2"] for row in rows))
@@ -132,5 +150,7 @@ def _squared_norm(delta: Tensor) -> float:
 
 
 def _mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every key over rows of the same keys."""
-    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0] if key != "numel"}
+    """Mean of every key over the rows that have it."""
+    keys = dict.fromkeys(key for row in rows for key in row if key != "numel")
+    columns = {key: [row[key] for row in rows if key in row] for key in keys}
+    return {key: sum(values) / len(values) for key, values in columns.items()}

@@ -2,9 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from paft.files.safetensors import as_safetensors
+
+ADAPTER_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".tiktoken", ".txt")
 
 
 def digest(data: Any) -> str:
@@ -41,6 +46,19 @@ def content_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    """The files of an adapter folder that say what it is: factors, settings, tokenizer."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in ADAPTER_SUFFIXES)
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """Hex sha256 over names and contents of files, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{file_sha256(path)}\0".encode())
+    return digest.hexdigest()
+
+
 def folder_sha256(folder: Path) -> str:
     """Hex sha256 over names and contents of a model folder's JSON, tokenizer and safetensors files.
 
@@ -51,9 +69,7 @@ def folder_sha256(folder: Path) -> str:
     )
     if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
         raise ValueError(
-            f"{folder} is not a model folder: it needs config.json and *.safetensors, it holds {names or 'nothing'}"
+            f"{folder} is not a model folder: it needs config.json and *.safetensors, it holds {names or 'nothing'}; "
+            f"{as_safetensors(folder)}"
         )
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(f"{name}\0{file_sha256(folder / name)}\0".encode())
-    return digest.hexdigest()
+    return files_sha256(folder / name for name in names)

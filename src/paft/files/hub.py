@@ -1,8 +1,40 @@
-"""What cannot be had from the Hugging Face hub, in one sentence; importing this module loads nothing of the hub's."""
+"""Folders of the Hugging Face hub, and in one sentence what cannot be had of it. Importing this loads none of it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from paft.files.diskfull import is_full
 
+PINNED = re.compile(r"([\w.-]+/[\w.-]+)@(.*)")
+"""`user/repo@commit`"""
+PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt")
+"""The files of a model or an adapter that are read."""
 LOGIN = "`hf auth login` tells this machine who you are"
+
+
+def folder_of(place: str, *, offline: bool) -> Path:
+    """A folder on this disk, or that of `user/repo@commit` in the Hugging Face cache, fetched first if need be.
+
+    Raises `ValueError` for what cannot be had.
+    """
+    match = PINNED.fullmatch(place)
+    if match is None or Path(place).exists():
+        return Path(place)
+    return download(match[1], match[2], PATTERNS, "with a folder of it on this disk", offline=offline)
+
+
+def download(repo: str, revision: str, patterns: Sequence[str], instead: str, *, offline: bool) -> Path:
+    """The cached folder of a repository at a commit. Raises `ValueError` with `instead` for what cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=list(patterns), local_files_only=offline
+        )
+    except (OSError, ValueError) as error:
+        raise unavailable(f"{repo} at {revision:.12}", repo, error, instead) from None
+    return Path(folder)
 
 
 def unavailable(what: str, repo: str, error: Exception, otherwise: str) -> ValueError:

@@ -3,8 +3,10 @@
 A file is an 8-byte length, a JSON header and the tensors' bytes.
 """
 
+import json
 import math
 import re
+import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,9 +59,7 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: read_header(folder / SINGLE)}
     if not (folder / INDEX).is_file():
-        raise ValueError(
-            f"{folder} holds neither {SINGLE} nor {INDEX}; save the model with safetensors weights"
-        )
+        raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}; {as_safetensors(folder)}")
     weight_map = _weight_map(folder / INDEX)
     files = {folder / name: read_header(folder / name) for name in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
@@ -68,6 +68,21 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
                 f"{folder / INDEX} places {name} in {file}, which does not hold it; download it again"
             )
     return files
+
+
+def as_safetensors(folder: Path) -> str:
+    """What makes safetensors of a model: the command where its weights are pickled, which may run code when read."""
+    if not any(folder.glob("pytorch_model*.bin")):
+        return "save the model with safetensors weights"
+    code = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"a, b = {json.dumps(str(folder))}, {json.dumps(f'{folder}-safetensors')}; "
+        'M.from_pretrained(a, dtype="auto").save_pretrained(b); T.from_pretrained(a).save_pretrained(b)'
+    )
+    return (
+        "its weights are pickles (pytorch_model.bin), which are not read, as they may run code. If you trust who made "
+        f"them, this makes a folder of safetensors: python -c {shlex.quote(code)}"
+    )
 
 
 def _weight_map(path: Path) -> dict[str, str]:

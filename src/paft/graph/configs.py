@@ -1,10 +1,25 @@
 """What each stage is told: its own slice of the config, and nothing else. It makes up the stage's key."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
-from paft.config import BranchConfig, EvaluateConfig, MergeConfig, ModelConfig, Source, Template
-from paft.config.checks import UNLESS_DEFAULT
+from paft.config import (
+    BranchConfig,
+    DType,
+    EvaluateConfig,
+    MergeConfig,
+    ModelConfig,
+    PreferenceConfig,
+    Source,
+    Statistic,
+    TakenKind,
+    Template,
+)
+from paft.config.checks import UNLESS_DEFAULT, incidental
+from paft.config.judge import JudgeConfig
+from paft.config.judged import Questions, Sampling
 
 
 @dataclass
@@ -37,6 +52,19 @@ class ReferenceStage:
     model: ModelConfig
     only: FirstSteps | None
     """Score these rows alone; null: all rows."""
+    shorter: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """Also sum either answer up to the length of the shorter one, for an objective with a weight of the tail."""
+
+
+@dataclass
+class JointRows:
+    """SFT rows that a preference training reads beside its pairs, in as many steps as they take by themselves."""
+
+    weight: float
+    """Of the SFT loss beside the preference loss."""
+    global_batch_size: int
+    epochs: int
+    max_steps: int | None
 
 
 @dataclass
@@ -49,11 +77,64 @@ class BranchStage:
     seed: int
     callbacks: list[dict[str, Any]] | None = field(default=None, metadata=UNLESS_DEFAULT)
     """The user's, which may change the training."""
+    joint: JointRows | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """In joint training."""
+
+
+@dataclass
+class TakenStage:
+    """A branch that was trained elsewhere. Its content is its identity, not where it lies."""
+
+    model: ModelConfig
+    """The base that it is a change of."""
+    kind: TakenKind
+    sha256: str = ""
+    """Of its files; empty of one on the hub, which its commit tells."""
+    hub: str = ""
+    """`user/repo@commit`; empty of a folder on this disk."""
+    path: str = incidental("")
+    """The folder; empty of one on the hub."""
+
+    @property
+    def title(self) -> str:
+        """What people call it: the repository, or the last part of the path."""
+        return self.hub.partition("@")[0] or PurePath(os.path.abspath(self.path)).name
+
+
+@dataclass
+class StatisticsStage:
+    """What a branch's own training rows say of the layers that its adapter changes, for merges that ask."""
+
+    model: ModelConfig
+    statistic: Statistic
+    branch: str
+    num_rows: int
+    seed: int
+
+
+@dataclass
+class CoefficientsStage:
+    """How much of each branch's delta every layer takes, learnt on a few rows of both."""
+
+    model: ModelConfig
+    preference: PreferenceConfig
+    """Its loss is minimised beside the SFT loss."""
+    weights: list[float]
+    """What the coefficients start from."""
+    num_rows: int
+    batch_size: int
+    steps: int
+    lr: float
+    preference_loss_weight: float
+    seed: int
 
 
 @dataclass
 class Apply(MergeConfig):
-    """The plain sum of all deltas: the SFT, preference and sequential baselines."""
+    """The plain sum of all deltas: the SFT, preference, joint and sequential baselines."""
+
+    expo: float = field(default=0.0, metadata=UNLESS_DEFAULT)
+    """Added to the weight 1 of the preference delta."""
 
 
 @dataclass
@@ -63,6 +144,8 @@ class MergeStage:
     model: ModelConfig
     method: MergeConfig
     template: Template
+    checkpoints: dict[str, str] = field(default_factory=dict, metadata={"identity": False})
+    """Branch -> where the whole model lies that it was taken as; its content is in the branch's own key."""
 
 
 @dataclass
@@ -72,3 +155,26 @@ class EvaluateStage:
     model: ModelConfig
     template: Template
     evaluate: EvaluateConfig
+
+
+@dataclass
+class GenerateStage:
+    """The answers of the merged model, or of the base where there is no input."""
+
+    model: ModelConfig
+    template: Template
+    questions: Questions
+    sampling: Sampling
+    batch_size: int
+    seed: int
+    limit: int | None
+    dtype: DType | None
+
+
+@dataclass
+class JudgeStage:
+    """A judgement of each answer."""
+
+    model: ModelConfig
+    questions: Questions
+    judge: JudgeConfig

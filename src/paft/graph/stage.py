@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from paft.config.checks import identifies
 from paft.files.fingerprint import digest
+from paft.graph.stages import Kind, kind_of
 
 
 def canonical(value: Any, *, whole: bool = False) -> Any:
@@ -63,6 +64,11 @@ class Stage(Generic[Config]):
     @cached_property
     def _config(self) -> Any:
         return canonical(self.config)
+
+    @property
+    def kind(self) -> Kind:
+        """What stages like this one have in common."""
+        return kind_of(self.name, self.config)
 
     def walk(self) -> Iterator["Stage[Any]"]:
         """Every stage this one needs, inputs first, itself last; each once."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from paft.graph.configs import TakenStage
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -26,7 +28,18 @@ STAGES = {
     "reference": Kind(1, "paft.training.reference", runs_base=True, on_devices=True),
     "sft": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
     "preference": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
+    "statistics": Kind(1, "paft.training.statistics"),
+    "coefficients": Kind(1, "paft.training.coefficients", runs_base=True),
     "merge": Kind(1, "paft.merge.stage"),
+    "generate": Kind(1, "paft.evaluate.generate", runs_base=True),
+    "judge": Kind(1, "paft.judge.stage"),
     "evaluate": Kind(1, "paft.evaluate.stage", runs_base=True),
 }
+TAKEN = Kind(1, "paft.training.taken")
+"""A branch that is taken, not trained, whatever its name."""
 TRAINED = tuple(name for name, kind in STAGES.items() if kind.trains)
+
+
+def kind_of(name: str, config: object) -> Kind:
+    """What the stage of this name does with this config."""
+    return TAKEN if isinstance(config, TakenStage) else STAGES[name]

@@ -1,26 +1,24 @@
-"""From adapter folders to a merged model folder: each tensor is merged, measured and written in one pass."""
+"""From adapters and models to a merged model folder: each tensor is merged, measured and written in one pass."""
 
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from paft.config import DType, MergeConfig, Norm
 from paft.config.checks import identifies
-from paft.delta.adapter import StoredFactors, read_adapters
-from paft.delta.rows import Array, Bits, blocks_of, decode
-from paft.files.safetensors import Stored, read_checkpoint
-from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_factors
+from paft.delta.rows import Bits, decode
+from paft.merge.branches import read_branches
+from paft.merge.counts import Counts, summary
+from paft.merge.method import Method, TensorMerge
 from paft.merge.methods import METHODS, plain_sum
-from paft.merge.norm import common_norm, deltas_of, merged_norm, scaled, with_norm
-from paft.merge.slerp import Gram
-from paft.merge.sparsify import Mask
+from paft.merge.norm import common_norm, merged_norm, scaled, with_norm
+from paft.merge.planned import PlannedMerge, merged_blocks
+from paft.merge.space import plan_of
 from paft.merge.stream import Weight, rewrite
 
 single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
@@ -30,17 +28,37 @@ single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
 def merge_adapters(
     base: Path, adapters: Mapping[str, Path], method: MergeConfig, out: Path, *, same: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Write `base` plus the merged delta of two PEFT adapter folders to `out`, and report on it as JSON data.
+    """Write `base` plus the merged delta of two branches to `out`: `plan_merge`, then `write_model`."""
+    return write_model(plan_merge(base, adapters, method, same=same), out)
 
-    `adapters` maps branch names to folders in the order of the method's weights; ranks and target modules may
-    differ, a module that one branch does not adapt has a zero delta there. The report holds "method",
-    "variant" (every option in one line), "weights", "layers" (cosine and sign conflict of the two deltas, for
-    slerp also whether it was linear), their means ("cosine", "sign_conflict", "linear_share"), "rounded_back"
-    (share of the elements with a non-zero merged delta whose stored value is the base's), "changed_tensors"
-    and "delta_l2"; with `method.norm` also the common "norm".
 
-    Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not
-    known to be the `same` (see `read_adapters`), and for those that `read_adapter` or `rewrite` refuse.
+def apply_adapters(
+    base: Path,
+    adapters: Mapping[str, Path],
+    out: Path,
+    dtype: DType | None = None,
+    *,
+    same: Collection[str] = (),
+) -> dict[str, Any]:
+    """Write `base` plus the plain sum of all deltas to `out`: `plan_sum`, then `write_model`."""
+    return write_model(plan_sum(base, adapters, dtype, same=same), out)
+
+
+def plan_merge(
+    base: Path,
+    adapters: Mapping[str, Path],
+    method: MergeConfig,
+    *,
+    same: Collection[str] = (),
+    inputs: Mapping[str, Path] | None = None,
+) -> PlannedMerge:
+    """The merge of two branches into `base`, by branch name in the order of the method's weights.
+
+    `inputs` hold the folders of what was measured for a method that looks at data.
+
+    A folder is a PEFT adapter or a whole fine-tuned model; what one branch does not change has a zero delta there.
+    Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not known
+    to be the `same` (see `read_adapters`), and for those that `read_branches` refuses.
     """
     name = method_name(method)
     assert isinstance(method, Method)
@@ -49,31 +67,63 @@ def merge_adapters(
             f"{name} merges two adapters, got {len(adapters)}: {', '.join(adapters) or 'none'}; "
             "use apply_adapters for a plain sum"
         )
-    read: Adapters = read_adapters(adapters, same=same)
+    read = read_branches(base, adapters, same=same)
     labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": method.shares}
     with single_threaded_blas():
         if method.norm is not Norm.own:
             labels["norm"] = common_norm(read)
         if method.norm is Norm.branches:
             read = with_norm(read, labels["norm"])
-        plan = method.plan(read)
+        plan = plan_of(method.informed(inputs or {}), read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
-        return labels | _write(base, read, plan, out, method.dtype)
+    return PlannedMerge(base, read, plan, method.dtype, labels)
 
 
-def apply_adapters(
-    base: Path, adapters: Mapping[str, Path], out: Path, dtype: DType | None = None
-) -> dict[str, Any]:
-    """Write `base` plus the plain sum of all deltas to `out`: the single-branch and sequential baselines.
+def plan_sum(
+    base: Path,
+    adapters: Mapping[str, Path],
+    dtype: DType | None = None,
+    *,
+    same: Collection[str] = (),
+    expo: float = 0.0,
+) -> PlannedMerge:
+    """The plain sum of one adapter's delta or more: the single-branch and sequential baselines.
 
-    Takes one adapter or more; reports and refuses as `merge_adapters` does, cosines only where there are two.
+    `expo` is added to the weight 1 of the preference delta. Refuses as `plan_merge` does.
     """
-    read = read_adapters(adapters)
-    weights = [1.0] * len(read)
+    read = read_branches(base, adapters, same=same)
+    weights = [1.0 + (expo if branch == "preference" else 0.0) for branch in read]
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
+    return PlannedMerge(base, read, plain_sum(weights), dtype, labels)
+
+
+def write_model(merge: PlannedMerge, out: Path) -> dict[str, Any]:
+    """Write the merged model to `out`, and report on it as JSON data.
+
+    The report holds "method", "variant" (every option in one line), "weights", "layers" (cosine and sign conflict of
+    two deltas, for slerp also whether it was linear), their means ("cosine", "sign_conflict", "linear_share"),
+    "rounded_back" (share of the elements with a non-zero merged delta whose stored value is the base's),
+    "changed_tensors" and "delta_l2"; with `method.norm` also the common "norm". Raises `ValueError` as `rewrite` does.
+    """
+    counts: dict[str, Counts] = {}
+
+    def change(weight: Weight) -> Iterator[Bits]:
+        tensor, counts[weight.name] = merge.tensor(weight)
+        yield from _merged_rows(weight, tensor, counts[weight.name])
+
     with single_threaded_blas():
-        return labels | _write(base, read, plain_sum(len(weights)), out, dtype)
+        rewrite(merge.base, out, merge.names, change, dtype=merge.dtype)
+    return {**merge.labels, **summary({name: counts[name] for name in merge.names})}
+
+
+def _merged_rows(weight: Weight, tensor: TensorMerge, count: Counts) -> Iterator[Bits]:
+    as_before = weight.dtype == weight.stored.dtype
+    for block in merged_blocks(tensor, weight):
+        after = weight.encode(block.base + block.merged)
+        unchanged = block.before == after if as_before else decode(after, weight.dtype) == block.base
+        count.add(block.deltas, block.merged, unchanged)
+        yield after
 
 
 def method_name(method: MergeConfig) -> str:
@@ -98,92 +148,3 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.12g}"
     return str(value.value if isinstance(value, Enum) else value).lower()
-
-
-def _write(base: Path, adapters: Adapters, plan: Plan, out: Path, dtype: DType | None) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for adapter in adapters.values() for name in adapter))
-    stored = {name: tensor for file in read_checkpoint(base).values() for name, tensor in file.items()}
-    for branch, adapter in adapters.items():
-        _refuse_other_shapes(branch, adapter, stored)
-    counts: dict[str, _Counts] = {}
-
-    def change(weight: Weight) -> Iterator[Bits]:
-        deltas = deltas_of(adapters, weight)
-        tensor = plan(weight.name, deltas, weight)
-        gram = gram_of_factors(*deltas) if len(deltas) == 2 else None
-        count = counts[weight.name] = _Counts(math.prod(weight.shape), gram, tensor.linear)
-        yield from _merged_rows(weight, tensor, count)
-
-    rewrite(base, out, names, change, dtype=dtype)
-    return _summary({name: counts[name] for name in stored if name in counts})
-
-
-def _refuse_other_shapes(
-    branch: str, adapter: Mapping[str, StoredFactors], stored: Mapping[str, Stored]
-) -> None:
-    for name, delta in adapter.items():
-        if name in stored and delta.shape != stored[name].shape:
-            raise ValueError(
-                f"the {branch} adapter changes {name} as {list(delta.shape)}, the base has "
-                f"{list(stored[name].shape)}: was it trained on another model?"
-            )
-
-
-def _merged_rows(weight: Weight, tensor: TensorMerge, count: "_Counts") -> Iterator[Bits]:
-    as_before = weight.dtype == weight.stored.dtype
-    for rows, deltas in blocks_of(*tensor.deltas):
-        before = weight.bits(rows)
-        base = decode(before, weight.stored.dtype)
-        merged = tensor.merge(rows, deltas, base)
-        after = weight.encode(base + merged)
-        count.add(deltas, merged, before == after if as_before else decode(after, weight.dtype) == base)
-        yield after
-
-
-@dataclass
-class _Counts:
-    """What is counted while the rows of one tensor pass by."""
-
-    size: int
-    gram: Gram | None
-    linear: bool | None
-    conflicts: int = 0
-    moved: int = 0
-    rounded_back: int = 0
-    squares: float = 0.0
-
-    def add(self, deltas: Sequence[Array], merged: Array, unchanged: Mask) -> None:
-        if self.gram is not None:
-            self.conflicts += _opposite(*deltas)
-        wide = merged.reshape(-1).astype(np.float64)
-        self.squares += float(wide @ wide)
-        moved = merged != 0
-        self.moved += int(np.count_nonzero(moved))
-        self.rounded_back += int(np.count_nonzero(moved & unchanged))
-
-    def row(self) -> dict[str, Any]:
-        row: dict[str, Any] = {}
-        if self.gram is not None:
-            row = {"cosine": self.gram.cosine, "sign_conflict": self.conflicts / self.size}
-        return row if self.linear is None else row | {"linear": self.linear}
-
-
-def _opposite(a: Array, b: Array) -> int:
-    """At how many positions both are non-zero with opposite signs."""
-    return int(np.count_nonzero(((a > 0) & (b < 0)) | ((a < 0) & (b > 0))))
-
-
-def _summary(counts: Mapping[str, _Counts]) -> dict[str, Any]:
-    layers = {name: count.row() for name, count in counts.items()}
-    rows = list(layers.values())
-    means = {
-        f"{key}_share" if key == "linear" else key: sum(row[key] for row in rows) / len(rows)
-        for key in rows[0]
-    }
-    moved = sum(count.moved for count in counts.values())
-    return means | {
-        "rounded_back": sum(count.rounded_back for count in counts.values()) / moved if moved else 0.0,
-        "changed_tensors": len(layers),
-        "delta_l2": math.sqrt(sum(count.squares for count in counts.values())),
-        "layers": layers,
-    }

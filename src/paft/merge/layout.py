@@ -7,16 +7,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from paft.config import DType
 from paft.files.jsonfile import parse, read_object, write_json
 from paft.files.safetensors import INDEX, SIZES, Stored
 
-STORED = {DType.float32: "F32", DType.bfloat16: "BF16"}
-"""The configuration's names -> those of safetensors."""
+STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""torch's names -> those of safetensors."""
 
 
 def lay_out(
-    path: Path, tensors: Mapping[str, Stored], names: Collection[str], dtype: DType | None
+    path: Path, tensors: Mapping[str, Stored], names: Collection[str], dtype: str | None
 ) -> tuple[bytes, dict[str, Stored]]:
     """The beginning of the new file, up to its first tensor, and its tensors: those in `names` stored as `dtype`.
 
@@ -42,11 +41,11 @@ def _placed(stored: Stored, entry: Mapping[str, list[int]], start: int) -> Store
     return replace(stored, dtype=str(entry["dtype"]), begin=start + begin, end=start + end)
 
 
-def state_dtype(folder: Path, dtype: DType, total_size: int) -> None:
+def state_dtype(folder: Path, dtype: str, total_size: int) -> None:
     """Let a model folder say so itself: its config.json, and the size in its index."""
     config = read_object(folder / "config.json")
     name = "torch_dtype" if "torch_dtype" in config else "dtype"
-    write_json(folder / "config.json", config | {name: dtype.value})
+    write_json(folder / "config.json", config | {name: dtype})
     if (folder / INDEX).is_file():
         index = read_object(folder / INDEX)
         index["metadata"] = (index.get("metadata") or {}) | {"total_size": total_size}

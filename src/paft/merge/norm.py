@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from paft.delta.adapter import Factors, StoredFactors, inner, zero_factors
+from paft.delta.delta import Delta, StoredDelta, inner, zero_delta
 from paft.delta.rows import Rows, blocks_of
 from paft.files.safetensors import read_checkpoint
 from paft.merge.method import Adapters, Plan, TensorMerge
 from paft.merge.stream import THREADS, Weight
 
 
-def adapter_norm(adapter: Mapping[str, StoredFactors]) -> float:
-    """The norm of an adapter's delta, exact from the factors, in float64."""
-    return math.sqrt(sum(inner(factors, factors) for factors in (s.load() for s in adapter.values())))
+def adapter_norm(adapter: Mapping[str, StoredDelta]) -> float:
+    """The norm of an adapter's delta, of factors without computing it, in float64."""
+    return math.sqrt(sum(inner(delta, delta) for delta in (s.load() for s in adapter.values())))
 
 
 def common_norm(adapters: Adapters) -> float:
@@ -38,7 +38,7 @@ def with_norm(adapters: Adapters, norm: float) -> Adapters:
     """Each branch's delta times one factor, so that its norm is `norm`."""
     factors = {branch: norm / adapter_norm(adapter) for branch, adapter in adapters.items()}
     return {
-        branch: {name: replace(s, scaling=s.scaling * factors[branch]) for name, s in adapter.items()}
+        branch: {name: stored.scaled(factors[branch]) for name, stored in adapter.items()}
         for branch, adapter in adapters.items()
     }
 
@@ -46,9 +46,14 @@ def with_norm(adapters: Adapters, norm: float) -> Adapters:
 def scaled(plan: Plan, factor: float) -> Plan:
     """The same merge with its result times `factor`."""
 
-    def scaled_plan(name: str, deltas: list[Factors], base: Rows) -> TensorMerge:
+    def scaled_plan(name: str, deltas: list[Delta], base: Rows) -> TensorMerge:
         merge = plan(name, deltas, base)
-        return replace(merge, combine=lambda kept, rows: np.float32(factor) * merge.combine(kept, rows))
+        ends = merge.coefficients
+        return replace(
+            merge,
+            combine=lambda kept, rows: np.float32(factor) * merge.combine(kept, rows),
+            coefficients=None if ends is None else [factor * c for c in ends],
+        )
 
     return scaled_plan  # type: ignore[return-value]
 
@@ -84,7 +89,7 @@ def _squares(adapters: Adapters, plan: Plan, weight: Weight) -> float:
     return total
 
 
-def deltas_of(adapters: Adapters, weight: Weight) -> list[Factors]:
+def deltas_of(adapters: Adapters, weight: Weight) -> list[Delta]:
     """Every branch's delta of a weight, zero where it does not adapt it."""
     held = [adapter.get(weight.name) for adapter in adapters.values()]
-    return [zero_factors(weight.shape) if factors is None else factors.load() for factors in held]
+    return [zero_delta(weight.shape) if stored is None else stored.load() for stored in held]

@@ -19,39 +19,56 @@ from typing import Any
 
 import numpy as np
 
-from paft.delta.rows import FLOATS, Array, decode
+from paft.delta.base import BaseTensors
+from paft.delta.rows import FLOATS, Array
+from paft.delta.settings import difference_of_settings
+from paft.delta.stored import StoredTensor
 from paft.files.jsonfile import read_object
-from paft.files.safetensors import SIZES, Stored, read_checkpoint
-from paft.merge.stream import read_at
 
 CACHED = re.compile(r"models--([^/]+?)--([^/]+?)(/|$)")
 """In a path of the Hugging Face cache: owner and name of the repository."""
 SEEN = 1024
-"""Values of a tensor that are compared; other weights differ nearly everywhere."""
+"""About how many values of a tensor are compared; other weights differ nearly everywhere."""
 CLOSE = 2.0**-7
 """Relative difference of one model's values stored in bfloat16 and in float32."""
-
-
-INCIDENTAL = {
-    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "bos_token_id", "eos_token_id",
-    "pad_token_id", "quantization_config", "auto_map", "attn_implementation", "_attn_implementation",
-}  # fmt: skip
-"""What config.json of one model may say otherwise in another copy of it."""
 
 
 def refuse_other_base(base: Path, adapters: Mapping[str, Path]) -> None:
     """Raise `ValueError` naming the difference if an adapter was trained on another model than `base`."""
     for branch, folder in adapters.items():
-        told = _settings(folder / "adapter_config.json")
-        name = told.get("base_model_name_or_path") or None
-        if wrong := _difference(base, str(name) if name else None, told):
+        name, told = _stated(folder)
+        if wrong := _difference(base, name, told) or _other_name(base, name):
             raise ValueError(
                 f"the {branch} adapter {folder} was trained on {name or 'another model'}, not on {base}: {wrong}. "
                 "Give the base it was trained on; or add --same-base if you know that this is the one"
             )
 
 
+def base_by_another_name(base: Path, branch: str, folder: Path) -> str | None:
+    """A sentence where an adapter names its base otherwise, and nothing on this disk says that it is another one.
+
+    Raises `ValueError` where the models themselves differ.
+    """
+    name, told = _stated(folder)
+    if wrong := _difference(base, name, told):
+        raise ValueError(
+            f"the {branch} adapter {folder} was trained on {name or 'another model'}, not on {base}: {wrong}. "
+            "Give the base it was trained on"
+        )
+    if wrong := _other_name(base, name):
+        return f"the {branch} adapter {folder} says that it was trained on {name}, {wrong}: taken to be the same model"
+    return None
+
+
+def _stated(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """What an adapter says of its base: the name, and all of its settings."""
+    told = _settings(folder / "adapter_config.json")
+    name = told.get("base_model_name_or_path") or None
+    return str(name) if name else None, told
+
+
 def _difference(base: Path, name: str | None, told: Mapping[str, Any]) -> str | None:
+    """In what the models themselves differ, as far as they are known."""
     if name and (Path(name) / "config.json").is_file():
         return difference_of_models(base, Path(name))
     mapping = told.get("auto_mapping")
@@ -59,10 +76,17 @@ def _difference(base: Path, name: str | None, told: Mapping[str, Any]) -> str | 
     given = _settings(base / "config.json").get("architectures") or []
     if trained and given and trained not in given:
         return f"that is a {trained}, this is a {', '.join(map(str, given))}"
+    return None
+
+
+def _other_name(base: Path, name: str | None) -> str | None:
     known = list(dict.fromkeys(names_of(base)))
-    if name is None or _short(name) in map(_short, known):
-        return None
-    return f"the base is known as {', '.join(known)}"
+    seen = name is None or (Path(name) / "config.json").is_file()
+    return (
+        None
+        if seen or _short(str(name)) in map(_short, known)
+        else f"the base is known as {', '.join(known)}"
+    )
 
 
 def names_of(base: Path) -> Iterator[str]:
@@ -86,38 +110,26 @@ def difference_of_models(a: Path, b: Path) -> str | None:
     """In what two model folders differ, in words; None for one model, whatever its folder, shards and float type."""
     if a.resolve() == b.resolve():
         return None
-    ours, theirs = _settings(a / "config.json"), _settings(b / "config.json")
-    for key in ("model_type", "architectures", *sorted(ours.keys() & theirs.keys())):
-        first, second = ours.get(key), theirs.get(key)
-        if first != second and key not in INCIDENTAL:
-            return f"config.json says {key}={first!r:.100} here and {second!r:.100} there"
-    here, there = _tensors(a), _tensors(b)
+    if differing := difference_of_settings(a, b):
+        return differing
+    here, there = BaseTensors.of(a).tensors, BaseTensors.of(b).tensors
     if apart := sorted(here.keys() ^ there.keys()):
         where = "here" if apart[0] in here else "there"
         return f"only the model {where} holds {apart[0]}"
-    for name, (path, stored) in here.items():
-        other_path, other = there[name]
-        if stored.shape != other.shape:
-            return f"{name} is {list(stored.shape)} here and {list(other.shape)} there"
-        if not np.allclose(_some(path, stored), _some(other_path, other), rtol=CLOSE):
+    for name, tensor in here.items():
+        other = there[name]
+        if tensor.stored.shape != other.stored.shape:
+            return f"{name} is {list(tensor.stored.shape)} here and {list(other.stored.shape)} there"
+        if not np.allclose(_some(tensor), _some(other), rtol=CLOSE):
             return f"{name} has other values there"
     return None
 
 
-def _tensors(folder: Path) -> dict[str, tuple[Path, Stored]]:
-    return {
-        name: (path, s) for path, tensors in read_checkpoint(folder).items() for name, s in tensors.items()
-    }
-
-
-def _some(path: Path, stored: Stored) -> Array:
-    """The first values of a tensor; none of one that is not stored as floats."""
-    if stored.dtype not in FLOATS:
+def _some(tensor: StoredTensor) -> Array:
+    """The first rows of a tensor; none of one that is not stored as floats."""
+    if tensor.stored.dtype not in FLOATS:
         return np.zeros(0, np.float32)
-    size = min(stored.end - stored.begin, SEEN * SIZES[stored.dtype])
-    with path.open("rb") as file:
-        raw = read_at(file, stored.begin, size)
-    return decode(np.frombuffer(raw, FLOATS[stored.dtype]), stored.dtype)
+    return tensor[: max(1, SEEN // max(1, tensor.shape[1]))]
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from operator import add
 from typing import NamedTuple
 
 import numpy as np
 
-from paft.delta.rows import BLOCK, Array
+from paft.delta.rows import BLOCK, Array, Rows, blocks_of
 
 
 class Arc(NamedTuple):
@@ -57,6 +58,12 @@ def gram_of(first: Array, second: Array) -> Gram:
         x, y = (flat[begin : begin + BLOCK].astype(np.float64) for flat in (a, b))
         total = total.add(Gram(float(x @ x), float(y @ y), float(x @ y)))
     return total
+
+
+def gram_of_weights(base: Rows, first: Rows, second: Rows) -> Gram:
+    """`gram_of` the base's rows plus those of either delta."""
+    blocks = (block for _, block in blocks_of(base, first, second))
+    return reduce(Gram.add, (gram_of(weight + one, weight + other) for weight, one, other in blocks), Gram())
 
 
 def delta_arc(gram: Gram, t: float) -> Arc:

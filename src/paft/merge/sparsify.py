@@ -31,18 +31,17 @@ def largest(delta: Array, density: float, scratch: Array | None = None) -> Spars
     """The int(density * size) values of largest magnitude of an array in memory.
 
     `scratch` is an array [size] that may be written over.
-    Of equal magnitudes the first in reading order stay, so the result never depends on a sorting algorithm.
-    Raises `ValueError` where nothing would be kept, as mergekit does up to 0.1.4 (0.1.5 keeps one value).
+    Of equal magnitudes the first in reading order stay, so the result never depends on a sorting algorithm. One value
+    always stays, as in mergekit since 0.1.5.
     """
     require(0 < density <= 1, "density", density, "in (0, 1]")
     if density == 1:
         return everything
-    k = int(density * delta.size)
-    if k == 0:
-        raise ValueError(
-            f"density must keep at least one of the {delta.size} values of a {list(delta.shape)} tensor, "
-            f"got {density}; use at least {1 / delta.size:.3g}"
-        )
+    return k_largest(delta, max(1, int(density * delta.size)), scratch)
+
+
+def k_largest(delta: Array, k: int, scratch: Array | None = None) -> Sparsifier:
+    """The k values of largest magnitude; the first in reading order of those that are equal."""
     threshold, surplus = _kth_largest(
         delta.reshape(-1), k, np.empty(delta.size, np.float32) if scratch is None else scratch
     )
@@ -58,6 +57,24 @@ def largest(delta: Array, density: float, scratch: Array | None = None) -> Spars
     return keep
 
 
+def without_outliers(delta: Array, density: float, gamma: float, scratch: Array | None = None) -> Sparsifier:
+    """The int(density * size) largest values below the int(gamma * size) largest (breadcrumbs, mergekit).
+
+    Where both together are more than all values, fewer of the largest go.
+    """
+    require(0 < density <= 1, "density", density, "in (0, 1]")
+    require(0 <= gamma < 1, "gamma", gamma, "in [0, 1)")
+    if density == 1:
+        return everything
+    count = max(1, int(density * delta.size))
+    top = min(int(gamma * delta.size), delta.size - count)
+    both = k_largest(delta, count + top, scratch)
+    if top == 0:
+        return both
+    outliers = k_largest(delta, top, scratch)
+    return lambda rows, block: both(rows, block) - outliers(rows, block)
+
+
 def above(threshold: float) -> Sparsifier:
     """`trim` with one threshold."""
     return lambda _, block: trim(block, threshold)
@@ -70,10 +87,14 @@ def trim(delta: Array, threshold: float) -> Array:
 
 def random(delta: Rows, density: float, mask: Mask, how: Rescale) -> Sparsifier:
     """The values under `mask`, with the size that all of them had."""
-    ratio = _l1_ratio(delta, mask) if how is Rescale.l1 else 1.0
+
+    def drop(rows: slice, block: Array) -> Array:
+        return block * mask[rows]
+
+    ratio = _l1_ratio(delta, drop) if how is Rescale.l1 else 1.0
 
     def keep(rows: slice, block: Array) -> Array:
-        kept = block * mask[rows]
+        kept = drop(rows, block)
         if how is Rescale.inverse_density:
             kept /= density
         elif ratio != 1:
@@ -81,6 +102,17 @@ def random(delta: Rows, density: float, mask: Mask, how: Rescale) -> Sparsifier:
         return kept
 
     return keep
+
+
+def rescaled(delta: Rows, keep: Sparsifier) -> Sparsifier:
+    """What `keep` leaves of a delta, times one factor, so that its L1 norm is the delta's."""
+    ratio = _l1_ratio(delta, keep)
+    return lambda rows, block: keep(rows, block) * np.float32(ratio)
+
+
+def nothing(_: slice, block: Array) -> Array:
+    """The `Sparsifier` of density 0."""
+    return np.zeros_like(block)
 
 
 def bernoulli_mask(shape: Sequence[int], density: float, generator: np.random.RandomState) -> Mask:
@@ -95,9 +127,40 @@ def bernoulli_mask(shape: Sequence[int], density: float, generator: np.random.Ra
     flat = mask.reshape(-1)
     for begin in range(0, flat.size, BLOCK):
         piece = flat[begin : begin + BLOCK]
-        draws = generator.randint(0, 2**32, piece.size, dtype=np.uint32)
-        np.less(draws & 0xFFFFFF, np.uint32(limit), out=piece)
+        np.less(_draws(piece.size, generator), np.uint32(limit), out=piece)
     return mask
+
+
+def mask_by_rank(delta: Rows, density: float, epsilon: float, generator: np.random.RandomState) -> Mask:
+    """True with a probability that rises with a value's rank by magnitude in its row, from `density` - `epsilon` for
+    the smallest to `density` + `epsilon` for the largest (DELLA, mergekit); draws as in `bernoulli_mask`.
+
+    Of equal magnitudes the first in the row rank lower; the only value of a row has probability `density`.
+    """
+    low, high = density - epsilon, density + epsilon
+    require(
+        low > 0 and high < 1,
+        "epsilon",
+        epsilon,
+        f"so that density +/- epsilon is in (0, 1) for density={density}",
+    )
+    height, width = delta.shape
+    steps = np.full(1, 0.5, np.float32) if width == 1 else np.linspace(0, 1, width, dtype=np.float32)
+    chances = np.float32(low) + steps * np.float32(2 * epsilon)
+    limits = np.ceil(chances * np.float32(2**24)).astype(np.uint32)
+    mask = np.empty((height, width), np.bool_)
+    for rows, (block,) in blocks_of(delta):
+        order = np.argsort(np.abs(block), axis=1, kind="stable")
+        at = np.empty_like(block, np.uint32)
+        np.put_along_axis(at, order, np.broadcast_to(limits, block.shape), axis=1)
+        np.less(_draws(block.size, generator).reshape(block.shape), at, out=mask[rows])
+    return mask
+
+
+def _draws(count: int, generator: np.random.RandomState) -> NDArray[np.uint32]:
+    """The 24 random bits that torch compares with a probability, for each of so many positions."""
+    bits: NDArray[np.uint32] = generator.randint(0, 2**32, count, dtype=np.uint32)
+    return bits & np.uint32(0xFFFFFF)
 
 
 def tensor_generator(seed: int, branch: str, name: str) -> np.random.RandomState:
@@ -107,14 +170,12 @@ def tensor_generator(seed: int, branch: str, name: str) -> np.random.RandomState
     return np.random.RandomState(int.from_bytes(digest[:8], "little") >> 1 & 0xFFFFFFFF)
 
 
-def _l1_ratio(delta: Rows, mask: Mask) -> float:
+def _l1_ratio(delta: Rows, keep: Sparsifier) -> float:
     """L1 norm before over after dropping (mergekit since 0.1.0)."""
     before = after = 0.0
     for rows, (block,) in blocks_of(delta):
-        magnitude = np.abs(block)
-        before += float(magnitude.sum(dtype=np.float64))
-        magnitude *= mask[rows]
-        after += float(magnitude.sum(dtype=np.float64))
+        before += float(np.abs(block).sum(dtype=np.float64))
+        after += float(np.abs(keep(rows, block)).sum(dtype=np.float64))
     return 1.0 if min(before, after) < EPSILON else before / after
 
 

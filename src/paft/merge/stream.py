@@ -17,8 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from paft.config import DType
-from paft.delta.rows import FLOATS, Array, Bits, decode, encode, fits
+from paft.delta.rows import FLOATS, Array, Bits, decode, encode, fits, matrix_shape
 from paft.files.jsonfile import read_object
 from paft.files.replacing import replacing
 from paft.files.safetensors import SIZES, Stored, read_checkpoint
@@ -37,7 +36,7 @@ before, arrays of a block of rows go back to the system, to be cleared page by p
 
 @dataclass(frozen=True)
 class Weight:
-    """A stored tensor [out, in] that is to be changed; its rows are read when they are asked for."""
+    """A stored tensor that is to be changed, as a matrix whose rows are read when they are asked for."""
 
     name: str
     stored: Stored
@@ -51,8 +50,9 @@ class Weight:
         return self.new_dtype or self.stored.dtype
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
+    def shape(self) -> tuple[int, int]:
+        """Of its matrix; see `matrix_shape`."""
+        return matrix_shape(self.stored.shape)
 
     def bits(self, rows: slice) -> Bits:
         """Some rows as they are stored."""
@@ -80,9 +80,10 @@ Change = Callable[[Weight], Iterable[Bits]]
 
 
 def rewrite(
-    base: Path, out: Path, names: Collection[str], change: Change, *, dtype: DType | None = None
+    base: Path, out: Path, names: Collection[str], change: Change, *, dtype: str | None = None
 ) -> None:
-    """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`, stored as `dtype`.
+    """Copy the model folder `base` to `out` with `change` applied to the tensors in `names`, stored as `dtype`: one of
+    `paft.merge.layout.STORED`.
 
     Every other tensor is copied byte for byte. A file appears under its name only when it is whole. Raises
     `ValueError` for a name that the checkpoint does not hold, a damaged file, and whatever `change` raises.

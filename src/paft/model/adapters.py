@@ -5,33 +5,22 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 from paft.config import ModelConfig
-from paft.delta.statistics import LowRank, read_adapter
+from paft.delta.adapter import read_adapter
+from paft.delta.base import find_name
+from paft.delta.delta import StoredDelta
+from paft.delta.statistics import dense, in_torch
 from paft.files.fingerprint import text_digest
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
 
 
-def refuse_unknown_targets(
-    base: PreTrainedModel, target_modules: list[str], *, at: str = "lora.target_modules"
-) -> None:
-    """Every name must match a linear layer: a misspelt one would silently train less."""
-    linear = {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
-    unknown = [name for name in target_modules if name not in linear]
-    if unknown:
-        raise ValueError(
-            f"{at} {unknown} match no linear layer of {base.config.model_type}; "
-            f"it has {', '.join(sorted(linear)) or 'none'}"
-        )
-
-
 def refuse_unstored(weights: list[str], folder: Path) -> None:
     """Every adapted weight must be a tensor of the base's files: into another the adapter could never be merged."""
     stored = {name for tensors in read_checkpoint(folder).values() for name in tensors}
-    unstored = [name for name in weights if name not in stored]
+    unstored = [name for name in weights if find_name(name, stored) is None]
     if unstored:
         raise ValueError(
             f"{unstored[0]} is not among the tensors of {folder}, so no adapter of it can be merged: it is tied to "
@@ -41,17 +30,17 @@ def refuse_unstored(weights: list[str], folder: Path) -> None:
 
 
 @torch.no_grad()
-def add_deltas(base: PreTrainedModel, folders: list[Path]) -> None:
-    """Add adapters' deltas to the base's weights: in float32, cast once."""
+def add_deltas(base: PreTrainedModel, adapters: list[Path], folder: Path) -> None:
+    """Add adapters' deltas to the weights of a base that was loaded from `folder`: in float32, cast once."""
     weights = dict(base.named_parameters())
-    deltas: dict[str, list[LowRank]] = {}
-    for folder in folders:
-        for name, low_rank in read_adapter(folder).items():
-            deltas.setdefault(name, []).append(low_rank)
+    deltas: dict[str, list[StoredDelta]] = {}
+    for adapter in adapters:
+        for name, stored in read_adapter(adapter, folder).items():
+            deltas.setdefault(find_name(name, weights) or name, []).append(stored)
     for name, parts in deltas.items():
         weight = weights[name]
-        total = torch.stack([part.dense() for part in parts]).sum(0)
-        weight.copy_((weight.float() + total).to(weight.dtype))
+        total = torch.stack([dense(in_torch(part.load())) for part in parts]).sum(0)
+        weight.copy_((weight.float() + total.view_as(weight)).to(weight.dtype))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

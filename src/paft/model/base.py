@@ -26,7 +26,7 @@ from paft.chat.template import template_text
 from paft.config import HubModel, LocalModel, ModelConfig, Template, TinyModel, WheelModel
 from paft.files.cache import cache_folder
 from paft.files.fingerprint import text_digest
-from paft.files.hub import unavailable
+from paft.files.hub import download
 from paft.files.jsonfile import read_object
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
@@ -67,20 +67,11 @@ def base_folder(config: ModelConfig, *, offline: bool = False) -> Path:
 
 
 def _from_hub(config: HubModel, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
     patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
     if config.trust_remote_code:
         patterns.append("*.py")
-    try:
-        folder = snapshot_download(
-            config.repo, revision=config.revision, allow_patterns=patterns, local_files_only=offline
-        )
-    except (OSError, ValueError) as error:
-        what = f"{config.repo} at {config.revision:.12}"
-        instead = "with a folder of it on this disk: model=local model.path=..."
-        raise unavailable(what, config.repo, error, instead) from None
-    return Path(folder)
+    instead = "with a folder of it on this disk: model=local model.path=..."
+    return download(config.repo, config.revision, patterns, instead, offline=offline)
 
 
 def _made_once(config: WheelModel | TinyModel) -> Path:

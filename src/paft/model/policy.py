@@ -8,7 +8,6 @@ from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from paft.config import LoraConfig
 from paft.delta.statistics import LowRank
 from paft.logps import IGNORE, Head, label_logps
-from paft.model.adapters import refuse_unknown_targets
 from paft.model.architecture import refuse_not_causal
 from paft.model.layers.attention import pack, shared_prompt_bias
 from paft.model.layers.dropout import RowDropout, Rows
@@ -27,6 +25,7 @@ from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
 from paft.model.paths import can_share, outputs_of, packs, pads, paths_of
 from paft.model.quantize import is_quantized
+from paft.model.targets import in_peft
 from paft.private import register_lora
 
 ADAPTER = "default"
@@ -41,21 +40,16 @@ class Policy(nn.Module):
 
     def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
-        refuse_unknown_targets(base, lora.target_modules)
-        peft_config = PeftLoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
+        peft_config = in_peft(lora, base)
         if not is_quantized(base):  # else peft's own layer for four bits
             register_lora(peft_config, {nn.Linear: LoraLinear})
         if paths_of(base).fused:
             fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
         self.peft = get_peft_model(base, peft_config)
-        peft_config.target_modules = sorted(lora.target_modules)  # peft made a set of it, which has no order
+        peft_config.target_modules = sorted(
+            peft_config.target_modules or ()
+        )  # peft made an unordered set of it
         self.rows = Rows(seed)
         if lora.dropout:
             for name, layer in self._adapted():
@@ -159,7 +153,7 @@ class Policy(nn.Module):
             yield
 
     def factors(self) -> list[LowRank]:
-        """(A [r, in], B [out, r], alpha / rank) of every adapted layer, trainable; whole even if stored in shards."""
+        """(A [r, in], B [out, r], scaling) of every adapted layer, trainable; whole even if stored in shards."""
         return [LowRank(whole(A), whole(B), scaling) for A, B, scaling in self.stored_factors()]
 
     def own_factors(self, *, whole_A: bool = True) -> list[LowRank]:

@@ -69,7 +69,7 @@ MEASURES = (
         name: Column(name, percent=True)
         for name in (
             *("sft_sparsity", "preference_sparsity", "sft_zeros", "preference_zeros"),
-            *("sft_hoyer", "preference_hoyer", "sign_conflict", "cosine", "rounded_back"),
+            *("sft_hoyer", "preference_hoyer", "sign_conflict", "cosine", "rounded_back", "adapter_error"),
         )
     }
     | {

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from paft.report.names import merge_title, objective_title
+from paft.report.names import TAKEN, merge_title, objective_title
 from paft.report.numbers import plain_text
 from paft.report.options import applies
 from paft.report.row import Row
@@ -18,24 +18,45 @@ SHA256 = 64
 def section(row: Row) -> str:
     """The heading of Table 1 that the row stands under."""
     aligned = objective_title(row.preference)
+    if row.taken("sft") or row.taken("preference"):
+        return f"Merged ({_sft(row)} + {_aligned(row)})" if row.merged else "Individual"
     if row.merged:
         return f"PAFT (SFT_sparse+{aligned})" if row.weight else f"Parallel SFT+{aligned}"
-    return "Sequential" if row.paradigm == "sequential" else "Individual"
+    if row.trained_first:
+        return "Sequential"
+    return "Joint" if row.paradigm == "joint" else "Individual"
 
 
 def method(row: Row) -> str:
     """The row's name in Table 1."""
-    sft, aligned = "SFT_sparse" if row.weight else "SFT", objective_title(row.preference)
+    sft, aligned = _sft(row), _aligned(row)
     match row.paradigm:
         case "parallel":
             return merge_title(row.merge)
         case "sequential":
             return f"{sft}+{aligned}"
+        case "preference_first":
+            return f"{aligned}+{sft}"
+        case "expo":
+            return f"{sft}+{aligned}, ExPO"
+        case "joint":
+            return f"SFT and {aligned}"
         case "sft":
-            return f"{sft}-alone"
+            return sft if row.taken("sft") else f"{sft}-alone"
         case "preference":
-            return f"{aligned}-alone"
+            return aligned if row.taken("preference") else f"{aligned}-alone"
     return row.base
+
+
+def _sft(row: Row) -> str:
+    if name := row.taken("sft"):
+        return f"{TAKEN}: {name}"
+    return "SFT_sparse" if row.weight else "SFT"
+
+
+def _aligned(row: Row) -> str:
+    name = row.taken("preference")
+    return f"{TAKEN}: {name}" if name else objective_title(row.preference)
 
 
 def has_dense(rows: Sequence[Row]) -> bool:

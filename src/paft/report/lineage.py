@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paft.files.fingerprint import digest
+from paft.graph.configs import TakenStage
 from paft.graph.stages import TRAINED
 
 Identity = Mapping[str, Any]
@@ -16,9 +17,14 @@ def key_of(identity: Identity) -> str:
 
 
 def branches(identity: Identity) -> dict[str, Identity]:
-    """The trainings behind an evaluation, `sft` and `preference`, as far as there are any."""
+    """The branches behind an evaluation, `sft` and `preference`, as far as there are any."""
     merge = identity["inputs"].get("model")
-    return dict(merge["inputs"]) if merge else {}
+    return {name: stage for name, stage in merge["inputs"].items() if name in TRAINED} if merge else {}
+
+
+def is_taken(identity: Identity) -> bool:
+    """Whether a branch was taken from elsewhere, not trained."""
+    return identity["config"].get("type") == TakenStage.__name__
 
 
 def family(identity: Identity) -> str:
@@ -32,7 +38,7 @@ def family(identity: Identity) -> str:
 
 def _seedless(identity: Identity, seed: int | None) -> dict[str, Any]:
     config = dict(identity["config"])
-    if identity["stage"] in TRAINED:
+    if identity["stage"] in TRAINED or config.get("seed") == seed:
         config.pop("seed", None)
     for part in ("only", "method"):  # of a reference, of a merge
         if isinstance(config.get(part), dict) and config[part].get("seed") == seed:

@@ -6,6 +6,9 @@ Stores hold type names, the command line and results.csv hold names, tables and 
 from paft.merge.methods import METHODS
 from paft.objectives import OBJECTIVES
 
+TAKEN = "taken"
+"""In place of an objective: a preference branch that was trained elsewhere."""
+
 
 def merge_name(kind: str) -> str:
     """Of the merge config type `kind`, as on the command line."""

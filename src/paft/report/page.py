@@ -19,6 +19,7 @@ from paft.report.numbers import DASH, percent, plain_text, short
 from paft.report.paper import printed_effects
 from paft.report.row import Row
 from paft.report.scope import Scope, blocks, title
+from paft.report.stored import not_stored
 from paft.report.table import COMMAND
 from paft.report.tables import Entry, Head, Line, Section, Table, cells_table, claims_table
 from paft.store.provenance import git_state
@@ -78,6 +79,7 @@ def warnings(rows: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> li
     cautions += list(
         dict.fromkeys(said for target, share in targets.values() if (said := missed(target, share)))
     )
+    cautions += not_stored(rows)
     if any(r.base == "tiny" for r in rows):
         cautions.append(
             "The model “tiny” has random weights: its numbers check the machinery and mean nothing."

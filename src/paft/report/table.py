@@ -13,8 +13,8 @@ from typing import Any
 from paft.config.model import gguf_title
 from paft.evaluate.results import Results
 from paft.files.jsonfile import read_object
-from paft.report.lineage import Identity, branches, family, key_of, recipe
-from paft.report.names import merge_name, objective_name
+from paft.report.lineage import Identity, branches, family, is_taken, key_of, recipe
+from paft.report.names import TAKEN, merge_name, objective_name
 from paft.report.options import merge_options, options
 from paft.report.row import Row, finite, is_option
 from paft.report.saved import is_saved, saved_rows
@@ -28,11 +28,13 @@ HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", 
 TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
-    "sign_conflict", "cosine", "rounded_back", "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method",
-    "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "finished",
-    "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
+    "sign_conflict", "cosine", "rounded_back", "adapter_error", "sft_lr", "preference_lr", "preference_beta", "l1_of",
+    "l1_method", "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe",
+    "template", "finished", "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
+MERGED = ("sign_conflict", "cosine", "rounded_back", "adapter_error")
+"""What a merge says of itself in merge.json."""
 COMMAND = "command"
 """The column with the command line that made a row, where its stage.json tells."""
 SPARSITY = {
@@ -95,7 +97,7 @@ def row(folder: Path) -> Row:
     columns |= {"variant": report.get("variant", ""), "family": family(identity)} | _scores(results)
     for name in branches(identity):
         columns |= _measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])
-    columns |= {name: finite(report.get(name)) for name in ("sign_conflict", "cosine", "rounded_back")}
+    columns |= {name: finite(report.get(name)) for name in MERGED}
     run = record.get("run", {})
     columns |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
     last = options(identity) | {COMMAND: run.get("command") or ""}
@@ -134,30 +136,57 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
         "paradigm": "base",
         "merge": "",
     }
-    cell |= {"evaluate": _evaluation(config["evaluate"]), "limit": config["evaluate"]["limit"]}
+    cell |= {
+        "evaluate": _evaluation(config["evaluate"], evaluate["inputs"].get("judge")),
+        "limit": config["evaluate"]["limit"],
+    }
     if merge is None:
         return cell
-    method, inputs = merge["config"]["method"], sorted(merge["inputs"])
+    method = merge["config"]["method"]
     kind = method["type"]
     cell |= merge_options(method)
     if kind != "Apply":
         return cell | {"paradigm": "parallel", "merge": merge_name(kind)}
-    return cell | {"paradigm": inputs[0] if len(inputs) == 1 else "sequential"}
+    return cell | {"paradigm": _baseline(merge)}
 
 
-def _evaluation(config: Mapping[str, Any]) -> str:
-    """The evaluation's name, with what makes its scores another thing: the items, or the type of the weights."""
+def _baseline(merge: Identity) -> str:
+    """The paradigm of a plain sum of deltas, by what its branches were trained on."""
+    branches = merge["inputs"]
+    if any("sft_data" in branch["inputs"] for branch in branches.values()):
+        return "joint"
+    if len(branches) == 1:
+        return str(next(iter(branches)))
+    if "preference" in branches["sft"]["inputs"]:
+        return "preference_first"
+    return "expo" if merge["config"]["method"].get("expo") else "sequential"
+
+
+def _evaluation(config: Mapping[str, Any], judged: Identity | None) -> str:
+    """Its name, with what makes its scores another thing: the items, the type of the weights, the judge."""
     split, dtype = config.get("split", "full"), config.get("dtype")
+    judge = judged["config"]["judge"] if judged else {}
+    by = str(judge.get("model") or judge.get("sha256", "")[:8])
     return " ".join(
-        [str(config["name"]), *([f"({split})"] if split != "full" else []), *([dtype] if dtype else [])]
+        [
+            str(config["name"]),
+            *([f"({split})"] if split != "full" else []),
+            *([dtype] if dtype else []),
+            *([f"by {by}"] if by else []),
+        ]
     )
 
 
 def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
     columns: dict[str, Any] = {"preference": "", "sft_data": "", "preference_data": ""}
     for name, stage in trainings.items():
+        if is_taken(stage):
+            columns |= _taken(store, name, stage)
+            continue
         branch = stage["config"]["branch"]
         columns[f"{name}_data"] = _source(store, stage["inputs"]["data"])
+        if "sft_data" in stage["inputs"]:
+            columns["sft_data"] = _source(store, stage["inputs"]["sft_data"])
         columns[f"{name}_lr"] = branch["lr"]
         columns[f"{name}_recipe"] = recipe(stage)
         columns["seed"] = stage["config"]["seed"]
@@ -168,6 +197,15 @@ def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
         else:
             columns |= {"preference": objective_name(branch["type"]), "preference_beta": branch.get("beta")}
     return columns | {"data": " + ".join(filter(None, (columns["sft_data"], columns["preference_data"])))}
+
+
+def _taken(store: Path, name: str, stage: Identity) -> dict[str, Any]:
+    """Of a branch that was taken: what it is called stands beside its stage, as no path is part of an identity."""
+    config = stage["config"]
+    metrics = _read_if_there(store / name / key_of(stage) / "stage.json").get("metrics") or {}
+    title = config["hub"].partition("@")[0] or metrics.get("taken") or config["sha256"][:8]
+    objective = {"preference": TAKEN} if name == "preference" else {}
+    return {f"{name}_data": f"{TAKEN}: {title}", f"{name}.{config['kind']}": title} | objective
 
 
 def _source(store: Path, data: Identity) -> str:
@@ -192,7 +230,8 @@ def _measures(folder: Path, branch: str, identity: Identity) -> dict[str, Any]:
     if branch == "sft":
         metrics = _read_if_there(folder / "stage.json").get("metrics", {})
         measures["sft_nll"] = finite(metrics.get("validation/nll"))
-        measures["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
+        if not is_taken(identity):
+            measures["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
     return measures
 
 

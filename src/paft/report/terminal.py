@@ -14,6 +14,7 @@ from paft.report.render import console, in_terminal
 from paft.report.row import Row
 from paft.report.scope import Scope, blocks, title
 from paft.report.statistics import Estimate
+from paft.report.stored import not_stored
 from paft.report.tables import (
     Entry,
     Head,
@@ -54,6 +55,8 @@ def print_blocks(
     out = console()
     for scope, block in scopes:
         out.print(in_terminal(_cells(scope, block)))
+        for sentence in not_stored(block):
+            _say(out, sentence)
         if store is not None and (where := _models(block, store)):
             _say(out, where)
     if page is not None:

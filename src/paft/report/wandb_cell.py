@@ -10,7 +10,6 @@ from paft.config import Wandb
 from paft.evaluate.results import Results
 from paft.files.jsonfile import write_json
 from paft.graph.stage import Stage
-from paft.graph.stages import TRAINED
 from paft.report.row import Row
 from paft.report.table import row
 from paft.store.context import Context
@@ -83,5 +82,5 @@ def _use_adapters(run: "Run", cell: Stage, how: str) -> None:
     if how != "online":
         return
     for stage in cell.walk():
-        if stage.name in TRAINED:
+        if stage.kind.trains:
             survive(f"linking {branch_id(stage)}", lambda s=stage: run.use_artifact(f"{branch_id(s)}:latest"))  # type: ignore[misc]

@@ -115,7 +115,7 @@ class BranchModule(L.LightningModule):
         cpu = torch.device("cpu")
         with cpu:
             base = load_base(self.base_folder, self.model_config, self.paths)
-            add_deltas(base, list(self.deltas))
+            add_deltas(base, list(self.deltas), self.base_folder)
         if self.model_config.quantization is Quantization.nf4:
             quantize(base, self._root_device())
         with cpu, torch.random.fork_rng(devices=[]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paft.config import Election, ElectOn, Normalize, Rescale
-from paft.delta.adapter import Factors
+from paft.delta.delta import Delta
 from paft.delta.rows import Array
 from paft.merge.combine import added, checked, choice, each_density, elected
 from paft.merge.method import SparseMerge
@@ -26,7 +26,7 @@ class DareMerge(SparseMerge):
     seed: int = 42
     """Of the drop masks, together with branch and tensor name."""
 
-    def sparsifier(self, number: int, branch: str, name: str, delta: Factors) -> Sparsifier:
+    def sparsifier(self, number: int, branch: str, name: str, delta: Delta) -> Sparsifier:
         density = self.densities[number]
         mask = bernoulli_mask(delta.shape, density, tensor_generator(self.seed, branch, name))
         return random(delta, density, mask, self.rescale)
@@ -41,7 +41,7 @@ class DareTies(DareMerge, name="dare", title="DARE TIES", source=PAPER):
     elect_on: ElectOn = ElectOn.weighted
     """Whether weights count in the election."""
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         vote = self.election, self.elect_on
         return elected(checked(deltas, self.weights), self.weights, *vote, self.normalize, self.scale)
 
@@ -50,7 +50,7 @@ class DareTies(DareMerge, name="dare", title="DARE TIES", source=PAPER):
 class DareLinear(DareMerge, name="dare_linear", title="DARE Linear", source=PAPER):
     """Drop at random, rescale, add."""
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return added(checked(deltas, self.weights), self.weights, self.normalize, self.scale)
 
 

@@ -22,7 +22,12 @@ class Linear(WeightedMerge, name="linear", title="Linear", source="Wortsman et a
             not self.normalize or sum(self.weights) != 0, "merge.weights", self.weights, "not summing to 0"
         )
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    @property
+    def coefficients(self) -> list[float]:
+        total = sum(self.weights) if self.normalize else 1.0
+        return [self.scale * weight / total for weight in self.weights]
+
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return linear(deltas, self.weights, normalize=self.normalize, scale=self.scale)
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from paft.config import SlerpSpace, require
-from paft.delta.adapter import Factors
-from paft.delta.rows import Rows, blocks_of
-from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_factors
-from paft.merge.slerp import Gram, along, delta_arc, full_arc, gram_of
+from paft.config import Space, require
+from paft.delta.delta import Delta
+from paft.delta.rows import Rows
+from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_deltas
+from paft.merge.slerp import along, delta_arc, full_arc, gram_of_weights
 from paft.merge.sparsify import everything
 
 
@@ -15,12 +16,14 @@ from paft.merge.sparsify import everything
 class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1145/325165.325242"):
     """Spherical interpolation from SFT (t = 0) to preference (t = 1)."""
 
+    spaces: ClassVar[tuple[Space, ...]] = tuple(Space)
+
     t: float = 0.5
     """Where between the two: 0 is SFT, 1 is preference."""
-    space: SlerpSpace = SlerpSpace.delta
-    """Interpolate the deltas, or the whole weights."""
+    space: Space = Space.delta
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 <= self.t <= 1, "merge.t", self.t, "in [0, 1]")
 
     @property
@@ -28,15 +31,13 @@ class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1
         return [1 - self.t, self.t]
 
     def plan(self, adapters: Adapters) -> Plan:
-        return self._of_deltas if self.space is SlerpSpace.delta else self._of_weights
+        return self._of_weights if self.space is Space.full else self._of_deltas
 
-    def _of_deltas(self, name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
-        arc = delta_arc(gram_of_factors(*deltas), self.t)
-        return TensorMerge(deltas, lambda d, _: along(arc, d), [everything] * 2, arc.linear)
+    def _of_deltas(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
+        arc = delta_arc(gram_of_deltas(*deltas), self.t)
+        ends = arc.first, arc.second
+        return TensorMerge(deltas, lambda d, _: along(arc, d), [everything] * 2, arc.linear, ends)
 
-    def _of_weights(self, name: str, deltas: Sequence[Factors], base: Rows) -> TensorMerge:
-        gram = Gram()
-        for _, (weight, one, other) in blocks_of(base, *deltas):
-            gram = gram.add(gram_of(weight + one, weight + other))
-        arc = full_arc(gram, self.t)
+    def _of_weights(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
+        arc = full_arc(gram_of_weights(base, *deltas), self.t)
         return TensorMerge(deltas, lambda d, weight: along(arc, d, weight), [everything] * 2, arc.linear)

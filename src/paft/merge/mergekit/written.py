@@ -1,0 +1,124 @@
+"""A merge of ours as a mergekit YAML, where mergekit has its like."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paft.config import Election, ElectOn, MergeConfig, Norm, Normalize, Rescale, Scope, Space
+from paft.delta.checkpoint import is_checkpoint
+from paft.files.safetensors import read_checkpoint
+from paft.merge.apply import variant
+from paft.merge.layout import STORED
+from paft.merge.methods import DareLinear, DareTies, Linear, Slerp, TaskArithmetic, Ties
+from paft.merge.methods.dare import DareMerge
+
+Expressed = tuple[str, list[dict[str, float]], dict[str, Any]]
+"""mergekit's method, the parameters of each model, those of all."""
+
+
+def write_config(path: Path, base: Path, branches: Mapping[str, Path], method: MergeConfig) -> None:
+    """Write the merge of two branches into `base` as a mergekit YAML with absolute paths.
+
+    mergekit computes in float32 with it, as merges here do, and stores what they store. Raises `ValueError` naming the
+    options that mergekit has not, and for a file that is there.
+    """
+    if path.exists():
+        raise ValueError(
+            f"{path} is there already; choose another name, or remove it first if it is not needed"
+        )
+    content = mergekit_config(base.resolve(), {b: folder.resolve() for b, folder in branches.items()}, method)
+    remarks = [variant(method), "mergekit-yaml THIS_FILE OUT --lora-merge-cache SCRATCH"]
+    if isinstance(method, DareMerge):
+        remarks.append("what is dropped is drawn anew each time; mergekit takes --random-seed")
+    text = "".join(f"# {remark}\n" for remark in remarks) + yaml.safe_dump(content, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+
+
+def mergekit_config(base: Path, branches: Mapping[str, Path], method: MergeConfig) -> dict[str, Any]:
+    """The content of the file; raises as `write_config`."""
+    if options := _not_in_mergekit(method):
+        raise ValueError(
+            f"mergekit has no {', '.join(options)}, so it cannot be told this merge: {variant(method)}"
+        )
+    name, of_model, shared = _expressed(method)
+    models = [_model(base, folder) for folder in branches.values()]
+    # slerp's base is its end at t = 0; nuslerp, as every method on deltas, has one of its own
+    start = models[0] if name == "slerp" else _model(base, base)
+    return {
+        "merge_method": name,
+        "base_model": start,
+        "models": [{"model": model, "parameters": p} for model, p in zip(models, of_model, strict=True)],
+        "parameters": shared,
+        "dtype": "float32",
+        "out_dtype": method.dtype.value if method.dtype else _dtype(base),
+    }
+
+
+def _expressed(method: MergeConfig) -> Expressed:
+    match method:
+        case TaskArithmetic():
+            return "task_arithmetic", _weights(method.weights), {"normalize": False, "lambda": method.scale}
+        case Linear():
+            # on deltas, where weights need not sum to 1; mergekit's linear is one on whole models
+            shared = {"normalize": method.normalize, "lambda": method.scale}
+            return "task_arithmetic", _weights(method.weights), shared
+        case Slerp(space=Space.delta):
+            return "nuslerp", _weights([1 - method.t, method.t]), {"nuslerp_flatten": True}
+        case Slerp():
+            return "slerp", [{}, {}], {"t": method.t}
+    assert isinstance(method, Ties | DareTies | DareLinear)
+    shared = {"normalize": method.normalize is Normalize.weights, "lambda": method.scale}
+    weights = method.weights
+    if isinstance(method, DareMerge):
+        shared["rescale"] = method.rescale is Rescale.l1
+        if method.rescale is Rescale.inverse_density:
+            weights = [weight / density for weight, density in zip(weights, method.densities, strict=True)]
+    each = zip(weights, method.densities, strict=True)
+    name = "dare_ties" if isinstance(method, DareTies) else method.name
+    return name, [{"weight": weight, "density": density} for weight, density in each], shared
+
+
+def _weights(weights: list[float]) -> list[dict[str, float]]:
+    return [{"weight": weight} for weight in weights]
+
+
+def _not_in_mergekit(method: MergeConfig) -> list[str]:
+    """The options of a method, or the method itself, that no mergekit YAML says."""
+    if not isinstance(method, Slerp | TaskArithmetic | Linear | Ties | DareTies | DareLinear):
+        return [f"method {method.name}"]
+    options = vars(method)
+    normalize = options.get("normalize")
+    missing = {
+        "norm": method.norm is not Norm.own,
+        "scope": options.get("scope") is Scope.all,
+        "election": options.get("election") is Election.count,
+        "elect_on": options.get("elect_on") is ElectOn.unweighted and not _alike(options["weights"]),
+        "normalize": normalize is Normalize.count,
+        "rescale": options.get("rescale") is Rescale.inverse_density and normalize is Normalize.weights,
+    }
+    return [f"{name}={options[name].value}" for name, is_missing in missing.items() if is_missing]
+
+
+def _alike(weights: list[float]) -> bool:
+    """Whether weights change no election."""
+    return weights[0] > 0 and len(set(weights)) == 1
+
+
+def _model(base: Path, folder: Path) -> Any:
+    """A branch as mergekit names it; in full where + and @ of a path would be read as its own."""
+    adapter = None if is_checkpoint(folder) else folder
+    model = base if adapter else folder
+    if any(mark in f"{model}{adapter}" for mark in '+@ "'):
+        lora = {"lora": {"path": str(adapter)}} if adapter else {}
+        return {"model": {"path": str(model)}, **lora}
+    return f"{model}+{adapter}" if adapter else str(model)
+
+
+def _dtype(base: Path) -> str:
+    """The type that most tensors of a model are stored as."""
+    types = Counter(s.dtype for tensors in read_checkpoint(base).values() for s in tensors.values())
+    names = {kind: name for name, kind in STORED.items()}
+    return next((names[kind] for kind, _ in types.most_common() if kind in names), "float32")
