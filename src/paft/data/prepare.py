@@ -144,7 +144,7 @@ def _encoded(
 ) -> Iterator[Tokens]:
     """The rows within the limits of their source, counted."""
     too_long, bad, ends = Problems(), Problems(), encoder.texts.ends
-    for location, row, whole in _tokenised(rows, encode, encoder, bad):
+    for location, row, whole in _tokenised(rows, encode, bad):
         too_much = excess(whole, rows.source, rows.format_at(location))
         if too_much and rows.source.too_long is TooLong.error:
             too_long.add(location, too_much)
@@ -166,7 +166,7 @@ def _encoded(
 def _unmarked(rows: CheckedRows[Row], encode: Encode[Row, Tokens], encoder: BatchEncoder) -> list[Row]:
     """Rows as text, for tasks that score them: without the faulty ones, and without end markers of their own."""
     bad, ends, good = Problems(), encoder.texts.ends, []
-    for location, row, whole in _tokenised(rows, encode, encoder, bad):
+    for location, row, whole in _tokenised(rows, encode, bad):
         if found := fault(row, whole, ends):
             bad.add(location, found)
         else:
@@ -177,10 +177,7 @@ def _unmarked(rows: CheckedRows[Row], encode: Encode[Row, Tokens], encoder: Batc
 
 
 def _tokenised(
-    rows: CheckedRows[Row],
-    encode: Encode[Row, Tokens],
-    encoder: BatchEncoder,
-    bad: Problems,
+    rows: CheckedRows[Row], encode: Encode[Row, Tokens], bad: Problems
 ) -> Iterator[tuple[str, Row, Tokens]]:
     """The rows with their tokens; those that the template or tokenizer refuses are noted as bad instead."""
     with tqdm(desc=f"tokenising {rows.split}", total=len(rows), unit=" rows", delay=QUIET_SECONDS) as bar:
