@@ -145,7 +145,7 @@ def grids_with(key: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("key", ["merge.density", "merge.election", "merge.space"])
+@pytest.mark.parametrize("key", ["merge.density", "merge.election"])
 def test_a_grid_says_what_does_not_go_with_the_merge_that_was_given(tmp_path, key):
     experiments = grids_with(key)
     assert experiments

@@ -25,11 +25,20 @@ REQUIRED = {
     "data=jsonl": ("data.sft.path=a.jsonl", "data.preference.path=b.jsonl"),
     "model=local": ("model.path=folder",),
     "model=hub": ("model.name=some", "model.repo=org/some", f"model.revision={COMMIT}"),
+    "judge=local": ("judge.path=folder",),
+    "judge=annotations": ("judge.file=a.json",),
+    "evaluate=mt_bench": ("evaluate.questions.folder=folder",),
 }
 """What a person must add to an option for it to say something."""
 NEEDS = {
     "evaluate=gsm8k_hh": ("data.sft.held_out=8", "data.preference.held_out=8"),
+    "evaluate=held_out": ("data.sft.held_out=8", "data.preference.held_out=8"),
     "evaluate=gsm8k_exact": ("data.sft.held_out=8",),
+    "evaluate=alpaca_eval": ("judge=openai",),
+    "evaluate=mt_bench": ("judge=openai",),
+    "judge=openai": ("evaluate=alpaca_eval",),
+    "judge=local": ("evaluate=alpaca_eval",),
+    "judge=annotations": ("evaluate=alpaca_eval",),
     "trainer=a100x8": ("strategy=ddp",),
 } | {f"hardware={gpu}": ("trainer=gpu",) for gpu in ("a100_40gb", "a100_80gb", "h100_80gb")}
 """What some options are refused without."""
@@ -254,7 +263,7 @@ def test_text_stands_for_the_option_it_names():
     changed = Slerp()
     changed.space = "full"
 
-    assert made.norm is schema.Norm.branches and changed.space is schema.SlerpSpace.full
+    assert made.norm is schema.Norm.branches and changed.space is schema.Space.full
     assert DareTies(rescale="none", elect_on="unweighted").rescale is schema.Rescale.none
     assert Ties(scope="global").scope is schema.Scope.all
     assert DPO(lr=1e-4, loss="ipo").loss is DPOLoss.ipo
@@ -271,7 +280,7 @@ def test_text_stands_for_the_option_it_names():
             {"norm": "both"},
             r"Linear\.norm must be one of \['own', 'branches', 'merged'\], got 'both'",
         ),
-        (Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full'\], got None"),
+        (Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full', 'core', 'svd'\], got None"),
         (Slerp, {"dtype": "float16"}, r"Slerp\.dtype must be one of \['float32', 'bfloat16'\]"),
         (Ties, {"density": "0.3"}, r"Ties\.density must be of type float, got '0\.3'"),
         (

@@ -31,7 +31,7 @@ class Larger(Method, name="larger", title="Larger Value", source="a paper of our
     factor: float = 1.0
     """Factor on the merged delta."""
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         first, second = deltas
         return np.float32(self.factor) * np.where(abs(first) > abs(second), first, second)
 ''',

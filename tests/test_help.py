@@ -82,7 +82,10 @@ def test_type_is_in_plain_words():
         ("sft.lr", "sft.lr [number; positive; default 0.002] Learning rate"),
         ("lambda", "lambda [number; a finite number, at least 0; default 0.0001]"),
         ("seed", "seed [whole number; at least 0 and below 2^32; default 42] Of the order of rows"),
-        ("paradigm", "[parallel | sequential | sft | preference | base; default parallel]"),
+        (
+            "paradigm",
+            "[parallel | sequential | sft | preference | base | joint | preference_first | expo; default parallel]",
+        ),
         ("data=jsonl", "data.template [chatml | zephyr | llama3 | tokenizer; default chatml]"),
         ("data=smoke.sft", "data.sft.num_rows [whole number; positive; default 64]"),
         (

@@ -13,6 +13,7 @@ logps
 losses model
 objectives forward data
 proof merge tracking
+judge
 training evaluate
 callbacks
 plan report

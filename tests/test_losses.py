@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from paft.logps import Head, label_logps
 from paft.losses import IGNORE, dpo_loss, l1_penalty, log1mexp, orpo_loss, sequence_logps, sft_loss
+from paft.losses.preference import divergence_score
+from paft.objectives import DPOLoss
 
 B, T, H, V = 3, 11, 8, 50
 
@@ -98,7 +100,7 @@ def test_dpo_label_smoothing_mixes_both_labels():
 
 def test_unknown_dpo_loss_names_the_choices():
     zero = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"sigmoid, hinge or ipo, got 'kto'"):
+    with pytest.raises(ValueError, match=r"discopop or dpop, got 'kto'"):
         dpo_loss(zero, zero, zero, zero, beta=1, loss="kto")
 
 
@@ -165,3 +167,69 @@ def test_l1_never_holds_a_whole_delta():
         l1_penalty([(A, B_, 1.0)], block_rows=block).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < rows * columns * 4 / 8, "an allocation of the size of the delta"
+
+
+LOSSES = [loss.value for loss in DPOLoss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 30.0, 1e4])
+def test_every_dpo_loss_and_its_gradient_are_finite(loss, size):
+    """Log-ratios from rounding to whole answers that one policy finds impossible."""
+    ratios = [
+        size * torch.tensor(x, requires_grad=True) for x in ([1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0])
+    ]
+    zero = torch.zeros(4)
+    eps = 0.1 if loss in ("robust", "exo_pair") else 0.0
+
+    losses = dpo_loss(*ratios, zero, zero, beta=0.1, loss=loss, label_smoothing=eps)
+
+    gradients = torch.autograd.grad(losses.sum(), ratios, allow_unused=True)
+    assert losses.shape == (4,) and torch.isfinite(losses).all()
+    assert all(torch.isfinite(g).all() for g in gradients if g is not None)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "discopop"])
+def test_dpo_losses_fall_as_the_margin_grows(loss):
+    """From the reference's own place, where training begins; DiscoPOP, which a search found, rises there at first."""
+    zero = torch.zeros(1)
+    eps = 0.1 if loss in ("robust", "exo_pair") else 0.0
+    at = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    dpo_loss(*at, zero, zero, beta=0.1, loss=loss, label_smoothing=eps).sum().backward()
+    chosen, rejected = (float(x.grad) for x in at)
+    assert rejected > 0
+    assert chosen - rejected < 0
+
+
+def test_dpop_loss_against_its_paper():
+    """Equation 3 of Pal et al. 2024, written out in float64."""
+    policy, reference = ([-3.0, -1.0], [-4.0, -2.5]), ([-2.0, -2.0], [-3.0, -2.0])
+    beta, weight = 0.3, 5.0
+    expected = []
+    for chosen, rejected, ref_w, ref_l in zip(*policy, *reference, strict=True):
+        penalty = weight * max(0.0, ref_w - chosen)
+        expected.append(
+            -math.log(1 / (1 + math.exp(-beta * ((chosen - ref_w) - (rejected - ref_l) - penalty))))
+        )
+    tensors = [torch.tensor(x) for x in (*policy, *reference)]
+    assert dpo_loss(*tensors, beta=beta, loss="dpop", dpop_lambda=weight).tolist() == pytest.approx(expected)
+
+
+def test_losses_that_hold_the_chosen_answer_up_pull_it_when_both_fall():
+    """Both answers less likely than under the reference by the same: DPO sees nothing, these see the chosen one."""
+    zero = torch.zeros(1)
+    pulls = {}
+    for loss in ("sigmoid", "dpop", "nca_pair", "bco_pair"):
+        chosen, rejected = (torch.full((1,), -20.0, requires_grad=True) for _ in range(2))
+        dpo_loss(chosen, rejected, zero, zero, beta=0.1, loss=loss).sum().backward()
+        pulls[loss] = float(
+            -chosen.grad + -rejected.grad
+        )  # along both: a shift that leaves the margin as it is
+    assert pulls.pop("sigmoid") == pytest.approx(0, abs=1e-7)
+    assert all(pull > 0.01 for pull in pulls.values()), pulls
+
+
+def test_alpha_divergence_nears_the_reverse_kl_as_alpha_nears_one():
+    ratio = torch.linspace(-3, 3, 7)
+    near = divergence_score(ratio.double(), "alpha_divergence", 1 + 1e-6)
+    torch.testing.assert_close(near, ratio.double(), atol=1e-5, rtol=1e-5)

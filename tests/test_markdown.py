@@ -10,11 +10,13 @@ from synthetic_store import fill, grid
 from paft.merge.methods import Ties
 from paft.report.__main__ import main
 from paft.report.build import build_report
-from paft.report.markdown import TABLE, filled
+from paft.report.markdown import ENTRIES, TABLE, filled
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if TABLE.search(p.read_text())
+    p
+    for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if TABLE.search(p.read_text()) or ENTRIES.search(p.read_text())
 ]
 KINDS = {"paper": "cells.csv", "claims": "claims.csv", "time": "stages.csv"}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from whole_weights import slerp_full
 
-from paft.config import MergeConfig, Rescale, Scope, SlerpSpace
+from paft.config import MergeConfig, Rescale, Scope, Space
 from paft.delta.adapter import read_adapter
 from paft.delta.delta import zero_delta
 from paft.files.safetensors import read_checkpoint
@@ -104,7 +104,7 @@ def in_memory(base: Path, adapters: dict[str, Path], method: MergeConfig) -> dic
                 merged = linear(deltas, method.weights)
             case TaskArithmetic():
                 merged = task_arithmetic(deltas, method.weights, scale=method.scale)
-            case Slerp(space=SlerpSpace.delta):
+            case Slerp(space=Space.delta):
                 merged = along(delta_arc(gram_of_deltas(*factors), method.t), deltas)
             case Slerp():
                 merged = slerp_full(weight, deltas, method.t)
@@ -126,7 +126,7 @@ METHODS = [
     Linear(weights=[0.7, 0.3]),
     TaskArithmetic(scale=0.5),
     Slerp(t=0.3),
-    Slerp(t=0.3, space=SlerpSpace.full),
+    Slerp(t=0.3, space=Space.full),
     Ties(weights=[0.6, 0.9], density=0.3, preference_density=0.7),
     Ties(density=0.2, scope=Scope.all),
     DareTies(density=0.4, seed=7),
@@ -249,7 +249,7 @@ def test_report_says_what_happened(folders: Any) -> None:
 def test_full_slerp_of_lora_deltas_is_linear_everywhere(folders: Any) -> None:
     base, adapters, out = folders
     small = {b: save_adapter(base, f.with_name(f"small-{b}"), 3, size=0.003) for b, f in adapters.items()}
-    assert merge_adapters(base, small, Slerp(space=SlerpSpace.full), out)["linear_share"] == 1.0
+    assert merge_adapters(base, small, Slerp(space=Space.full), out)["linear_share"] == 1.0
 
 
 def test_share_rounded_back_is_counted_in_the_stored_type(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_merge_apply import save_adapter, save_base
 from transformers import LlamaForCausalLM
 
-from paft.config import DType, MergeConfig, Norm, SlerpSpace
+from paft.config import DType, MergeConfig, Norm, Space
 from paft.delta.adapter import read_adapters
 from paft.delta.statistics import read_adapter
 from paft.files.jsonfile import read_object, write_json
@@ -54,7 +54,7 @@ def test_norm_of_an_adapter_is_frobenius_over_all_tensors(adapters, norms):
 
 @pytest.mark.parametrize(
     "method",
-    [Linear(), TaskArithmetic(scale=3.0), Slerp(), Slerp(space=SlerpSpace.full), Ties(density=0.2)],
+    [Linear(), TaskArithmetic(scale=3.0), Slerp(), Slerp(space=Space.full), Ties(density=0.2)],
     ids=lambda m: type(m).__name__,
 )
 def test_merged_deltas_come_to_one_norm_and_keep_their_direction(base, adapters, norms, tmp_path, method):

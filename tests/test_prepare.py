@@ -335,7 +335,12 @@ def test_fields_that_are_not_used_are_said_once_and_counted(
     with caplog.at_level("INFO", "paft"):
         counts = prepare_sft(FileSource(path=jsonl(tmp_path / "q.jsonl", rows)), tokenizer, tmp_path)
     assert counts["train"]["ignored"] == {"id": 3, "source": 2}
-    assert [r.message for r in caplog.records] == [f"train of {tmp_path / 'q.jsonl'}: ignored: id, source"]
+    file = f"train of {tmp_path / 'q.jsonl'}"
+    assert caplog.messages == [
+        f"{file}: 3 rows read as gsm8k (question, answer)",
+        f"{file}: ignored: id, source",
+    ]
+    assert counts["train"]["read_as"] == "gsm8k (question, answer)"
 
 
 def test_rows_called_bad_can_be_left_out(
@@ -349,4 +354,4 @@ def test_rows_called_bad_can_be_left_out(
     with caplog.at_level("INFO", "paft"):
         counts = prepare_sft(source, tokenizer, tmp_path)["train"]
     assert (counts["rows"], counts["bad_rows"]) == (3, 3) and "ignored" not in counts
-    assert caplog.messages == [f"train of {tmp_path / 'k.jsonl'}: left out: 3 bad rows, 0 too long"]
+    assert caplog.messages[1:] == [f"train of {tmp_path / 'k.jsonl'}: left out: 3 bad rows, 0 too long"]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from paft.config import RowFormat
+from paft.config.formats import CONVERSATIONS, PAIRS
 from paft.data.rows import ignored_fields, parse_conversation, parse_preference_pair
 
 USER: dict[str, Any] = {"role": "user", "content": "Hi"}
@@ -40,7 +41,7 @@ def test_an_answer_with_a_flag_for_it_is_an_ordinary_one(name: str, yes: object)
 def test_what_follows_the_last_learnt_answer_is_left_out_and_listed() -> None:
     row = {"messages": [USER, ANSWER, USER, ANSWER | {"weight": 0}]}
     assert messages(row) == [USER, ANSWER]
-    assert ignored_fields(row, RowFormat.messages) == ["messages after the last learnt answer"]
+    assert ignored_fields(row, CONVERSATIONS[RowFormat.messages]) == ["messages after the last learnt answer"]
 
 
 @pytest.mark.parametrize(
@@ -62,12 +63,7 @@ def test_a_flag_that_cannot_be_honoured_refuses_the_row(row: dict, message: str)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tool_calls", CALL),
-        ("function_call", {"name": "weather", "arguments": "{}"}),
         ("tool_call_id", "call_1"),
-        ("reasoning_content", "Let me think."),
-        ("reasoning", "Let me think."),
-        ("thinking", "Let me think."),
         ("name", "Bob"),
         ("images", ["cat.png"]),
         ("mask", 1),
@@ -91,14 +87,12 @@ def test_null_and_empty_fields_say_nothing(nothing: object) -> None:
     row = chat(tool_calls=nothing, reasoning_content=nothing, weight=nothing)
     row |= {"tools": nothing, "label": nothing, "system": nothing, "weight": nothing, "id": nothing}
     assert messages(row) == [USER, ANSWER]
-    assert ignored_fields(row, RowFormat.messages) == []
+    assert ignored_fields(row, CONVERSATIONS[RowFormat.messages]) == []
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"tools": CALL}, "'tools' holds tool calls, which is not used yet"),
-        ({"tools": '[{"name": "weather"}]'}, "'tools' holds tool calls"),
         ({"functions": CALL}, "'functions' holds tool calls"),
         ({"reasoning": "Let me think."}, "'reasoning' holds reasoning"),
         ({"thinking": "Let me think."}, "'thinking' holds reasoning"),
@@ -150,14 +144,14 @@ def test_a_column_that_changes_what_the_row_means_refuses_it(columns: dict, mess
 def test_an_answer_that_is_called_good_is_learnt(good: object) -> None:
     row = {"prompt": "Hi", "completion": "Hello", "label": good, "weight": good}
     assert parse_conversation(row, RowFormat.prompt_completion).messages == [USER, ANSWER]
-    assert ignored_fields(row, RowFormat.prompt_completion) == []
+    assert ignored_fields(row, CONVERSATIONS[RowFormat.prompt_completion]) == []
 
 
 def test_a_part_of_the_prompt_may_stand_in_a_column_of_its_own_once_more() -> None:
     system = {"role": "system", "content": "Be brief."}
     row = {"messages": [system, USER, ANSWER], "system": "Be brief.", "instruction": " Hi "}
     assert messages(row) == [system, USER, ANSWER]
-    assert ignored_fields(row, RowFormat.messages) == ["system", "instruction"]
+    assert ignored_fields(row, CONVERSATIONS[RowFormat.messages]) == ["system", "instruction"]
     assert messages(row | {"options": ["Hi", "brief"]}) == [system, USER, ANSWER]
     with pytest.raises(ValueError, match="'input' holds a part of the prompt"):
         messages(row | {"input": "brie"})
@@ -168,9 +162,14 @@ def test_a_part_of_the_prompt_may_stand_in_a_column_of_its_own_once_more() -> No
 def test_what_says_nothing_to_a_model_is_listed() -> None:
     row = {"messages": [USER | {"id": 3, "timestamp": "now"}, ANSWER | {"id": 4}], "source": "web", "": 0}
     assert messages(row) == [USER, ANSWER]
-    assert ignored_fields(row, RowFormat.messages) == ["messages.id", "messages.timestamp", "source", "''"]
+    assert ignored_fields(row, CONVERSATIONS[RowFormat.messages]) == [
+        "messages.id",
+        "messages.timestamp",
+        "source",
+        "''",
+    ]
     pair = {"prompt": "Hi", "chosen": "A", "rejected": "B", "score_chosen": 9.5, "margin": 0.0, "rating": 4}
-    assert ignored_fields(pair, RowFormat.preference) == ["score_chosen", "margin", "rating"]
+    assert ignored_fields(pair, PAIRS[RowFormat.preference]) == ["score_chosen", "margin", "rating"]
 
 
 def test_flags_of_a_pair_may_only_say_what_a_preference_branch_does() -> None:
@@ -196,19 +195,53 @@ def test_one_typed_part_of_text_is_its_text(part: dict) -> None:
     assert messages({"messages": [USER, ANSWER | {"content": [{"type": "text", **part}]}]}) == [USER, ANSWER]
 
 
+def test_typed_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "value": "lo", "text": None}]
+    assert messages({"messages": [USER, ANSWER | {"content": parts}]}) == [USER, ANSWER]
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (0, None)])
+def test_weights_of_parts_are_weights_of_their_message(weights: tuple) -> None:
+    parts = [
+        {"type": "text", "text": t, "loss_weight": w} for t, w in zip(("Hel", "lo"), weights, strict=True)
+    ]
+    row = {"messages": [USER, ANSWER | {"content": parts}, USER, ANSWER | {"loss_weight": 1.0}]}
+    assert messages(row) == [USER, ANSWER | {"train": False}, USER, ANSWER]
+
+
+@pytest.mark.parametrize("weights", [(0, 1), (0.5, 1)])
+def test_weights_of_parts_that_cannot_be_honoured_refuse_the_row(weights: tuple) -> None:
+    parts = [{"type": "text", "text": "a", "loss_weight": weight} for weight in weights]
+    with pytest.raises(
+        ValueError, match=r"contradict each other|'messages\[1\].content\[0\].loss_weight' must be 0 or 1"
+    ):
+        messages({"messages": [USER, ANSWER | {"content": parts}]})
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        [{"type": "text", "text": "a"}, {"type": "image", "image": "cat.png"}],
-        [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-        [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}],
-        [{"type": "image_url", "image_url": "cat.png"}],
-        [],
-        {"type": "text", "text": "a"},
+        (
+            [{"type": "text", "text": "a"}, {"type": "image", "image": "cat.png"}],
+            r"'messages\[1\].content\[1\]' must be a part of type 'text', got of type 'image'; only text is read",
+        ),
+        (
+            [{"type": "image_url", "image_url": "cat.png"}],
+            r"content\[0\]' must be a part of type 'text', got of type",
+        ),
+        (
+            [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}],
+            r"'messages\[1\].content\[0\].cache_control' is not used",
+        ),
+        ([{"type": "text", "text": "a", "value": "b"}], r"content\[0\]' must hold one text"),
+        ([{"type": "text"}], r"'messages\[1\].content' is empty"),
+        (["a"], r"content\[0\]' must be a part of type 'text', got str"),
+        ([], r"'messages\[1\].content' must be text, got list"),
+        ({"type": "text", "text": "a"}, r"'messages\[1\].content' must be text, got dict"),
     ],
 )
-def test_other_parts_refuse_the_row(content: object) -> None:
-    with pytest.raises(ValueError, match=r"'messages\[1\].content' must be text, got (list|dict)"):
+def test_other_parts_refuse_the_row(content: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         messages({"messages": [USER, ANSWER | {"content": content}]})
 
 
@@ -235,7 +268,7 @@ def test_fields_that_change_what_a_row_means_refuse_it_by_any_usual_name(extra):
 def test_facts_about_a_row_are_listed(extra):
     row = {**SAID, **extra}
     parse_conversation(row, RowFormat.prompt_completion)
-    assert ignored_fields(row, RowFormat.prompt_completion) == list(extra)
+    assert ignored_fields(row, CONVERSATIONS[RowFormat.prompt_completion]) == list(extra)
 
 
 @pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating")])

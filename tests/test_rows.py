@@ -142,7 +142,7 @@ def test_text_before_the_first_turn_of_a_transcript_is_refused() -> None:
 
 def test_unknown_columns_are_listed_beside_the_accepted_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"columns \['text'\].*messages.*completion, prompt.*answer, question"
+        ValueError, match=r"columns \['text'\].*messages.*prompt, completion.*question, answer"
     ):
         conversation_format({"text": "Hi"}, RowFormat.auto)
 

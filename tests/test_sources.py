@@ -105,20 +105,18 @@ def test_message_lists_written_as_text_become_messages(tmp_path: Path, name: str
 
 
 def test_nulls_that_parquet_fills_in_say_nothing(tmp_path: Path) -> None:
-    call = {"name": "weather", "arguments": {"at": "Oslo"}}
+    calls = [{"name": "weather", "arguments": {"at": "Oslo"}}, {"name": "sum", "arguments": {"of": [1, 2]}}]
     plain = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     weighted = [plain[0], plain[1] | {"weight": 0.0}, plain[0], plain[1] | {"weight": 1.0}]
-    called = [plain[0], plain[1] | {"tool_calls": [call]}]
+    called = [plain[0], plain[1] | {"tool_calls": calls}]
     rows = [{"messages": messages} for messages in (plain, weighted, called)]
-    source = FileSource(path=str(write_parquet(tmp_path / "a.parquet", rows)), bad_rows=BadRows.drop)
-    found = conversations(source, "train")
-    assert [row.messages for _, row in found] == [plain, [*plain[:1], plain[1] | {"train": False}, *plain]]
-    assert found.num_bad == 1
-    source.bad_rows = BadRows.error
-    with pytest.raises(
-        ValueError, match=r"a.parquet, row 3: field 'messages\[1\].tool_calls' is not used yet"
-    ):
-        conversations(source, "train")
+    found = conversations(FileSource(path=str(write_parquet(tmp_path / "a.parquet", rows))), "train")
+    in_envelopes = [{"type": "function", "function": call} for call in calls]
+    assert [row.messages for _, row in found] == [
+        plain,
+        [*plain[:1], plain[1] | {"train": False}, *plain],
+        [plain[0], plain[1] | {"tool_calls": in_envelopes}],
+    ]
 
 
 def test_fields_that_are_not_used_are_counted_over_the_good_rows(tmp_path: Path) -> None:
@@ -235,10 +233,14 @@ def test_a_row_that_is_not_utf_8_is_named_with_its_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "x", r"a.txt must end in one of .jsonl, .json, .csv, .parquet, got '.txt'"),
+        (
+            "a.txt",
+            "x",
+            r"a.txt must end in one of .jsonl, .json, .csv, .parquet, .arrow, each also with .gz, .bz2, .zst behind",
+        ),
         ("a.json", "{", "a.json is not valid JSON"),
         ("a.json", '{"rows": []}', "a.json must hold a list of rows"),
-        ("a.jsonl", "\n", "train part of .*a.jsonl holds no rows"),
+        ("a.jsonl", "\n", "train part of .*a.jsonl holds no rows that can be read"),
         ("a.parquet", "PAR?", "a.parquet is not a readable Parquet file"),
         ("a.csv", "question,answer\n1,2,3\n", "a.csv, row 1: more cells than the header"),
         ("a.csv", 'question,answer\n"1,2\n', "a.csv, line"),

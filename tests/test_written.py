@@ -46,8 +46,8 @@ def test_flags_and_nulls_of_written_messages_count() -> None:
     text = repr([USER, ANSWER | {"weight": 0, "tool_calls": None}, USER, BAD])
     found = parse_conversation({"messages": text}, RowFormat.messages).messages
     assert found == [USER, ANSWER | {"train": False}, USER, BAD]
-    with pytest.raises(ValueError, match=r"'messages\[1\].tool_calls' is not used yet"):
-        parse_conversation({"messages": repr([USER, ANSWER | {"tool_calls": [1]}])}, RowFormat.messages)
+    with pytest.raises(ValueError, match=r"'messages\[1\].refusal' is not used yet"):
+        parse_conversation({"messages": repr([USER, ANSWER | {"refusal": [1]}])}, RowFormat.messages)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from paft.config import (
 )
 from paft.graph.configs import BranchStage
 from paft.model.base import base_folder
-from paft.objectives import DPO, ORPO, DPOLoss, NLLScope
+from paft.objectives import CPO, DPO, ORPO, DPOLoss, NLLScope, SimPO
 from paft.training.batches import GlobalBatch, StepLoader
 from paft.training.module import BranchModule
 from paft.training.preference import PreferenceModule
@@ -36,6 +36,8 @@ MODULES: dict[type, type[BranchModule]] = {
     SFTConfig: SFTModule,
     DPO: PreferenceModule,
     ORPO: PreferenceModule,
+    SimPO: PreferenceModule,
+    CPO: PreferenceModule,
 }
 PAD = 0
 VOCABULARY = 259
@@ -84,6 +86,11 @@ BRANCHES = {
     "dpo ipo": branch(DPO, loss=DPOLoss.ipo),
     "dpo hinge": branch(DPO, loss=DPOLoss.hinge),
     "dpo smoothed": branch(DPO, label_smoothing=0.2),
+    "dpo dpop": branch(DPO, loss=DPOLoss.dpop, beta=0.3),
+    "dpo rpo": branch(DPO, sft_weight=1.0),
+    "dpo ld": branch(DPO, ld_alpha=0.3),
+    "simpo": branch(SimPO),
+    "cpo": branch(CPO),
     "orpo": branch(ORPO),
     "orpo response": branch(ORPO, nll_scope=NLLScope.response),
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def attention_of(base: "PreTrainedModel") -> str:
@@ -54,3 +54,33 @@ def move_only_rows(module: "L.LightningModule", device: "torch.device") -> None:
 def specification(report: Any) -> Any:
     """What `wandb_workspaces.reports.v2.Report.save` would send, asking no server."""
     return report._to_model()
+
+
+def rendered(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict[str, Any]],
+    *,
+    generation: bool,
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
+    """The text of `apply_chat_template`, for messages and tools of plain data in less than half of its time.
+
+    It copies every message twice, in case it is no plain data.
+    """
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+        given: Any = tools or None
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tools=given, tokenize=False, add_generation_prompt=generation
+            )
+        )
+    template = _compile_jinja_template(tokenizer.get_chat_template())
+    names = tokenizer.special_tokens_map
+    return str(
+        template.render(
+            messages=messages, tools=tools or None, documents=None, add_generation_prompt=generation, **names
+        )
+    )

@@ -27,7 +27,7 @@ from hostile import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from paft.config import SlerpSpace
+from paft.config import Space
 from paft.delta.statistics import adapter_statistics, read_adapter
 from paft.merge.apply import apply_adapters, merge_adapters
 from paft.merge.methods import DareTies, Linear, Slerp, TaskArithmetic, Ties
@@ -44,7 +44,7 @@ CONFIG = {
     "target_modules": ["q_proj"],
 }
 BASE = safetensors(*entries({f"{layer}.weight": [OUT, IN] for layer in LAYERS} | {"model.norm.weight": [IN]}))
-METHODS = [Linear(), TaskArithmetic(), Slerp(), Slerp(space=SlerpSpace.full), Ties(), DareTies()]
+METHODS = [Linear(), TaskArithmetic(), Slerp(), Slerp(space=Space.full), Ties(), DareTies()]
 method = st.sampled_from(METHODS)
 
 

@@ -8,7 +8,7 @@ import torch
 from full_models import save_adapter, save_base, save_tuned, weights_of
 from test_mergekit_yaml_against_mergekit import with_mergekit, with_paft
 
-from paft.config import DType, Election, ElectOn, MergeConfig, Norm, Normalize, Rescale, Scope, SlerpSpace
+from paft.config import DType, Election, ElectOn, MergeConfig, Norm, Normalize, Rescale, Scope, Space
 from paft.merge.__main__ import main
 from paft.merge.apply import merge_adapters, variant
 from paft.merge.mergekit.written import write_config
@@ -20,7 +20,7 @@ WRITTEN = [
     Linear(weights=[2, 1], normalize=False),
     TaskArithmetic(**WEIGHTS),
     Slerp(t=0.3),
-    Slerp(t=0.3, space=SlerpSpace.full),
+    Slerp(t=0.3, space=Space.full),
     Ties(**WEIGHTS, density=0.5, preference_density=0.25),
     Ties(density=0.3, normalize=Normalize.none, elect_on=ElectOn.unweighted),
     DareLinear(**WEIGHTS, density=1),

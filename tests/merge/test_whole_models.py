@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from whole_weights import slerp_full
 
-from paft.config import DType, MergeConfig, Norm, Scope, SlerpSpace
+from paft.config import DType, MergeConfig, Norm, Scope, Space
 from paft.delta.adapter import read_adapter
 from paft.delta.rows import Array
 from paft.merge.__main__ import main
@@ -83,7 +83,7 @@ def in_memory(base: Path, branches: dict[str, Path], method: MergeConfig) -> dic
                 change = linear(each, method.weights)
             case TaskArithmetic():
                 change = task_arithmetic(each, method.weights, scale=method.scale)
-            case Slerp(space=SlerpSpace.delta):
+            case Slerp(space=Space.delta):
                 change = slerp(each, method.t)
             case Slerp():
                 change = slerp_full(tensor.reshape(each[0].shape).numpy(), each, method.t)
@@ -108,7 +108,7 @@ METHODS = [
     Linear(weights=[0.7, 0.3]),
     TaskArithmetic(scale=0.5),
     Slerp(t=0.3),
-    Slerp(t=0.3, space=SlerpSpace.full),
+    Slerp(t=0.3, space=Space.full),
     Ties(weights=[0.6, 0.9], density=0.3, preference_density=0.01),
     Ties(density=0.2, scope=Scope.all),
     DareTies(density=0.4, seed=7),

@@ -11,12 +11,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paft.config import MergeConfig, Normalize, SlerpSpace
+from paft.config import MergeConfig, Normalize, Rescale, Space
 from paft.delta.statistics import read_adapter
 from paft.merge import methods
 from paft.merge.apply import apply_adapters, merge_adapters
-from paft.merge.methods import DareLinear, DareTies, Linear, Slerp, TaskArithmetic, Ties
-from paft.merge.sparsify import bernoulli_mask
+from paft.merge.methods import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
+    Linear,
+    Ram,
+    RamPlus,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
+from paft.merge.sparsify import bernoulli_mask, mask_by_rank, random, without_outliers
 
 pytest.importorskip("mergekit")
 from mergekit import sparsify
@@ -82,6 +95,12 @@ def with_paft(models: Path, out: Path, method: MergeConfig) -> Path:
 
 W = [{"weight": 0.7}, {"weight": 0.3}]
 WD = [{"weight": 0.7, "density": 0.5}, {"weight": 0.3, "density": 0.25}]
+
+
+def with_options(parameters: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    return [each | options for each in parameters]
+
+
 TIES = {"weights": [0.7, 0.3], "density": 0.5, "preference_density": 0.25}
 CASES: dict[str, tuple[MergeConfig, tuple[str, list[dict[str, Any]], dict[str, Any]]]] = {
     "linear": (Linear(weights=[0.7, 0.3]), ("linear", W, {})),
@@ -90,7 +109,7 @@ CASES: dict[str, tuple[MergeConfig, tuple[str, list[dict[str, Any]], dict[str, A
         TaskArithmetic(weights=[0.7, 0.3], scale=0.6),
         ("task_arithmetic", W, {"lambda": 0.6}),
     ),
-    "slerp": (Slerp(t=0.3, space=SlerpSpace.full), ("slerp", [{}, {}], {"t": 0.3})),
+    "slerp": (Slerp(t=0.3, space=Space.full), ("slerp", [{}, {}], {"t": 0.3})),
     "ties": (Ties(**TIES), ("ties", WD, {})),
     "ties lambda": (Ties(**TIES, scale=0.7), ("ties", WD, {"lambda": 0.7})),
     "ties sum": (Ties(**TIES, normalize=Normalize.none), ("ties", WD, {"normalize": False})),
@@ -99,6 +118,26 @@ CASES: dict[str, tuple[MergeConfig, tuple[str, list[dict[str, Any]], dict[str, A
     "dare_ties mean": (
         DareTies(weights=[0.7, 0.3], density=1, normalize=Normalize.weights),
         ("dare_ties", W, {"normalize": True}),
+    ),
+    "breadcrumbs": (Breadcrumbs(**TIES, gamma=0.1), ("breadcrumbs", with_options(WD, gamma=0.1), {})),
+    "breadcrumbs mean": (
+        Breadcrumbs(**TIES, gamma=0.1, normalize=Normalize.weights),
+        ("breadcrumbs", with_options(WD, gamma=0.1), {"normalize": True}),
+    ),
+    "breadcrumbs more than all": (
+        Breadcrumbs(weights=[0.7, 0.3], density=0.95, gamma=0.2),
+        ("breadcrumbs", with_options(W, density=0.95, gamma=0.2), {}),
+    ),
+    "breadcrumbs_ties": (
+        BreadcrumbsTies(**TIES, gamma=0.1),
+        ("breadcrumbs_ties", with_options(WD, gamma=0.1), {}),
+    ),
+    "della": (Della(weights=[0.7, 0.3], density=1), ("della", W, {})),
+    "della_linear": (DellaLinear(weights=[0.7, 0.3], density=1), ("della_linear", W, {})),
+    "ram": (Ram(epsilon=0.05), ("ram", [{}, {}], {"epsilon": 0.05})),
+    "ram_plus": (
+        RamPlus(epsilon=0.05, r=0.5, alpha=0.4),
+        ("ramplus_tl", [{}, {}], {"epsilon": 0.05, "r": 0.5, "alpha": 0.4}),
     ),
 }
 
@@ -159,3 +198,21 @@ def test_magnitude_against_mergekit(density: float) -> None:
     delta = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
     ours = methods.magnitude(delta.numpy(), density)
     assert np.array_equal(ours, sparsify.magnitude(delta, density).numpy())
+
+
+@pytest.mark.parametrize(("density", "gamma"), [(0.3, 0.01), (0.5, 0.2), (0.9, 0.3), (0.05, 0.0)])
+def test_without_outliers_against_mergekit(density: float, gamma: float) -> None:
+    delta = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
+    ours = without_outliers(delta.numpy(), density, gamma)(slice(None), delta.numpy())
+    assert np.array_equal(ours, sparsify.magnitude_outliers(delta, density, gamma=gamma).numpy())
+
+
+@pytest.mark.parametrize("density", [0.3, 0.5, 0.8])
+def test_della_against_mergekit_from_one_seed(density: float) -> None:
+    delta = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(3)
+    theirs = sparsify.della_magprune(delta, density, 0.15, sparsify.RescaleNorm.l1)
+    mask = mask_by_rank(delta.numpy(), density, 0.15, np.random.RandomState(3))
+    assert np.array_equal(mask, (theirs != 0).numpy())
+    ours = random(delta.numpy(), density, mask, Rescale.l1)(slice(None), delta.numpy())
+    torch.testing.assert_close(torch.from_numpy(ours), theirs)

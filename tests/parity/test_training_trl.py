@@ -19,12 +19,13 @@ from torch import Tensor
 from paft.chat.tokens import IGNORE
 from paft.config import BranchConfig, LoraConfig, SFTConfig
 from paft.model.base import base_folder, byte_tokenizer
-from paft.objectives import DPO, ORPO, DPOLoss
+from paft.objectives import CPO, DPO, ORPO, DPOLoss, FDivergence, SimPO
 from paft.proof.base import load_base
 from paft.training.module import BranchModule
 
 trl = pytest.importorskip("trl")
 orpo = pytest.importorskip("trl.experimental.orpo")
+cpo = pytest.importorskip("trl.experimental.cpo")
 
 SAME = 5e-6
 """Relative distance of float32 gradients: TRL takes the gradient through other kernels, sums run in another order;
@@ -77,7 +78,12 @@ def dpo_trainer(rows: Sequence[Any], config: DPO, out: Path, loss_type: str | No
         max_length=None,
         beta=config.beta,
         label_smoothing=config.label_smoothing,
-        loss_type=[loss_type or config.loss.value],
+        loss_type=[loss_type or config.loss.value, *["sft"] * bool(config.sft_weight)],
+        loss_weights=[1.0, config.sft_weight] if config.sft_weight else None,
+        ld_alpha=config.ld_alpha if config.ld_alpha != 1 else None,
+        f_divergence_type=config.f_divergence.value,
+        f_alpha_divergence_coef=config.f_alpha,
+        discopop_tau=config.discopop_tau,
     )
     trainer = trl.DPOTrainer(
         load_base(base_folder(MODEL), MODEL),
@@ -104,6 +110,24 @@ def orpo_trainer(rows: Sequence[Any], config: ORPO, out: Path) -> Any:
     return trainer
 
 
+def cpo_trainer(rows: Sequence[Any], config: SimPO | CPO, out: Path) -> Any:
+    from peft import get_peft_model
+
+    text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * len(rows))
+    settings = {"loss_type": "sigmoid", "beta": config.beta, "cpo_alpha": config.sft_weight}
+    if isinstance(config, SimPO):
+        settings |= {"loss_type": "simpo", "simpo_gamma": config.gamma}
+    settings["label_smoothing"] = config.label_smoothing
+    trainer = cpo.CPOTrainer(
+        get_peft_model(load_base(base_folder(MODEL), MODEL), peft_config(config.lora)),
+        args=cpo.CPOConfig(**arguments(out, max_length=1024, **settings)),
+        train_dataset=text,
+        processing_class=byte_tokenizer(),
+    )
+    trainer.train_dataset = Dataset.from_list([orpo_row(r) for r in rows])
+    return trainer
+
+
 def orpo_row(row: Any) -> dict[str, Any]:
     """The columns that TRL's `tokenize_row` makes, from our tokens."""
     columns: dict[str, Any] = {
@@ -117,13 +141,42 @@ def orpo_row(row: Any) -> dict[str, Any]:
     return columns
 
 
-TRAINERS = {SFTConfig: sft_trainer, DPO: dpo_trainer, ORPO: orpo_trainer}
+TRAINERS = {
+    SFTConfig: sft_trainer,
+    DPO: dpo_trainer,
+    ORPO: orpo_trainer,
+    SimPO: cpo_trainer,
+    CPO: cpo_trainer,
+}
 CASES = {
     "sft": branch(SFTConfig, lr=LR),
     "dpo sigmoid": branch(DPO, lr=LR),
     "dpo ipo": branch(DPO, lr=LR, loss=DPOLoss.ipo),
     "dpo hinge": branch(DPO, lr=LR, loss=DPOLoss.hinge),
     "orpo": branch(ORPO, lr=LR, beta=0.5),
+    "simpo": branch(SimPO, lr=LR),
+    "cpo": branch(CPO, lr=LR, label_smoothing=0.1),
+}
+IN_TRL = {
+    "robust": {"label_smoothing": 0.1},
+    "exo_pair": {"label_smoothing": 1e-3},
+    **{
+        name: {}
+        for name in ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sigmoid_norm")
+    },
+}
+LOSSES = {name: branch(DPO, lr=LR, loss=DPOLoss(name), **options) for name, options in IN_TRL.items()}
+LOSSES |= {
+    f"{loss.value} {f.value}": branch(DPO, lr=LR, loss=loss, f_divergence=f)
+    for loss in (DPOLoss.sigmoid, DPOLoss.ipo)
+    for f in FDivergence
+    if f is not FDivergence.reverse_kl
+}
+LOSSES |= {
+    "rpo": branch(DPO, lr=LR, sft_weight=0.7),
+    "ld": branch(DPO, lr=LR, ld_alpha=0.3),
+    "ld ipo": branch(DPO, lr=LR, loss=DPOLoss.ipo, ld_alpha=0.3),
+    "simpo with likelihood": branch(SimPO, lr=LR, sft_weight=0.5, label_smoothing=0.1),
 }
 
 
@@ -150,9 +203,9 @@ def trl_gradients(trainer: Any) -> tuple[float, dict[str, Tensor]]:
     return loss.item(), {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *LOSSES])
 def test_loss_and_gradient_against_trl(name, tmp_path):
-    config = CASES[name]
+    config = (CASES | LOSSES)[name]
     rows = rows_of(config)
     module = move(make(config, micro_batch_size=2), scale=0.2)
     loss, _ = module.micro_loss(list(rows), whole_batch(rows, step=1))

@@ -50,8 +50,11 @@ class MergeThenEvaluate(Callback):
 
     @property
     def merge(self) -> Stage | None:
-        """The merge stage to run, if this branch is one of two merged ones and the other is finished."""
-        if self.context is None:
+        """The merge stage to run, if this branch is one of two merged ones and the other is finished.
+
+        None where answers are judged, which costs money: that is done once, when the cell is trained.
+        """
+        if self.context is None or "judge" in self.context.cell.inputs:
             return None
         merge = self.context.cell.inputs.get("model")
         if merge is None or self.stage.key not in {s.key for s in merge.inputs.values()}:

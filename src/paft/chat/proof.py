@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft.chat.conversation import Message
+from paft.chat.batch import BatchEncoder
+from paft.chat.conversation import Conversation, Message, ToolCall, Tools
 from paft.chat.encode import ChatEncoder
 from paft.chat.template import render
 from paft.chat.tokens import IGNORE
+from paft.config import SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +39,26 @@ UNUSUAL = [
 """A template may refuse some of these, as it then refuses such rows."""
 
 
+TOOLS: Tools = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a place.",
+            "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+        },
+    }
+]
+CALL: ToolCall = {"type": "function", "function": {"name": "weather", "arguments": {"place": "東京"}}}
+CALLING: list[Message] = [
+    {"role": "user", "content": "Is it cold?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "name": "weather", "content": "12 degrees"},
+    {"role": "assistant", "content": "It is 12 degrees."},
+]
+"""A template that writes tools may still refuse some of this, as calls without an id."""
+
+
 def prove_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise `ValueError` unless rows in the tokenizer's `chat_template` get the tokens of its own rendering, and
     their prompts those with which generation will begin."""
@@ -46,12 +68,30 @@ def prove_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     for messages in PLAIN:
         _prove_row(encoder, messages)
         _prove_prompt(encoder, messages)
-    for messages in UNUSUAL:
+    unusual: list[tuple[list[Message], Tools]] = [*((messages, []) for messages in UNUSUAL), (CALLING, TOOLS)]
+    for messages, tools in unusual:
         try:
-            encoder.conversation(messages)
+            encoder.conversation(messages, tools)
         except ValueError:
             continue
-        _prove_row(encoder, messages)
+        _prove_row(encoder, messages, tools)
+
+
+def proved_encoder(tokenizer: "PreTrainedTokenizerBase", in_text: SpecialTokens) -> BatchEncoder:
+    """An encoder of many rows for a template that `prove_template` accepts.
+
+    If pieces of a text get other tokens than the text has, as a tokenizer with code of its own may do, nothing is cut.
+    """
+    prove_template(tokenizer)
+    encoder = BatchEncoder(tokenizer, in_text)
+    rows = [*(Conversation(messages) for messages in (*PLAIN, *UNUSUAL)), Conversation(CALLING, TOOLS)]
+    together = zip(rows, encoder.conversations(rows), strict=True)
+    if any(
+        not isinstance(ids, ValueError) and ids != encoder.conversation(row.messages, row.tools)
+        for row, ids in together
+    ):
+        encoder.cut_at([], by_word=False)
+    return encoder
 
 
 def reads_alike(
@@ -99,8 +139,9 @@ def _refuse_added_end(encoder: ChatEncoder) -> None:
         )
 
 
-def _prove_row(encoder: ChatEncoder, messages: Sequence[Message]) -> None:
-    row, rendered = encoder.conversation(messages), _rendering(encoder, messages, generation=False)
+def _prove_row(encoder: ChatEncoder, messages: Sequence[Message], tools: Tools | None = None) -> None:
+    row = encoder.conversation(messages, tools)
+    rendered = _rendering(encoder, messages, generation=False, tools=tools)
     if row.input_ids != rendered[: len(row.input_ids)]:
         raise ValueError(
             f"the chat template of {encoder.name} renders {messages} as {encoder.tokenizer.decode(rendered)!r}, and a "
@@ -120,17 +161,24 @@ def _prove_prompt(encoder: ChatEncoder, messages: Sequence[Message]) -> None:
         )
 
 
-def _rendering(encoder: ChatEncoder, messages: Sequence[Message], *, generation: bool) -> list[int]:
+def _rendering(
+    encoder: ChatEncoder, messages: Sequence[Message], *, generation: bool, tools: Tools | None = None
+) -> list[int]:
     """transformers' own tokens, with the BOS that the tokenizer would add to any other text."""
-    ids = _plain_rendering(encoder.tokenizer, messages, generation=generation)
+    ids = _plain_rendering(encoder.tokenizer, messages, generation=generation, tools=tools)
     return ids if ids[:1] == encoder.bos else encoder.bos + ids
 
 
 def _plain_rendering(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, generation: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    *,
+    generation: bool,
+    tools: Tools | None = None,
 ) -> list[int]:
     conversation: Any = messages
+    given: Any = tools
     rendered: Any = tokenizer.apply_chat_template(
-        conversation, tokenize=True, add_generation_prompt=generation, return_dict=True
+        conversation, tools=given, tokenize=True, add_generation_prompt=generation, return_dict=True
     )
     return list(rendered["input_ids"])

@@ -3,18 +3,27 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
-from paft.chat.conversation import Message
+from paft.chat.conversation import Message, Tools
 from paft.config import Template
+from paft.private import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATES = Path(__file__).parent / "templates"
 PROBE = "a probe of the template"
+PROBE_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "probe_of_tools",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
 
 
 class EndOfTurn(NamedTuple):
@@ -50,15 +59,38 @@ def template_text(template: Template, tokenizer: "PreTrainedTokenizerBase") -> s
     return text
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, generation: bool) -> str:
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    *,
+    generation: bool,
+    tools: Tools | None = None,
+) -> str:
     """The text of messages, with `generation` up to where an answer begins. Raises ValueError if it refuses them."""
-    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    plain: Any = [_as_read(message) for message in messages]
+
     try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation))
-    except (jinja2.TemplateError, TypeError) as error:
+        return rendered(tokenizer, plain, generation=generation, tools=tools)
+    except (jinja2.TemplateError, TypeError, RecursionError) as error:
         raise ValueError(
             f"the chat template refuses the messages: {error}; try another data.template"
         ) from None
+
+
+def _as_read(message: Message) -> dict[str, Any]:
+    """The message as chat templates name its fields; what is thought has three names, of which each knows one."""
+    fields = {name: said for name, said in message.items() if name != "train"}
+    thought = fields.get("reasoning_content")
+    return fields if thought is None else {**fields, "reasoning": thought, "thinking": thought}
+
+
+def knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer's `chat_template` writes tools: the name of one is in its rendering."""
+    try:
+        text = render(tokenizer, [{"role": "user", "content": PROBE}], generation=True, tools=[PROBE_TOOL])
+    except ValueError:
+        return False
+    return str(PROBE_TOOL["function"]["name"]) in text
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> EndOfTurn:

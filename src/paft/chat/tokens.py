@@ -38,12 +38,17 @@ class Encoded(NamedTuple):
         return len(self.labels) - self.labels.count(IGNORE)
 
     def fitted(self, source: Source, bos_token_id: int | None) -> "Encoded":
-        """The row within `max_length` tokens; see `kept_lengths`. Earlier answers are part of the prompt."""
+        """The row within `max_length` tokens, itself if it is so; see `kept_lengths`.
+
+        Earlier answers are part of the prompt.
+        """
         start, (answer,) = self.prompt_length, self.answer_lengths.values()
-        prompt, answer = kept_lengths(start, answer, source.max_length, source)
+        keep_prompt, keep_answer = kept_lengths(start, answer, source.max_length, source)
+        if (keep_prompt, keep_answer) == (start, answer):
+            return self
         bos = self.input_ids[0] == bos_token_id
         ids, labels = (
-            _newest(values[:start], prompt, keep_first=bos) + values[start : start + answer]
+            _newest(values[:start], keep_prompt, keep_first=bos) + values[start : start + keep_answer]
             for values in self
         )
         return Encoded(ids, labels)
@@ -79,9 +84,14 @@ class EncodedPair(NamedTuple):
         return sum(self.answer_lengths.values())
 
     def fitted(self, source: Source, bos_token_id: int | None) -> "EncodedPair":
-        """The pair within `max_prompt_length` and `max_length` tokens; both answers keep the same prompt."""
+        """The pair within `max_prompt_length` and `max_length` tokens, itself if it is so.
+
+        Both answers keep the same prompt.
+        """
         longest = max(self.answer_lengths.values())
         prompt, answer = kept_lengths(self.prompt_length, longest, source.max_prompt_length, source)
+        if (prompt, answer) == (self.prompt_length, longest):
+            return self
         prompt_ids = _newest(self.prompt_ids, prompt, keep_first=self.prompt_ids[0] == bos_token_id)
         return EncodedPair(prompt_ids, self.chosen_ids[:answer], self.rejected_ids[:answer])
 

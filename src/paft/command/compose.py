@@ -24,6 +24,8 @@ NEW_TASK = re.compile(r"\+\+?evaluate\.tasks\.(\w+)[.=]")
 """What adds a column of the table on the command line."""
 ALL_LINEAR_WORD = re.compile(rf"^(\w+\.lora\.target_modules=)({ALL_LINEAR})$")
 """peft's word for a list of layers, where a list of names is expected."""
+OPEN_MAPPING = re.compile(r"data\.\w+\.(?:columns|mix)[.=]")
+"""What sets a mapping whose names are the user's own."""
 
 
 def register_schemas() -> None:
@@ -53,12 +55,15 @@ def _gpus(accelerator: str, devices: int) -> int:
 
 
 def with_new_tasks(words: list[str]) -> list[str]:
-    """The words of a command, with `+evaluate.tasks.<column>...` and `all-linear` in a form that Hydra can follow.
+    """The words of a command, with `+evaluate.tasks.<column>...`, mappings and `all-linear` in a form that Hydra can
+    follow.
 
     OmegaConf sets no mapping where a config of a stated type belongs, but merges one into such a config; so a new
-    column begins empty, and what is said of it is a change.
+    column begins empty, and what is said of it is a change. Names that a mapping has not yet are added only by `++`,
+    which nobody should have to know.
     """
     words = [ALL_LINEAR_WORD.sub(r"\1[\2]", word) for word in words]
+    words = [f"++{word}" if OPEN_MAPPING.match(word) else word for word in words]
     new = [NEW_TASK.match(word) for word in words]
     names = dict.fromkeys(match[1] for match in new if match)
     if not names:

@@ -11,6 +11,7 @@ from typing import Any
 
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
+from paft.command.judged import require_judged_cell
 from paft.command.libraries import in_four_bits, quiet_libraries
 from paft.command.preflight import before_stages, refuse_columns
 from paft.config import RunConfig
@@ -61,6 +62,7 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     """
     missing = list(missing)
     quiet_libraries(missing)
+    require_judged_cell(config, missing)
     if in_four_bits(missing):
         from paft.model.quantize import refuse_without_package
 

@@ -25,8 +25,12 @@ def unread_parts(cfg: DictConfig) -> list[str]:
         return []
     trained = Paradigm(value).branches
     with_rows = {branch for branch in trained if not _is_taken(cfg, branch)} | _scored_rows(cfg)
+    with_rows |= set(trained) if Paradigm(value) is Paradigm.parallel and _needs_rows(cfg) else set()
     parts = [branch for branch in BRANCHES if branch not in trained]
     parts += [f"data.{branch}" for branch in BRANCHES if branch not in with_rows]
+    parts += [
+        f"data.{branch}.path" for branch in with_rows if _has_mixture(OmegaConf.select(cfg, f"data.{branch}"))
+    ]
     return parts if Paradigm(value) is Paradigm.parallel else [*parts, "merge"]
 
 
@@ -34,6 +38,12 @@ def _is_taken(cfg: DictConfig, branch: str) -> bool:
     """Whether a branch is taken from elsewhere, and trained on no rows."""
     places = (OmegaConf.select(cfg, f"{branch}.{kind.value}") for kind in TakenKind)
     return any(place is not None for place in places)
+
+
+def _needs_rows(cfg: DictConfig) -> bool:
+    """Whether the merge looks at training rows of the branches."""
+    method = OmegaConf.get_type(cfg, "merge") if "merge" in cfg else None
+    return isinstance(method, type) and getattr(method, "needs", None) is not None
 
 
 def refuse_unused(words: Iterable[str], configs: Sequence[RunConfig]) -> None:
@@ -57,6 +67,11 @@ def _scored_rows(cfg: DictConfig) -> set[str]:
     tasks = OmegaConf.select(cfg, "evaluate.tasks")
     rows = (task.get("rows") for task in (tasks or {}).values() if isinstance(task, DictConfig))
     return {str(getattr(name, "value", name)) for name in rows if name} & {branch.value for branch in Rows}
+
+
+def _has_mixture(source: Any) -> bool:
+    """Whether a source of files says `mix` in place of `path`."""
+    return isinstance(source, DictConfig) and "mix" in source and bool(source["mix"])
 
 
 def is_in(key: str, parts: list[str]) -> bool:
@@ -83,4 +98,6 @@ def _placeholder(option: "Field[Any]", hint: Any) -> Any:
         return made
     if option.default not in (NO_DEFAULT, MISSING):
         return option.default
+    if kind is Any:
+        return ""
     return next(iter(kind)) if issubclass(kind, Enum) else kind()

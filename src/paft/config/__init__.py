@@ -21,7 +21,6 @@ from paft.config.data import (
     FileSource,
     HubData,
     HubSource,
-    RowFormat,
     Skill,
     Source,
     SpecialTokens,
@@ -29,8 +28,12 @@ from paft.config.data import (
     TooLong,
 )
 from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
+from paft.config.formats import RowFormat
+from paft.config.judge import AnnotationsJudge, JudgeConfig, LocalJudge, OpenAIJudge
+from paft.config.judged import AlpacaEvalConfig, JudgedConfig, MTBenchConfig
 from paft.config.merge import (
     METHODS,
+    Combine,
     Election,
     ElectOn,
     MergeConfig,
@@ -39,7 +42,8 @@ from paft.config.merge import (
     Normalize,
     Rescale,
     Scope,
-    SlerpSpace,
+    Space,
+    Statistic,
 )
 from paft.config.model import (
     DType,
@@ -51,7 +55,8 @@ from paft.config.model import (
     TinyModel,
     WheelModel,
 )
-from paft.config.root import Paradigm, RunConfig
+from paft.config.paradigms import Paradigm
+from paft.config.root import RunConfig
 from paft.config.running import (
     Csv,
     HardwareConfig,
@@ -85,8 +90,11 @@ __all__ = [
     "METHODS",
     "OBJECTIVES",
     "SCHEMAS",
+    "AlpacaEvalConfig",
+    "AnnotationsJudge",
     "BadRows",
     "BranchConfig",
+    "Combine",
     "Csv",
     "DType",
     "DataConfig",
@@ -102,18 +110,23 @@ __all__ = [
     "HubData",
     "HubModel",
     "HubSource",
+    "JudgeConfig",
+    "JudgedConfig",
     "L1Config",
     "L1Method",
     "L1Of",
+    "LocalJudge",
     "LocalModel",
     "LoggerConfig",
     "LoraConfig",
+    "MTBenchConfig",
     "MergeConfig",
     "MergeOutput",
     "ModelConfig",
     "ModelShape",
     "Norm",
     "Normalize",
+    "OpenAIJudge",
     "Paradigm",
     "PreferenceConfig",
     "Quantization",
@@ -126,10 +139,11 @@ __all__ = [
     "Schedule",
     "Scope",
     "Skill",
-    "SlerpSpace",
     "Source",
+    "Space",
     "Sparsity",
     "SpecialTokens",
+    "Statistic",
     "StrategyConfig",
     "StrategyName",
     "TakenKind",
@@ -158,6 +172,11 @@ SCHEMAS: dict[str, type] = {
     "hub_data": HubData,
     "file_data": FileData,
     "evaluate": EvaluateConfig,
+    "alpaca_eval": AlpacaEvalConfig,
+    "mt_bench": MTBenchConfig,
+    "openai_judge": OpenAIJudge,
+    "local_judge": LocalJudge,
+    "annotations_judge": AnnotationsJudge,
     "trainer": TrainerConfig,
     "strategy": StrategyConfig,
     "hardware": HardwareConfig,

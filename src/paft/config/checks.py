@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -16,7 +17,12 @@ UNLESS_DEFAULT = {"identity": "unless default"}
 def identifies(option: "Field[Any]", value: object) -> bool:
     """Whether a field with this value is part of what a result is known by: it can change it."""
     rule = option.metadata.get("identity", True)
-    return value != option.default if rule == "unless default" else bool(rule)
+    return value != default_of(option) if rule == "unless default" else bool(rule)
+
+
+def default_of(option: "Field[Any]") -> Any:
+    """What a field holds where nothing is given."""
+    return option.default if option.default_factory is NO_DEFAULT else option.default_factory()
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import PurePath
+from typing import Any
 
 from omegaconf import MISSING
 
-from paft.config.checks import UNLESS_DEFAULT, Typed, incidental, require, require_pinned
+from paft.config.checks import UNLESS_DEFAULT, Typed, require, require_pinned
+from paft.config.formats import FIELDS, RowFormat
 
 DEMO_VERSION = 1
 """Of the embedded data: raised whenever its rows for some seed change, and part of their identity."""
@@ -20,17 +23,6 @@ class Template(str, Enum):
     tokenizer = "tokenizer"
 
 
-class RowFormat(str, Enum):
-    """How a row of a source is read; `auto` decides by the columns of the first row."""
-
-    auto = "auto"
-    messages = "messages"
-    prompt_completion = "prompt_completion"
-    preference = "preference"
-    gsm8k = "gsm8k"
-    hh = "hh"
-
-
 class TooLong(str, Enum):
     """What happens to a row whose answer does not fit `max_length`; counts are always reported."""
 
@@ -41,7 +33,7 @@ class TooLong(str, Enum):
 
 class BadRows(str, Enum):
     """What happens to a row with a missing or empty field, wrong roles, equal answers, or a field whose meaning is not
-    used, as tools or a label that calls the answer bad, or that the chat template refuses; counts are reported."""
+    used, as images or a label that calls the answer bad, or that the chat template refuses; counts are reported."""
 
     error = "error"
     drop = "drop"
@@ -68,6 +60,9 @@ class Source(Typed):
     """Where rows come from and how long they may be."""
 
     format: RowFormat = RowFormat.auto
+    columns: dict[str, str] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
+    """Field of the format -> the column that holds it, where the file calls it otherwise, as {prompt: question,
+    completion: answer}."""
     max_rows: int | None = None
     """Use only the first so many rows."""
     max_length: int = 1024
@@ -94,6 +89,15 @@ class Source(Typed):
             self.max_prompt_length,
             f"between 1 and max_length - 1 = {self.max_length - 1}",
         )
+        known = set(self.columns) <= set(FIELDS)
+        require(
+            known,
+            "data.*.columns",
+            self.columns,
+            f"{{field: column}} with fields of a format = {', '.join(FIELDS)}",
+        )
+        once = len(set(self.columns.values())) == len(self.columns)
+        require(once, "data.*.columns", self.columns, "{field: column} with each column once")
 
 
 @dataclass
@@ -110,6 +114,9 @@ class DemoSource(Source):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_rows > 0, "data.*.num_rows", self.num_rows, "positive")
+        require(
+            not self.columns, "data.*.columns", self.columns, "left out: the embedded rows need no mapping"
+        )
 
 
 @dataclass
@@ -137,12 +144,51 @@ class HubSource(Source):
 
 @dataclass
 class FileSource(Source):
-    """A JSONL, JSON, CSV or Parquet file; its sha256, not its path, is its identity."""
+    """Rows of files on this disk; the sha256 of their contents, not their paths, is what they are known by."""
 
-    path: str = field(default=MISSING, metadata={"identity": False})
-    """The file to train on; its ending says its kind: .jsonl, .json, .csv or .parquet."""
-    validation_path: str | None = incidental(None)
-    """The file whose loss is reported; null: none is."""
+    path: Any = field(default=MISSING, metadata={"identity": False})
+    """What to train on: a file, a pattern as 'rows/*.jsonl', a list as [a.jsonl,b.csv], or a folder that
+    `datasets.save_to_disk` wrote. A file's ending says its kind: .jsonl, .json, .csv, .parquet or .arrow, each also
+    packed, with .gz, .bz2 or .zst behind it."""
+    validation_path: Any = field(default=None, metadata={"identity": False})
+    """What the loss is reported of, as `path`; null: nothing."""
+    mix: dict[str, float] = field(default_factory=dict, metadata={"identity": False})
+    """In place of `path`: {a.jsonl: 0.7, b.jsonl: 0.3} draws each next row from a.jsonl with probability 0.7, in the
+    order of its file and each once, until a file has none left (as datasets.interleave_datasets does, first
+    exhausted). Weights need not sum to 1; they are part of what the rows are known by."""
+    mix_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
+    """Of the draw of `mix`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, given in (("path", self.path), ("validation_path", self.validation_path)):
+            listed = given if isinstance(given, list) else [given or ""]
+            right = bool(listed) and all(isinstance(item, str) for item in listed)
+            require(right, f"data.*.{name}", given, "a path, a pattern or a list of them")
+        require(
+            all(0 < weight < float("inf") for weight in self.mix.values()),
+            "data.*.mix",
+            self.mix,
+            "{path: weight} with positive weights",
+        )
+        alone = not self.mix or self.path in ("", MISSING)
+        require(alone, "data.*.mix", self.mix, "given alone, without data.*.path")
+
+    def names(self, split: str = "train") -> list[str]:
+        """The paths that a split is read from, as they were given."""
+        given = self.validation_path if split == "validation" else list(self.mix) or self.path
+        return list(given) if isinstance(given, list) else [str(given)]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Path of the mixture -> the share of rows that are drawn from it; empty without a mixture."""
+        return {path: weight / sum(self.mix.values()) for path, weight in self.mix.items()}
+
+    @property
+    def title(self) -> str:
+        """What tables call the rows to train on."""
+        first, *more = (PurePath(name).name for name in self.names())
+        return f"{first} + {len(more)} more" if more else first
 
 
 @dataclass

@@ -8,11 +8,16 @@ from paft.config.checks import UNLESS_DEFAULT, Entry, incidental, require
 from paft.config.model import DType
 
 
-class SlerpSpace(str, Enum):
-    """`delta` interpolates the deltas; `full` interpolates whole weights, as mergekit does."""
+class Space(str, Enum):
+    """What is merged: the deltas' elements; `full`: those of whole weights (SLERP as in mergekit); `core`: the small
+    matrices U^T delta V, in the singular vectors U of all B and V of all A together (core space, 2509.17786); `svd`:
+    the V_i of the deltas side by side, [delta_1 | delta_2] = U [V_1 | V_2] (KnOTS, 2410.19735). `core` and `svd` need
+    LoRA deltas."""
 
     delta = "delta"
     full = "full"
+    core = "core"
+    svd = "svd"
 
 
 class Election(str, Enum):
@@ -35,6 +40,15 @@ class Normalize(str, Enum):
     weights = "weights"
     count = "count"  # type: ignore[assignment]  # str has a method of that name
     none = "none"
+
+
+class Combine(str, Enum):
+    """Of the values that agree: their mean, by `normalize`; their sum, another way to write `normalize=none`; or the
+    largest (the TIES reference's dis-max, EMR's unified vector)."""
+
+    mean = "mean"
+    sum = "sum"
+    max = "max"
 
 
 class Scope(str, Enum):
@@ -66,6 +80,15 @@ class Norm(str, Enum):
     merged = "merged"
 
 
+class Statistic(str, Enum):
+    """What a merge may ask of the branches' rows: `fisher`: squared gradients of each weight; `gram`: second moments of
+    each layer's inputs; `coefficients`: the best weights of both branches for each layer."""
+
+    fisher = "fisher"
+    gram = "gram"
+    coefficients = "coefficients"
+
+
 class MergeOutput(str, Enum):
     """`model`: the base with merged weights; `adapter`: a LoRA adapter of the merged delta, for peft and vLLM.
 
@@ -89,7 +112,12 @@ class MergeConfig(Entry):
     """
 
     entries: ClassVar[dict[str, Any]] = METHODS
+    spaces: ClassVar[tuple[Space, ...]] = (Space.delta, Space.core, Space.svd)
+    """Those that the method can merge in."""
+    needs: ClassVar[Statistic | None] = None
+    """What it asks of each branch's training rows."""
 
+    space: Space = field(default=Space.delta, metadata=UNLESS_DEFAULT)
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Storage type of the weights that change; null keeps the base's. For float32 also `evaluate.dtype=float32`."""
@@ -102,6 +130,9 @@ class MergeConfig(Entry):
     """Read what was written back with transformers, and compare its logits with the base plus the merged delta."""
 
     def __post_init__(self) -> None:
+        if self.space not in self.spaces:
+            allowed = " or ".join(space.value for space in self.spaces)
+            raise ValueError(f"merge.space must be {allowed} for merge={self.name}, got {self.space.value!r}")
         require(self.rank is None or self.rank > 0, "merge.rank", self.rank, "positive or null")
         if self.output is MergeOutput.model and self.rank is not None:
             raise ValueError(

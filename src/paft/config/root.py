@@ -1,7 +1,6 @@
 """The whole config of one run."""
 
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
@@ -9,8 +8,11 @@ from omegaconf import MISSING
 from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
 from paft.config.evaluate import EvaluateConfig
+from paft.config.judge import AnnotationsJudge, JudgeConfig
+from paft.config.judged import JudgedConfig, MTBenchConfig
 from paft.config.merge import MergeConfig, MergeOutput
 from paft.config.model import DType, ModelConfig
+from paft.config.paradigms import ExpoConfig, JointConfig, Paradigm
 from paft.config.running import (
     HardwareConfig,
     LoggerConfig,
@@ -22,27 +24,6 @@ from paft.config.running import (
 from paft.config.training import PreferenceConfig, SFTConfig
 
 
-class Paradigm(str, Enum):
-    """Which branches are trained, and how: `parallel` merges both, `sequential` trains preference on top of SFT,
-    `sft` and `preference` train one alone, `base` scores the base model."""
-
-    parallel = "parallel"
-    sequential = "sequential"
-    sft = "sft"
-    preference = "preference"
-    base = "base"
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """The branches that are trained."""
-        match self:
-            case Paradigm.base:
-                return ()
-            case Paradigm.sft | Paradigm.preference:
-                return (self.value,)
-        return ("sft", "preference")
-
-
 @dataclass
 class RunConfig(Typed):
     """The root. The root key `lambda` cannot be a Python name; it lives in `sft.l1.weight`."""
@@ -51,8 +32,11 @@ class RunConfig(Typed):
     data: DataConfig = MISSING
     sft: SFTConfig = field(default_factory=SFTConfig)
     preference: PreferenceConfig = MISSING
+    joint: JointConfig = field(default_factory=JointConfig)
+    expo: ExpoConfig = field(default_factory=ExpoConfig)
     merge: MergeConfig = MISSING
     evaluate: EvaluateConfig = MISSING
+    judge: JudgeConfig | None = None
     trainer: TrainerConfig = MISSING
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Comes with the trainer unless named."""
@@ -93,6 +77,7 @@ class RunConfig(Typed):
         self._check_devices()
 
     def _check_tasks(self) -> None:
+        self._check_judge()
         for column, task in self.evaluate.tasks.items():
             task.refuse_upside_down(column)
             if task.rows:
@@ -160,4 +145,19 @@ class RunConfig(Typed):
                 f"{at}.global_batch_size",
                 rows,
                 f"a multiple of the {devices} devices, so that each gets the same number of rows",
+            )
+
+    def _check_judge(self) -> None:
+        evaluate, judge = self.evaluate, self.judge
+        if isinstance(evaluate, JudgedConfig) and judge is None:
+            raise ValueError(
+                f"evaluate={evaluate.name} needs a judge: add judge=openai, local or annotations"
+            )
+        if judge is not None and not isinstance(evaluate, JudgedConfig):
+            raise ValueError(
+                f"the judge has nothing to judge in evaluate={evaluate.name}; add evaluate=alpaca_eval or mt_bench"
+            )
+        if isinstance(judge, AnnotationsJudge) and isinstance(evaluate, MTBenchConfig):
+            raise ValueError(
+                "judge=annotations holds AlpacaEval's judgements; MT-Bench needs judge=openai or local"
             )

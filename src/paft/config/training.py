@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
 
@@ -203,6 +203,8 @@ class PreferenceConfig(Entry, BranchConfig):
     """Base of the preference objectives; `paft.objectives.objective.Objective` says how to write one."""
 
     entries: ClassVar[dict[str, Any]] = OBJECTIVES
+    rows: ClassVar[Literal["pairs", "unpaired"]] = "pairs"
+    """What it learns from: two answers a row, or one and a judgement of it."""
 
     @staticmethod
     def title_of(name: str) -> str:
@@ -222,3 +224,8 @@ class PreferenceConfig(Entry, BranchConfig):
     def learns_prompt(self) -> bool:
         """Whether the likelihood of the prompt is part of the loss."""
         return False
+
+    @property
+    def weight_of_tail(self) -> float:
+        """Weight of what the longer answer of a pair has beyond as many tokens as the shorter one has."""
+        return 1.0

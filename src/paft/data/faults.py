@@ -1,8 +1,9 @@
 """What only its tokens show of a row that parses: answers that are too long or equal, end markers of its own."""
 
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from paft.chat.conversation import Conversation, PreferencePair
+from paft.chat.conversation import Conversation, PreferencePair, messages_of
 from paft.chat.encode import unmarked, without_end
 from paft.chat.tokens import Encoded, EncodedPair
 from paft.config import RowFormat, Source
@@ -13,6 +14,8 @@ ANSWER_FIELDS = {
     RowFormat.messages: "messages (last answer)",
     RowFormat.prompt_completion: "completion",
     RowFormat.gsm8k: "answer",
+    RowFormat.sharegpt: "conversations (last answer)",
+    RowFormat.alpaca: "output",
 }
 
 
@@ -20,9 +23,8 @@ def fault(
     row: Conversation | PreferencePair, kept: Encoded | EncodedPair, ends: tuple[str, ...]
 ) -> ValueError | None:
     """Why nothing can be learnt from a row of which the tokens `kept` are kept; `ends` are the `end_tokens`."""
-    messages = row.messages if isinstance(row, Conversation) else [*row.prompt, *row.chosen, *row.rejected]
-    for message in messages:
-        if not without_end(message["content"], ends).strip():
+    for message in messages_of(row):
+        if "tool_calls" not in message and not without_end(message["content"], ends).strip():
             return ValueError(
                 f"a message of role {message['role']!r} says nothing but {ends[0]!r}, the end of a turn"
             )
@@ -36,7 +38,10 @@ def fault(
 
 def without_ends(row: Row, ends: tuple[str, ...]) -> Row:
     """The row as text without the ends that it brings itself."""
-    return type(row)(**{name: unmarked(messages, ends) for name, messages in vars(row).items()})
+    texts: dict[str, Any] = {
+        name: unmarked(messages, ends) for name, messages in vars(row).items() if name != "tools"
+    }
+    return replace(row, **texts)
 
 
 def excess(whole: Encoded | EncodedPair, source: Source, row_format: RowFormat) -> ValueError | None:
@@ -44,7 +49,7 @@ def excess(whole: Encoded | EncodedPair, source: Source, row_format: RowFormat) 
     limit = source.max_length
     for name, length in whole.answer_lengths.items():
         if length >= limit:
-            field = ANSWER_FIELDS.get(row_format, name)
+            field = ANSWER_FIELDS.get(row_format, name) if name == "answer" else name
             return ValueError(
                 f"field {field!r} has {length} tokens, and with one of the "
                 f"prompt exceeds max_length={limit}; raise it or set too_long=drop or truncate"

@@ -21,7 +21,13 @@ METADATA = {
     *("num_tokens", "token_count", "country", "header", "hashed_ip", "state", "toxic", "redacted"),
 }
 """Of a message: fields that say nothing to a model. Any other field that PAFT does not use refuses the row."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Of an answer: what is thought before it."""
 READ_OF_MESSAGE = {"role", "content", *FLAGS, *METADATA}
+READ_OF_ROLE = {
+    "assistant": {"tool_calls", "function_call", *REASONING},
+    "tool": {"name", "tool_call_id"},
+}
 CONTEXT = "a part of the prompt"
 KINDS = {
     "tool calls": "tool function tool_call function_call tool_choice",
@@ -75,7 +81,7 @@ def learnt(fields: Mapping[str, Any], at: str = "") -> bool | None:
 
     Raises `ValueError` for a flag that is not plainly yes or no, and for flags that contradict each other.
     """
-    said = {name: _truth(fields[name], f"{at}{name}") for name in FLAGS if not is_blank(fields.get(name))}
+    said = {name: truth(fields[name], f"{at}{name}") for name in FLAGS if not is_blank(fields.get(name))}
     if len(set(said.values())) > 1:
         raise ValueError(
             f"fields {', '.join(repr(at + name) for name in said)} contradict each other; keep one"
@@ -83,12 +89,12 @@ def learnt(fields: Mapping[str, Any], at: str = "") -> bool | None:
     return next(iter(said.values()), None)
 
 
-def _truth(value: Any, name: str) -> bool:
+def truth(value: Any, name: str) -> bool:
+    """A yes or no. Raises `ValueError` for anything that is not plainly one."""
     text = str(value).strip().lower() if isinstance(value, str | bool | int | float) else ""
     if text not in TRUE + FALSE:
         raise ValueError(
-            f"field {name!r} must be 0 or 1, false or true, got {value!r:.60}; an answer is learnt or not, "
-            "parts of a weight are not used"
+            f"field {name!r} must be 0 or 1, false or true, got {value!r:.60}; there is nothing between"
         )
     return text in TRUE
 
@@ -161,9 +167,10 @@ def _stands_in(value: Any, prompt: Iterable[str]) -> bool:
 
 
 def refuse_unread_of_message(message: Mapping[str, Any], at: str) -> None:
-    """Raise `ValueError` naming a field of a message that is neither used nor `METADATA`."""
+    """Raise `ValueError` naming a field of a message that is neither used of its role nor `METADATA`."""
+    used = READ_OF_MESSAGE | READ_OF_ROLE.get(str(message.get("role")), set())
     for name, value in message.items():
-        if name not in READ_OF_MESSAGE and not is_blank(value):
+        if name not in used and not is_blank(value):
             raise ValueError(
                 f"field '{at}.{name!s:.40}' is not used yet, and the message may be wrong without it; remove the "
                 "field if it is right"
@@ -178,10 +185,10 @@ def ignored(row: Mapping[str, Any], used: Set[str]) -> Iterator[str]:
             if name not in FLAGS and not judged and not is_blank(value):
                 yield f"{name or repr(name):.60}"
         elif isinstance(value, list):
-            wide = [message for message in value if len(message) > 2]
+            wide = [message for message in value if isinstance(message, Mapping) and len(message) > 2]
             inner = {
                 key for message in wide for key in message if key in METADATA and not is_blank(message[key])
             }
             yield from (f"{name}.{key}" for key in sorted(inner))
-            if wide and learnt(value[-1]) is False:
+            if wide and name != "tools" and learnt(value[-1]) is False:
                 yield f"{name} after the last learnt answer"

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from paft.chat.conversation import Conversation, PreferencePair
+from paft.chat.conversation import Conversation, PreferencePair, TrainingRow
 
 FILE = "held_out.jsonl"
 
 
-def opening(row: Conversation | PreferencePair) -> str:
+def opening(row: TrainingRow) -> str:
     """The first thing a user says: rows that share it are about one conversation, of different lengths perhaps."""
     messages = row.messages if isinstance(row, Conversation) else row.prompt
     return next(m["content"] for m in messages if m["role"] == "user")
@@ -41,8 +41,10 @@ def draw(openings: Sequence[str], num_rows: int, seed: int) -> frozenset[int]:
 
 
 def write_held_out(rows: Sequence[Conversation | PreferencePair], folder: Path) -> None:
+    """Write rows of texts alone: others are refused by `paft.data.notes`."""
+    texts = ({name: part for name, part in asdict(row).items() if name != "tools"} for row in rows)
     with (folder / FILE).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in texts)
 
 
 def read_held_out(folder: Path) -> list[dict[str, Any]]:

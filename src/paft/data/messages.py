@@ -1,31 +1,16 @@
 """Messages: who says what, and whether it is learnt. Every function raises `ValueError` naming the field."""
 
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, cast
 
 from paft.chat.conversation import Message
-from paft.data.fields import learnt, refuse_unread_of_message
+from paft.data.fields import REASONING, is_blank, refuse_unread_of_message
+from paft.data.parts import flags, joined
+from paft.data.texts import as_text
+from paft.data.tools import as_calls
 from paft.data.written import goes_on, message_list, transcript
 
-ROLES = ("system", "user", "assistant")
-
-
-def as_text(value: object, name: str) -> str:
-    """`value`, if it is a text of more than white space."""
-    if value is None:
-        raise ValueError(f"field {name!r} is missing")
-    if not isinstance(value, str):
-        raise ValueError(f"field {name!r} must be text, got {type(value).__name__}")
-    if not value.strip():
-        raise ValueError(f"field {name!r} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"field {name!r} holds half a surrogate pair at character {error.start + 1}, which is no text; "
-            "write the whole character or remove it"
-        ) from None
-    return value
+ROLES = ("system", "user", "assistant", "tool")
 
 
 def as_messages(value: object, name: str) -> list[Message]:
@@ -43,22 +28,52 @@ def _message(value: object, name: str) -> Message:
     role = as_text(value.get("role"), f"{name}.role")
     if role not in ROLES:
         raise ValueError(f"field '{name}.role' must be one of {', '.join(ROLES)}, got {role!r:.60}")
-    if len(value) == 2:
-        return {"role": role, "content": _content(value.get("content"), name, role)}
+    content = value.get("content")
+    if len(value) == 2 and isinstance(content, str):
+        return {"role": role, "content": _content(content, name, role)}
     refuse_unread_of_message(value, name)
-    train = learnt(value, f"{name}.")
-    if train and role != "assistant":
+    beside = _beside(value, name, role)
+    content = joined(content, f"{name}.content")
+    silent = "tool_calls" in beside and (
+        content is None or (isinstance(content, str) and not content.strip())
+    )
+    text = "" if silent else _content(content, name, role)
+    return {"role": role, "content": text, **beside, **_flag(value, name, role)}  # type: ignore[typeddict-item]
+
+
+def _flag(value: Mapping[str, Any], name: str, role: str) -> dict[str, bool]:
+    """`train`, where a flag says whether an answer is learnt."""
+    said = set(flags(value, name))
+    if len(said) > 1:
+        raise ValueError(f"the weights of field {name!r} and its parts contradict each other; keep one")
+    if True in said and role != "assistant":
         raise ValueError(f"field {name!r} asks to learn a message of role {role!r}; only answers are learnt")
-    message: Message = {"role": role, "content": _content(value.get("content"), name, role)}
-    return message if train is None or role != "assistant" else {**message, "train": train}
+    return {"train": said.pop()} if said and role == "assistant" else {}
+
+
+def _beside(value: Mapping[str, Any], name: str, role: str) -> dict[str, Any]:
+    """What an answer calls and thinks, and whose result a message is."""
+    given = {key: said for key, said in value.items() if not is_blank(said)}
+    if role == "tool":
+        return {key: as_text(given[key], f"{name}.{key}") for key in ("name", "tool_call_id") if key in given}
+    if role != "assistant":
+        return {}
+    calls = [as_calls(given[key], f"{name}.{key}") for key in ("tool_calls", "function_call") if key in given]
+    thoughts = list(dict.fromkeys(as_text(given[key], f"{name}.{key}") for key in REASONING if key in given))
+    if len(calls) > 1 or len(thoughts) > 1:
+        twice = (
+            "tool_calls and function_call"
+            if len(calls) > 1
+            else " and ".join(k for k in REASONING if k in given)
+        )
+        raise ValueError(f"field {name!r} has {twice}, of which only one can be meant; remove the other")
+    return ({"tool_calls": calls[0]} if calls else {}) | (
+        {"reasoning_content": thoughts[0]} if thoughts else {}
+    )
 
 
 def _content(value: object, name: str, role: str) -> str:
-    """A text, or the text of the one part that some formats write as a list."""
     name = f"{name}.content"
-    match value:
-        case [{"type": "text", **part}] if len(texts := [t for t in part.values() if t is not None]) == 1:
-            value = texts[0] if {"text", "value"} & part.keys() else value
     content = as_text(value, name)
     if role == "user" and _is_hh(content):
         refuse_transcript(content, name)
@@ -93,24 +108,37 @@ def written_turns(text: str, name: str) -> list[Message] | None:
     return as_messages(turns if turns[-1]["content"] else turns[:-1], name)
 
 
-def in_order(messages: list[Message], name: str, *, last: str, repeats: bool = False) -> list[Message]:
+def in_order(
+    messages: list[Message], name: str, *, last: str, repeats: bool = False, speaker: str = "role"
+) -> list[Message]:
     """`messages`, once it is system?, user, assistant, user, ... and ends with the role `last`.
 
-    With `repeats` the assistant may speak twice in a row, as it does in some transcripts of real chats.
+    Behind an answer that calls tools stand their results and the assistant again; where a user may be last, so may a
+    result. With `repeats` the assistant may speak twice in a row, as it does in some transcripts of real chats.
+    `speaker` is the field that says who speaks.
     """
     start = 1 if messages[0]["role"] == "system" else 0
-    previous = "assistant"
-    for at, role in enumerate((message["role"] for message in messages[start:]), start):
-        expected = "user" if previous == "assistant" else "assistant"
-        if role != expected and not (repeats and at > start and role == previous == "assistant"):
+    previous: Message | None = None
+    for at, message in enumerate(messages[start:], start):
+        allowed = _roles_behind(previous, repeats=repeats)
+        if message["role"] not in allowed:
             raise ValueError(
-                f"field '{name}[{at}].role' must be {expected!r} here, got {role!r}; "
-                "after an optional system message, user and assistant take turns"
+                f"field '{name}[{at}].{speaker}' must be {' or '.join(map(repr, allowed))} here, got "
+                f"{message['role']!r}; "
+                "after an optional system message, user and assistant take turns, and results of tools follow a call"
             )
-        previous = role
-    if messages[-1]["role"] != last:
+        previous = message
+    if messages[-1]["role"] not in ((last, "tool") if last == "user" else (last,)):
         raise ValueError(f"field {name!r} must end with role {last!r}, got {messages[-1]['role']!r}")
     return messages
+
+
+def _roles_behind(previous: Message | None, *, repeats: bool) -> tuple[str, ...]:
+    if previous is None:
+        return ("user",)
+    if previous["role"] == "assistant":
+        return ("tool",) if "tool_calls" in previous else ("user", *["assistant"] * repeats)
+    return ("assistant", "tool") if previous["role"] == "tool" else ("assistant",)
 
 
 def to_last_learnt(messages: list[Message]) -> list[Message]:
@@ -125,31 +153,32 @@ def to_last_learnt(messages: list[Message]) -> list[Message]:
 
 
 def unflagged(message: Message) -> Message:
-    return {"role": message["role"], "content": message["content"]}
+    return cast(Message, {key: said for key, said in message.items() if key != "train"})
 
 
 # --- prompts and answers ------------------------------------------------------------------------------
 
 
 def as_prompt(value: object, name: str) -> list[Message]:
-    """A prompt given as text, as a transcript or as a list of messages; it ends with the user."""
+    """A prompt given as text, as a transcript, as a message or a list of them; it ends with the user or a tool."""
     if isinstance(value, str):
         messages = written_turns(as_text(value, name), name)
         if messages is None:
             return [{"role": "user", "content": value}]
     else:
-        messages = as_messages(value, name)
+        messages = as_messages([value] if isinstance(value, Mapping) else value, name)
     return in_order(messages, name, last="user", repeats=True)
 
 
 def as_answer(value: object, name: str) -> list[Message]:
-    """An answer given as text or as a list of messages, which may repeat the prompt before it, as a transcript does."""
+    """An answer given as text, as a message or a list of them, which may repeat the prompt before it, as a transcript
+    does."""
     if isinstance(value, str):
         messages = written_turns(as_text(value, name), name)
         if messages is None:
             return [_said(value, name)]
     else:
-        messages = as_messages(value, name)
+        messages = as_messages([value] if isinstance(value, Mapping) else value, name)
     alone = len(messages) == 1 and messages[0]["role"] == "assistant"
     return messages if alone else in_order(messages, name, last="assistant", repeats=True)
 

@@ -1,38 +1,38 @@
 """The data stage: a source, tokenised once, as Parquet files of token ids that training reads by index."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from paft.chat.batch import BatchEncoder
 from paft.chat.conversation import Conversation, PreferencePair
-from paft.chat.encode import ChatEncoder
 from paft.chat.limits import within
-from paft.chat.proof import prove_template
-from paft.chat.template import end_tokens
+from paft.chat.proof import proved_encoder
 from paft.chat.tokens import Encoded, EncodedPair
 from paft.config import BadRows, Source, TooLong
+from paft.data.ahead import ahead, batches
 from paft.data.faults import excess, fault, without_ends
 from paft.data.held_out import write_held_out
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
+from paft.data.tokens import write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = TypeVar("Row", Conversation, PreferencePair)
 Tokens = TypeVar("Tokens", Encoded, EncodedPair)
+Encode = Callable[[Sequence[Row]], list[Tokens | ValueError]]
 
 log = logging.getLogger("paft")
 
-ROWS_PER_GROUP = 1024
 QUIET_SECONDS = 3
 """Work shorter than this shows no progress bar."""
+THREADS = 1
+"""That encode: while one waits for the tokenizer, which uses every core and not the interpreter, another renders."""
 
 
 @dataclass
@@ -56,12 +56,14 @@ class Counts:
     """Tokens of the longest sequence."""
 
     def add(self, whole: Encoded | EncodedPair, kept: Encoded | EncodedPair) -> None:
+        lengths = kept.lengths
         self.rows += 1
-        self.tokens += sum(kept.lengths)
+        self.tokens += sum(lengths)
         self.label_tokens += kept.num_labels
-        self.truncated_prompts += kept.prompt_length < whole.prompt_length
-        self.truncated_answers += kept.answer_lengths != whole.answer_lengths
-        self.longest = max(self.longest, *kept.lengths)
+        self.longest = max(self.longest, *lengths)
+        if kept is not whole:
+            self.truncated_prompts += kept.prompt_length < whole.prompt_length
+            self.truncated_answers += kept.answer_lengths != whole.answer_lengths
 
 
 def prepare_sft(
@@ -70,47 +72,36 @@ def prepare_sft(
     """Write `out/train.parquet`, and `validation.parquet` if the source has such a part; return their counts.
 
     Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as text. The result maps each
-    split to the fields of `Counts` and, where rows have fields that are not used, `ignored`: in how many rows each is.
-    A model of `positions` reads no longer rows.
+    split to the fields of `Counts`, `read_as`: what rows of files were taken for, and, where rows have fields that are
+    not used, `ignored`: in how many rows each is.
+    A model of `positions` reads no longer rows. Memory does not grow with the number of rows.
     Raises ValueError for a template that does not prove right, listing bad rows (before anything is tokenised) and,
     under `too_long=error`, rows whose answer does not fit; also if no row is left.
     """
-    encoder = _encoder(source, tokenizer)
-    return _prepare(
-        within(source, positions),
-        conversations,
-        lambda row: encoder.conversation(row.messages),
-        Encoded,
-        tokenizer,
-        out,
-    )
+    encoder = proved_encoder(tokenizer, source.special_tokens_in_text)
+    return _prepare(within(source, positions), conversations, encoder.conversations, Encoded, encoder, out)
 
 
 def prepare_preference(
     source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path, positions: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """As `prepare_sft`, with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
-    encoder = _encoder(source, tokenizer)
-    return _prepare(within(source, positions), preference_pairs, encoder.pair, EncodedPair, tokenizer, out)
-
-
-def _encoder(source: Source, tokenizer: "PreTrainedTokenizerBase") -> ChatEncoder:
-    prove_template(tokenizer)
-    return ChatEncoder(tokenizer, source.special_tokens_in_text)
+    encoder = proved_encoder(tokenizer, source.special_tokens_in_text)
+    return _prepare(within(source, positions), preference_pairs, encoder.pairs, EncodedPair, encoder, out)
 
 
 def _prepare(
     source: Source,
     read: Callable[[Source, Split], CheckedRows[Row]],
-    encode: Callable[[Row], Tokens],
+    encode: Encode[Row, Tokens],
     kind: type[Tokens],
-    tokenizer: "PreTrainedTokenizerBase",
+    encoder: BatchEncoder,
     out: Path,
 ) -> dict[str, dict[str, Any]]:
     if source.held_out:
-        write_held_out(_unmarked(read(source, "held_out"), encode, tokenizer), out)
+        write_held_out(_unmarked(read(source, "held_out"), encode, encoder), out)
     return {
-        split: _prepare_split(read(source, split), encode, out / f"{split}.parquet", kind, tokenizer)
+        split: _prepare_split(read(source, split), encode, out / f"{split}.parquet", kind, encoder)
         for split in _splits(source)
     }
 
@@ -121,20 +112,21 @@ def _splits(source: Source) -> list[Split]:
 
 def _prepare_split(
     rows: CheckedRows[Row],
-    encode: Callable[[Row], Tokens],
+    encode: Encode[Row, Tokens],
     path: Path,
     kind: type[Tokens],
-    tokenizer: "PreTrainedTokenizerBase",
+    encoder: BatchEncoder,
 ) -> dict[str, Any]:
     counts, name = Counts(bad_rows=rows.num_bad), f"{rows.split} of {rows.label}"
     if rows.ignored:
         log.info("%s: ignored: %s", name, ", ".join(rows.ignored))
-    _write(_encoded(rows, encode, tokenizer, counts), kind, path)
+    write_rows(_encoded(rows, encode, encoder, counts), kind, path)
     if counts.bad_rows or counts.dropped:
         log.info("%s: left out: %d bad rows, %d too long", name, counts.bad_rows, counts.dropped)
     if not counts.rows:
         raise ValueError(f"no row is left for {path.name}: {_why_none(counts, rows.source)}")
-    return asdict(counts) | ({"ignored": rows.ignored} if rows.ignored else {})
+    read_as = {"read_as": rows.read_as} if rows.read_as else {}
+    return asdict(counts) | read_as | ({"ignored": rows.ignored} if rows.ignored else {})
 
 
 def _why_none(counts: Counts, source: Source) -> str:
@@ -148,23 +140,20 @@ def _why_none(counts: Counts, source: Source) -> str:
 
 def _encoded(
     rows: CheckedRows[Row],
-    encode: Callable[[Row], Tokens],
-    tokenizer: "PreTrainedTokenizerBase",
+    encode: Encode[Row, Tokens],
+    encoder: BatchEncoder,
     counts: Counts,
 ) -> Iterator[Tokens]:
     """The rows within the limits of their source, counted."""
-    too_long, bad, ends = Problems(), Problems(), end_tokens(tokenizer)
-    for location, row in tqdm(rows, f"tokenising {rows.split}", unit=" rows", delay=QUIET_SECONDS):
-        whole = _encode_or_note(location, row, encode, bad)
-        if whole is None:
-            continue
-        too_much = excess(whole, rows.source, rows.row_format)
+    too_long, bad, ends = Problems(), Problems(), encoder.texts.ends
+    for location, row, whole in _tokenised(rows, encode, encoder, bad):
+        too_much = excess(whole, rows.source, rows.format_at(location))
         if too_much and rows.source.too_long is TooLong.error:
             too_long.add(location, too_much)
         elif too_much and rows.source.too_long is TooLong.drop:
             counts.dropped += 1
         else:
-            kept = whole.fitted(rows.source, tokenizer.bos_token_id)
+            kept = whole.fitted(rows.source, encoder.tokenizer.bos_token_id)
             if found := fault(row, kept, ends):
                 bad.add(location, found)
                 continue
@@ -176,15 +165,10 @@ def _encoded(
     counts.bad_rows += bad.count
 
 
-def _unmarked(
-    rows: CheckedRows[Row], encode: Callable[[Row], Tokens], tokenizer: "PreTrainedTokenizerBase"
-) -> list[Row]:
+def _unmarked(rows: CheckedRows[Row], encode: Encode[Row, Tokens], encoder: BatchEncoder) -> list[Row]:
     """Rows as text, for tasks that score them: without the faulty ones, and without end markers of their own."""
-    bad, ends, good = Problems(), end_tokens(tokenizer), []
-    for location, row in rows:
-        whole = _encode_or_note(location, row, encode, bad)
-        if whole is None:
-            continue
+    bad, ends, good = Problems(), encoder.texts.ends, []
+    for location, row, whole in _tokenised(rows, encode, encoder, bad):
         if found := fault(row, whole, ends):
             bad.add(location, found)
         else:
@@ -194,18 +178,19 @@ def _unmarked(
     return good
 
 
-def _encode_or_note(location: str, row: Row, encode: Callable[[Row], Tokens], bad: Problems) -> Tokens | None:
-    """The row's tokens; None for one that the template or tokenizer refuses, which is then one of the bad."""
-    try:
-        return encode(row)
-    except ValueError as error:
-        bad.add(location, error)
-        return None
-
-
-def _write(rows: Iterator[Tokens], kind: type[Tokens], path: Path) -> None:
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in kind._fields])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, schema) as writer:
-        while group := list(islice(rows, ROWS_PER_GROUP)):
-            writer.write_table(pa.table([list(column) for column in zip(*group, strict=True)], schema=schema))
+def _tokenised(
+    rows: CheckedRows[Row],
+    encode: Encode[Row, Tokens],
+    encoder: BatchEncoder,
+    bad: Problems,
+) -> Iterator[tuple[str, Row, Tokens]]:
+    """The rows with their tokens; those that the template or tokenizer refuses are noted as bad instead."""
+    threads = THREADS
+    with tqdm(desc=f"tokenising {rows.split}", total=len(rows), unit=" rows", delay=QUIET_SECONDS) as bar:
+        for batch, encoded in ahead(lambda batch: encode([row for _, row in batch]), batches(rows), threads):
+            for (location, row), tokens in zip(batch, encoded, strict=True):
+                if isinstance(tokens, ValueError):
+                    bad.add(location, tokens)
+                else:
+                    yield location, row, tokens
+            bar.update(len(batch))

@@ -3,42 +3,63 @@
 Importing this module loads neither torch nor datasets nor pandas: a plan asks it what a source holds.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
-from paft.chat.conversation import Conversation, PreferencePair
-from paft.config import BadRows, DemoSource, FileSource, HubSource, RowFormat, Source
-from paft.data.demo import DemoSplit, demo_rows
-from paft.data.files import READERS
-from paft.data.held_out import draw, opening
+from paft.chat.conversation import Conversation, PreferencePair, UnpairedRow
+from paft.config import BadRows, DemoSource, RowFormat, Source
+from paft.config.formats import CONVERSATIONS, PAIRS, UNPAIRED, Shape
+from paft.data.held_out import draw
+from paft.data.notes import Notes, refuse_beside_text
+from paft.data.reading import (
+    DEMO_VALIDATION_ROWS,
+    RawRow,
+    Split,
+    file_of,
+    has_validation,
+    label_of,
+    raw_rows,
+)
 from paft.data.rows import (
     conversation_format,
-    ignored_fields,
+    in_words_of_file,
     parse_conversation,
     parse_preference_pair,
+    parse_unpaired,
     preference_format,
+    unpaired_format,
 )
-from paft.files.hub import unavailable
 
-Split = Literal["train", "validation", "held_out"]
-Row = TypeVar("Row", Conversation, PreferencePair)
+__all__ = [
+    "DEMO_VALIDATION_ROWS",
+    "CheckedRows",
+    "Problems",
+    "Split",
+    "conversations",
+    "has_validation",
+    "preference_pairs",
+    "unpaired_rows",
+]
+
+Row = TypeVar("Row", Conversation, PreferencePair, UnpairedRow)
+
 
 MAX_REPORTED = 20
-DEMO_VALIDATION_ROWS = 64
 
 
-def has_validation(source: Source) -> bool:
-    """Whether the source names held-out rows of its own; the demo always has some."""
-    match source:
-        case HubSource():
-            return source.validation_split is not None
-        case FileSource():
-            return source.validation_path is not None
-    return True
+@dataclass(frozen=True)
+class Kind(Generic[Row]):
+    """A kind of training row: how a raw one becomes it, and by which fields."""
+
+    parse: Callable[[object, RowFormat], Row]
+    detect: Callable[[object, RowFormat], RowFormat]
+    shapes: Mapping[RowFormat, Shape]
+
+
+CONVERSATION = Kind(parse_conversation, conversation_format, CONVERSATIONS)
+PAIR = Kind(parse_preference_pair, preference_format, PAIRS)
+JUDGED = Kind(parse_unpaired, unpaired_format, UNPAIRED)
 
 
 @dataclass(frozen=True)
@@ -50,10 +71,13 @@ class CheckedRows(Generic[Row]):
 
     source: Source
     split: Split
-    parse: Callable[[object, RowFormat], Row]
-    row_format: RowFormat
+    kind: Kind[Row]
+    formats: dict[str, RowFormat]
+    """File -> the format its rows are in."""
     num_rows: int
     num_bad: int
+    read_as: str = ""
+    """What the rows were taken for, as `alpaca (instruction, output)`; empty of the embedded data."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Field that says something and is not used -> number of good rows that have it; none of the embedded data."""
     held_out: frozenset[int] = frozenset()
@@ -61,8 +85,17 @@ class CheckedRows(Generic[Row]):
 
     @property
     def label(self) -> str:
-        """The source's file, repository or skill, for the log."""
-        return _label(self.source, self.split)
+        """The source's files, repository or skill, for the log."""
+        return label_of(self.source, self.split)
+
+    @property
+    def row_format(self) -> RowFormat:
+        """That of the first file; `format_at` tells files apart."""
+        return next(iter(self.formats.values()))
+
+    def format_at(self, location: str) -> RowFormat:
+        """That of the file in which a row stands."""
+        return self.formats[file_of(location)]
 
     def __len__(self) -> int:
         return self.num_rows
@@ -73,14 +106,14 @@ class CheckedRows(Generic[Row]):
                 yield located
 
     def _good(self) -> Iterator[tuple[str, Row]]:
-        for location, row in _read(self.source, self.split):
+        for raw in raw_rows(self.source, self.split):
             try:
-                typed = self.parse(row, self.row_format)
+                row = _parsed(raw, self.source, self.kind, self.formats)
             except ValueError:
                 if self.source.bad_rows is BadRows.error:
                     raise
                 continue
-            yield location, typed
+            yield raw.place, row
 
 
 def conversations(source: Source, split: Split) -> CheckedRows[Conversation]:
@@ -88,51 +121,69 @@ def conversations(source: Source, split: Split) -> CheckedRows[Conversation]:
 
     Raises ValueError with file, row and field of the first 20 bad rows and how many there are in all.
     """
-    return _checked(source, split, parse_conversation, conversation_format)
+    return _checked(source, split, CONVERSATION)
 
 
 def preference_pairs(source: Source, split: Split) -> CheckedRows[PreferencePair]:
     """All preference pairs of a source as (location, PreferencePair); raises as `conversations` does."""
-    return _checked(source, split, parse_preference_pair, preference_format)
+    return _checked(source, split, PAIR)
 
 
-def _checked(
-    source: Source,
-    split: Split,
-    parse: Callable[[object, RowFormat], Row],
-    detect: Callable[[object, RowFormat], RowFormat],
-) -> CheckedRows[Row]:
-    problems, openings, ignored, row_format = Problems(), list[str](), Counter[str](), None
-    for location, row in _read(source, split):
-        if isinstance(row, ValueError):
-            problems.add(location, row)
-            continue
-        row_format = row_format or _detected(location, row, source.format, detect)
+def unpaired_rows(source: Source, split: Split) -> CheckedRows[UnpairedRow]:
+    """All judged answers of a source as (location, UnpairedRow); raises as `conversations` does."""
+    return _checked(source, split, JUDGED)
+
+
+def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:
+    problems, notes, formats = Problems(), Notes(keep_openings=source.held_out > 0), dict[str, RowFormat]()
+    for raw in raw_rows(source, split):
+        if raw.file not in formats and not isinstance(raw.value, ValueError):
+            formats[raw.file] = _detected(raw, source, kind)
         try:
-            openings.append(opening(parse(row, row_format)))
+            row = _parsed(raw, source, kind, formats)
         except ValueError as error:
-            problems.add(location, error)
+            problems.add(raw.place, error)
             continue
-        if not isinstance(source, DemoSource):
-            ignored.update(ignored_fields(row, row_format))
+        notes.add(raw, row, formats[raw.file], kind.shapes)
     if source.bad_rows is BadRows.error:
         problems.raise_if_any()
-    if row_format is None:
-        raise ValueError(f"the {split} part of {_label(source, split)} holds no rows")
+    if not formats:
+        raise ValueError(_no_rows(source, split, problems))
     held_out: frozenset[int] = frozenset()
     if source.held_out and split != "validation":
-        held_out = draw(openings, source.held_out, source.held_out_seed)
-    num_rows = len(held_out) if split == "held_out" else len(openings) - len(held_out)
-    return CheckedRows(source, split, parse, row_format, num_rows, problems.count, dict(ignored), held_out)
+        held_out = draw(notes.openings, source.held_out, source.held_out_seed)
+    num_rows = len(held_out) if split == "held_out" else notes.num_rows - len(held_out)
+    rows = CheckedRows(source, split, kind, formats, num_rows, problems.count, held_out=held_out)
+    if isinstance(source, DemoSource):
+        return rows
+    if split != "held_out":  # which are of the same rows
+        notes.log(f"{split} of {rows.label}", num_rows)
+    return replace(rows, read_as=notes.read_as, ignored=dict(notes.ignored))
 
 
-def _detected(
-    location: str, row: object, wanted: RowFormat, detect: Callable[[object, RowFormat], RowFormat]
-) -> RowFormat:
+def _no_rows(source: Source, split: Split, problems: "Problems") -> str:
+    first = f"; all {problems.count} are bad, the first is {problems.first[0]}" if problems.count else ""
+    return f"the {split} part of {label_of(source, split)} holds no rows that can be read{first}"
+
+
+def _detected(raw: RawRow, source: Source, kind: Kind[Row]) -> RowFormat:
     try:
-        return detect(row, wanted)
+        return kind.detect(raw.value, source.format)
     except ValueError as error:
-        raise ValueError(f"{location}: {error}") from None
+        raise ValueError(f"{raw.place}: {error}") from None
+
+
+def _parsed(raw: RawRow, source: Source, kind: Kind[Row], formats: Mapping[str, RowFormat]) -> Row:
+    """The typed row, in the format of its file. Raises `ValueError` for a bad one."""
+    if isinstance(raw.value, ValueError):
+        raise raw.value
+    try:
+        row = kind.parse(raw.value, formats[raw.file])
+    except ValueError as error:
+        raise in_words_of_file(error, source.columns) from None
+    if source.held_out:
+        refuse_beside_text(row)
+    return row
 
 
 @dataclass
@@ -154,67 +205,3 @@ class Problems:
             raise ValueError(
                 f"{self.count} row(s) cannot be used; correct them, remove them or set bad_rows=drop:\n{lines}{rest}"
             )
-
-
-# --- reading: (location, row), where an unreadable row is the ValueError that says why ------------------
-
-
-def _read(source: Source, split: Split) -> Iterator[tuple[str, object]]:
-    label = _label(source, split)
-    numbered = islice(_numbered(source, split), source.max_rows)
-    return ((f"{label}, row {number}", row) for number, row in numbered)
-
-
-def _label(source: Source, split: Split) -> str:
-    match source:
-        case DemoSource():
-            return f"demo {source.skill.value} {split}"
-        case HubSource():
-            return f"{source.repo} {_hub_split(source, split)}"
-        case FileSource():
-            return str(source.validation_path if split == "validation" else source.path)
-    raise ValueError(f"source must be a DemoSource, HubSource or FileSource, got {type(source).__name__}")
-
-
-def _numbered(source: Source, split: Split) -> Iterator[tuple[int, object]]:
-    if not has_validation(source) and split == "validation":
-        raise ValueError(
-            f"{_label(source, 'train')} has no validation part; set its validation_split or validation_path"
-        )
-    match source:
-        case DemoSource():
-            part: DemoSplit = "validation" if split == "validation" else "train"
-            num_rows = DEMO_VALIDATION_ROWS if part == "validation" else source.num_rows
-            yield from enumerate(demo_rows(source.skill, split=part, num_rows=num_rows, seed=source.seed), 1)
-        case HubSource():
-            yield from enumerate(_hub_rows(source, _hub_split(source, split)), 1)
-        case FileSource():
-            path = _existing(_label(source, split))
-            suffix = path.suffix.lower()
-            if suffix not in READERS:
-                raise ValueError(f"{path} must end in one of {', '.join(READERS)}, got {suffix!r}")
-            yield from READERS[suffix](path)
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}; looked for it in {Path.cwd()}")
-    return Path(path)
-
-
-def _hub_split(source: HubSource, split: Split) -> str:
-    return (source.validation_split or "") if split == "validation" else source.split
-
-
-def _hub_rows(source: HubSource, split: str) -> Iterator[object]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(
-            source.repo, source.name, revision=source.revision, split=split, data_dir=source.data_dir
-        )
-    except (OSError, ValueError) as error:
-        what = f"{source.repo} at {source.revision:.12}"
-        instead = "with its rows in files on this disk: data=jsonl data.sft.path=... data.preference.path=..."
-        raise unavailable(what, f"datasets/{source.repo}", error, instead) from None
-    yield from rows

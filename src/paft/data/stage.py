@@ -27,5 +27,5 @@ def run(stage: Stage[DataStage], inputs: dict[str, Path], out: Path, context: Co
     counts = prepare(config.source, tokenizer, out, max_positions(base))
     refuse_changed(config)
     if isinstance(config.source, FileSource):  # no part of the key, and what people know the rows by
-        return counts | {"file": Path(config.source.path).name}
+        return counts | {"file": config.source.title}
     return counts

@@ -1,6 +1,8 @@
-"""The token rows that a data stage has written, by index."""
+"""The token rows of a data stage: written to Parquet as they come, read by index."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +15,28 @@ from paft.chat.tokens import Encoded, EncodedPair
 from paft.data.sources import Split
 
 Tokens = TypeVar("Tokens", Encoded, EncodedPair)
+
+ROWS_PER_GROUP = 1024
+"""Of the Parquet file; no more rows are in memory while it is written."""
+
+
+def write_rows(rows: Iterator[Tokens], kind: type[Tokens], path: Path) -> None:
+    """Write the rows to a Parquet file, a column of int32 lists for each field of their `kind`."""
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in kind._fields])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, schema) as writer:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            columns = [_column(lists) for lists in zip(*group, strict=True)]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _column(lists: Sequence[list[int]]) -> pa.ListArray:
+    """Lists of int32; from one array, as Arrow takes several times as long over Python's lists."""
+    values = array("i")
+    for one in lists:
+        values.fromlist(one)
+    ends = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, np.frombuffer(values, np.int32))
 
 
 class TokenRows(Sequence[Tokens]):

@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
-from paft.config import EvaluateConfig, TaskConfig
+from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
 from paft.files.hub import unavailable
 
 TASKS = Path(__file__).parent / "tasks"
@@ -35,6 +35,8 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
     Raises `ValueError` for a task or metric that lm-eval does not have, a task that is several and does not say how
     they count, and a file that is no task.
     """
+    if isinstance(config, JudgedConfig):
+        return Columns(config, {})  # none is lm-eval's
     tasks: dict[str, TaskConfig] = {}
     sources: dict[str, str] = {}
     for column, task in config.tasks.items():
@@ -66,12 +68,15 @@ def task_manager(tasks: Iterable[str], rows: Mapping[str, str] | None = None) ->
 
 
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
-    """Knows every task that a column names; those in files of the user's are loaded from there."""
-    return task_manager({t.task for t in config.tasks.values() if not t.file}, rows)
+    """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there."""
+    judged = isinstance(config, JudgedConfig)
+    return task_manager({t.task for t in config.tasks.values() if not (t.file or judged)}, rows)
 
 
 def require_items(config: EvaluateConfig) -> None:
     """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
+    if isinstance(config, JudgedConfig):
+        return
     named = {task.task for task in config.tasks.values() if not task.file}
     foreign = sorted(named - {path.stem for path in TASKS.glob("*.yaml")})
     if not foreign:

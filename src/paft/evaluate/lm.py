@@ -5,14 +5,16 @@ copied when text is generated. And a generated answer ends where the chat templa
 nothing of.
 """
 
+import logging
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from paft.chat.template import stop_ids
+from paft.chat.template import adds_bos, stop_ids
 from paft.forward.loglikelihood import LogLikelihoods
 from paft.forward.tree import Request
 from paft.model.paths import paths_of
@@ -66,3 +68,19 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Ids that end a generated answer: those of the model's generation_config, the EOS, the template's end of turn."""
     eos = model.generation_config.eos_token_id
     return sorted({*(eos if isinstance(eos, list) else [eos]), *stop_ids(tokenizer)} - {None})
+
+
+def lm_of(
+    model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, device: str | None, *, chats: bool
+) -> SparingLM:
+    """The model for lm-eval, on a GPU where there is one, unless a device is named."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return SparingLM(
+        pretrained=model.to(device),
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        device=device,
+        # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
+        add_bos_token=adds_bos(tokenizer) if chats else None,
+    )

@@ -1,7 +1,6 @@
 """The `evaluate` stage: a model folder in, results.json and samples.jsonl out, scored by lm-eval."""
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,22 +8,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from paft.chat.template import adds_bos
-from paft.config import DType, EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.config.judged import JudgedConfig
 from paft.evaluate.columns import Columns, columns_of, manager_for
+from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
-from paft.evaluate.lm import SparingLM
+from paft.evaluate.judged import judged_scores
+from paft.evaluate.lm import SparingLM, lm_of
 from paft.evaluate.results import Score, as_json, items, score
 from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
 from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
-from paft.merge.apply import apply_adapters
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
 from paft.proof.base import load_base
@@ -34,15 +33,20 @@ from paft.store.damage import WORK
 
 
 def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Score the `model` among the inputs, or the base where there is none; returns every column's score."""
+    """Score the `model` among the inputs, or the base where there is none; returns every column's score.
+
+    What a judge has read is scored from the `judge` among them, and no model is loaded.
+    """
     config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     if "model" in inputs and (inputs["model"] / "merge.json").is_file():
         # the report of the merge outlives the merged model (merge.keep=false)
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
+    if isinstance(config.evaluate, JudgedConfig):
+        return _judged(inputs["judge"], config.evaluate, config.template, out)
     device = device_of(context.running.trainer)
     results = evaluate_model(
-        _model(inputs, base, out / WORK / "model", config.evaluate.dtype),
+        model_folder(inputs, base, out / WORK / "model", config.evaluate.dtype),
         base,
         config.model,
         config.template,
@@ -53,17 +57,6 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         paths=proved_paths(base, config.model, device),
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
-
-
-def _model(inputs: Mapping[str, Path], base: Path, here: Path, dtype: DType | None) -> Path:
-    """The folder to load. One adapter of a whole merge is added to the base first, in a folder that goes with the run's
-    other leftovers: its scores are those of the weights that are loaded from it anywhere."""
-    folder = inputs.get("model", base)
-    if not (folder / "adapter").is_dir():
-        return folder
-    shutil.rmtree(here, ignore_errors=True)
-    apply_adapters(base, {"merged": folder / "adapter"}, here, dtype)
-    return here
 
 
 def evaluate_model(
@@ -92,10 +85,21 @@ def evaluate_model(
         "lm_eval": version("lm-eval"),
         "dtype": model.dtype.value,
     }
+    _write(results, samples, out)
+    return results
+
+
+def _judged(annotations: Path, config: JudgedConfig, template: Template, out: Path) -> dict[str, Any]:
+    scores, samples = judged_scores(annotations, config)
+    results = as_json(scores, config) | {"template": template.value}
+    _write(results, samples, out)
+    return {"average": results["average"], **{column: s.score for column, s in scores.items()}}
+
+
+def _write(results: dict[str, Any], samples: list[dict[str, Any]], out: Path) -> None:
     write_json(out / "results.json", results)
     with (out / "samples.jsonl").open("w") as file:
         file.writelines(json.dumps(sample) + "\n" for sample in samples)
-    return results
 
 
 def score_tasks(
@@ -111,16 +115,7 @@ def score_tasks(
     lm-eval takes one number of shots per call, so tasks are grouped by it. Its response cache is never used:
     its key does not name the model. `device` is a GPU where there is one, unless it is named.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    lm = SparingLM(
-        pretrained=model.to(device),
-        tokenizer=tokenizer,
-        batch_size=config.batch_size,
-        device=device,
-        # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
-        add_bos_token=adds_bos(tokenizer) if config.apply_chat_template else None,
-    )
+    lm = lm_of(model, tokenizer, config.batch_size, device, chats=config.apply_chat_template)
     manager = manager_for(config, rows)
     known = columns_of(config, manager)
     config = known.config

@@ -56,6 +56,16 @@ class PairTensors(NamedTuple):
         )
         return chosen, rejected
 
+    def within_shorter(self) -> Tensor:
+        """Bool [R, T]: which labels of an answer are among its first so many as the pair's shorter answer has."""
+        shorter = torch.minimum(*self.answer_sums(torch.ones_like(self.answers)))
+        limits = shorter.repeat(len(self.answers) // len(shorter))[:, None]
+        places = torch.zeros_like(self.answers)
+        for answer in (CHOSEN, REJECTED):
+            here = self.answers == answer
+            places += here.cumsum(1) * here
+        return (places > 0) & (places <= limits)
+
     def answer_means(self, values_RT: Tensor) -> tuple[Tensor, Tensor]:
         """The same per label."""
         sums, lengths = self.answer_sums(values_RT), self.answer_sums(torch.ones_like(values_RT))

@@ -8,11 +8,13 @@
 Each stage gets its own slice of the config and nothing else. `reference` holds the base model's log-probabilities
 of the pairs, whatever the DPO trainings that share it do with them. Baselines are graphs, not code paths: `sft` and
 `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none. A branch
-that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content.
+that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content. A merge that looks at data
+has one more input for each branch, `statistics` of its rows, or one of both, `coefficients`.
 """
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from paft.config import (
     DataConfig,
     DemoSource,
     FileSource,
-    HubModel,
     LocalModel,
     MergeConfig,
     ModelConfig,
@@ -30,28 +31,29 @@ from paft.config import (
     RunConfig,
     SFTConfig,
     Source,
-    Template,
+    Statistic,
 )
 from paft.config.data import DEMO_VERSION
-from paft.files.fingerprint import content_sha256, file_sha256, folder_sha256
-from paft.files.jsonfile import read_object
+from paft.files.fingerprint import content_sha256, folder_sha256
 from paft.graph.callbacks import identities
 from paft.graph.configs import (
     Apply,
     BranchStage,
+    CoefficientsStage,
     DataStage,
     EvaluateStage,
     FirstSteps,
+    JointRows,
     MergeStage,
     ReferenceStage,
+    StatisticsStage,
 )
+from paft.graph.judged import judged, with_questions
+from paft.graph.rows import rows_sha256, splits_of
 from paft.graph.stage import Stage
-from paft.graph.stages import kind_of
 from paft.graph.taken import checkpoints, taken
 from paft.graph.tasks import with_fingerprints
-
-RIGHT_FROM_THE_START = ("llama", "mistral", "qwen2", "qwen3")
-"""Architectures of local bases whose stages keep the numbers above; see `_version`."""
+from paft.graph.versions import version_of
 
 
 def build(config: RunConfig) -> Stage:
@@ -61,13 +63,47 @@ def build(config: RunConfig) -> Stage:
     """
     model = _with_fingerprint(config.model)
     released, template = model.as_released(), config.data.template
-    evaluate = EvaluateStage(released, template, with_fingerprints(config.evaluate))
+    evaluate = EvaluateStage(released, template, with_questions(with_fingerprints(config.evaluate)))
     held_out = _held_out(config, released)
     adapters, method = _adapters(config, model)
     if not adapters:
-        return _stage("evaluate", evaluate, **held_out)
-    merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **adapters)
-    return _stage("evaluate", evaluate, model=merge, **held_out)
+        return _stage("evaluate", evaluate, **held_out, **judged(evaluate, config.judge, {}))
+    inputs = adapters | _measured(method, adapters, config, released)
+    merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **inputs)
+    merged = {"model": merge}
+    return _stage("evaluate", evaluate, **merged, **held_out, **judged(evaluate, config.judge, merged))
+
+
+def _measured(
+    method: Any, branches: dict[str, Stage], config: RunConfig, model: ModelConfig
+) -> dict[str, Stage]:
+    """The stages that measure on training rows what the merge method asks; shared by all merges that ask the same.
+
+    Raises `ValueError` for a branch that was taken as a whole model, of which nothing is measured.
+    """
+    if method.needs is None:
+        return {}
+    if whole := checkpoints(branches):
+        raise ValueError(
+            f"merge={method.name} measures LoRA branches on their training rows, and {', '.join(whole)} is taken as a "
+            "whole model; give an adapter, or choose another merge"
+        )
+    data = {f"{name}_data": _data(name, config.data, model) for name in branches}
+    if method.needs is Statistic.coefficients:
+        names = [f.name for f in fields(CoefficientsStage) if f.name not in ("model", "preference")]
+        given = {name: getattr(method, name) for name in names}
+        stage = CoefficientsStage(model, config.preference, **given)
+        scored = {n: s for n, s in branches["preference"].inputs.items() if n == "reference"}
+        return {"coefficients": _stage("coefficients", stage, **branches, **data, **scored)}
+    return {
+        f"{name}_statistics": _stage(
+            "statistics",
+            StatisticsStage(model, method.needs, name, method.num_rows, method.seed),
+            branch=branch,
+            data=data[f"{name}_data"],
+        )
+        for name, branch in branches.items()
+    }
 
 
 def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
@@ -77,20 +113,43 @@ def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    shared = [f.name for f in fields(Apply) if f.name != "norm"]  # which only two deltas can have in common
+    # what two deltas alone can have: a common norm, a common space
+    shared = [f.name for f in fields(MergeConfig) if f.name not in ("norm", "space")]
     apply = Apply(**{name: getattr(config.merge, name) for name in shared})
-    if config.paradigm is Paradigm.base:
-        return {}, apply
-    if config.paradigm is Paradigm.preference:  # nothing of the other branch is read, its files included
-        return {"preference": _branch("preference", config, model)}, apply
-    sft = _branch("sft", config, model)
+    branch = partial(
+        _branch, config=config, model=model
+    )  # of the branches a paradigm does not have nothing is read
     match config.paradigm:
-        case Paradigm.sft:
-            return {"sft": sft}, apply
-        case Paradigm.sequential:
-            return {"sft": sft, "preference": _branch("preference", config, model, sft=sft)}, apply
+        case Paradigm.base:
+            return {}, apply
+        case Paradigm.sft | Paradigm.preference:
+            return {config.paradigm.value: branch(config.paradigm.value)}, apply
+        case Paradigm.joint:
+            return {"preference": _joint(config, model)}, apply
+        case Paradigm.preference_first:
+            preference = branch("preference")
+            return {"preference": preference, "sft": branch("sft", preference=preference)}, apply
         case Paradigm.parallel:
-            return {"sft": sft, "preference": _branch("preference", config, model)}, config.merge
+            return {"sft": branch("sft"), "preference": branch("preference")}, config.merge
+    sft = branch("sft")
+    if config.paradigm is Paradigm.expo:
+        apply = replace(apply, expo=config.expo.alpha)
+    return {"sft": sft, "preference": branch("preference", sft=sft)}, apply
+
+
+def _joint(config: RunConfig, model: ModelConfig) -> Stage:
+    """The preference branch trained on SFT rows too. Raises `ValueError` for a branch that is taken."""
+    for name in Paradigm.joint.branches:
+        if (branch := getattr(config, name)).taken:
+            kind, place = branch.taken
+            raise ValueError(
+                f"paradigm=joint trains one adapter on the rows of both branches, got {name}.{kind.value}={place}; "
+                "leave it out, or set paradigm=parallel"
+            )
+    alone, sft = _branch("preference", config, model), config.sft
+    rows = JointRows(config.joint.sft_weight, sft.global_batch_size, sft.epochs, sft.max_steps)
+    data = _data("sft", config.data, model.as_released())
+    return _stage("preference", replace(alone.config, joint=rows), **alone.inputs, sft_data=data)
 
 
 def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
@@ -101,9 +160,8 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
         branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
     if isinstance(branch, PreferenceConfig) and branch.has_reference_stage:
-        inputs["reference"] = _stage(
-            "reference", ReferenceStage(model, _first_steps(branch, config.seed)), **inputs
-        )
+        reference = ReferenceStage(model, _first_steps(branch, config.seed), branch.weight_of_tail != 1)
+        inputs["reference"] = _stage("reference", reference, **inputs)
     callbacks = identities(config.callbacks)
     return _stage(name, BranchStage(model, branch, config.data.template, config.seed, callbacks), **inputs)
 
@@ -120,65 +178,28 @@ def _data(name: str, data: DataConfig, model: ModelConfig) -> Stage:
 
 
 def _stage(name: str, config: object, **inputs: Stage) -> Stage:
-    return Stage(name, _version(name, config), config, inputs)
-
-
-def _version(name: str, config: Any) -> int:
-    """The stage's number, one higher where only some configs' results have changed since it was given.
-
-    - Rows of files and hubs: fields of a row were lost, ends of answers doubled. Rows in a brought tokenizer's own
-      template: an answer was tokenised without what precedes it.
-    - Trainings with LoRA dropout: masks depended on the micro-batch.
-    - What runs a local base that is none of `RIGHT_FROM_THE_START`: heads lost their bias or scale, texts leaked into
-      each other through convolutions.
-    - Evaluations of brought bases in templates that may end a turn with another token than the EOS: answers ran on.
-    """
-    template, brought = getattr(config, "template", None), isinstance(config.model, LocalModel | HubModel)
-    match config:
-        case DataStage():
-            changed = not isinstance(config.source, DemoSource) or (
-                brought and template is Template.tokenizer
-            )
-        case BranchStage():
-            changed = config.branch.lora.dropout > 0
-        case EvaluateStage():
-            changed = brought and template is not Template.zephyr
-        case _:
-            changed = False
-    kind = kind_of(name, config)
-    if kind.runs_base and isinstance(config.model, LocalModel):
-        changed = changed or not _was_right(Path(config.model.path))
-    return kind.version + changed
-
-
-def _was_right(folder: Path) -> bool:
-    """Whether a base's results were its own before bases were proved."""
-    settings = read_object(folder / "config.json")
-    dropout = any(
-        "drop" in key and isinstance(value, int | float) and value for key, value in settings.items()
-    )
-    return settings.get("model_type") in RIGHT_FROM_THE_START and not dropout
+    return Stage(name, version_of(name, config), config, inputs)
 
 
 def _files(source: Source) -> dict[str, str]:
     if not isinstance(source, FileSource):
         return {}
-    paths = {"train": source.path, "validation": source.validation_path}
-    return {split: file_sha256(Path(path)) for split, path in paths.items() if path}
+    return {split: rows_sha256(source, split) for split in splits_of(source)}
 
 
 def refuse_changed(config: DataStage) -> None:
-    """Raise `ValueError` naming a local file that is not the one the stage's key was made from."""
+    """Raise `ValueError` naming local files that are not those the stage's key was made from."""
     if not isinstance(config.source, FileSource):
         return
-    paths = {"train": config.source.path, "validation": config.source.validation_path}
     for split, planned in config.files.items():
-        path = Path(paths[split] or "")
-        now = content_sha256(path)
+        try:
+            now = rows_sha256(config.source, split, content_sha256)
+        except ValueError:
+            now = ""
         if now != planned:
             raise ValueError(
-                f"{path} changed after this run was planned: its sha256 was {planned[:12]}, "
-                f"now {f'it is {now[:12]}' if now else 'the file is gone'}. No stage was made from it; "
+                f"{', '.join(config.source.names(split))} changed after this run was planned: its sha256 was "
+                f"{planned[:12]}, now {f'it is {now[:12]}' if now else 'the file is gone'}. No stage was made from it; "
                 "put the old file back, or give the same command again to run with the new one"
             )
 
@@ -191,8 +212,8 @@ def _with_fingerprint(model: ModelConfig) -> ModelConfig:
 
 def lambda_of(stage: Stage) -> float | None:
     """The L1 weight of the SFT stage in this graph, or None where there is none."""
-    weights = [s.config.branch.l1.weight for s in stage.walk() if s.name == "sft" and s.kind.trains]
-    return weights[0] if weights else None
+    branches = (s.config.branch for s in stage.walk() if isinstance(s.config, BranchStage))
+    return next((branch.l1.weight for branch in branches if isinstance(branch, SFTConfig)), None)
 
 
 def unique(targets: Iterable[Stage]) -> list[Stage]:

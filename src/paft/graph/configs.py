@@ -5,8 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from paft.config import BranchConfig, EvaluateConfig, MergeConfig, ModelConfig, Source, TakenKind, Template
+from paft.config import (
+    BranchConfig,
+    DType,
+    EvaluateConfig,
+    MergeConfig,
+    ModelConfig,
+    PreferenceConfig,
+    Source,
+    Statistic,
+    TakenKind,
+    Template,
+)
 from paft.config.checks import UNLESS_DEFAULT, incidental
+from paft.config.judge import JudgeConfig
+from paft.config.judged import Questions, Sampling
 
 
 @dataclass
@@ -39,6 +52,19 @@ class ReferenceStage:
     model: ModelConfig
     only: FirstSteps | None
     """Score these rows alone; null: all rows."""
+    shorter: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """Also sum either answer up to the length of the shorter one, for an objective with a weight of the tail."""
+
+
+@dataclass
+class JointRows:
+    """SFT rows that a preference training reads beside its pairs, in as many steps as they take by themselves."""
+
+    weight: float
+    """Of the SFT loss beside the preference loss."""
+    global_batch_size: int
+    epochs: int
+    max_steps: int | None
 
 
 @dataclass
@@ -51,6 +77,8 @@ class BranchStage:
     seed: int
     callbacks: list[dict[str, Any]] | None = field(default=None, metadata=UNLESS_DEFAULT)
     """The user's, which may change the training."""
+    joint: JointRows | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """In joint training."""
 
 
 @dataclass
@@ -74,8 +102,39 @@ class TakenStage:
 
 
 @dataclass
+class StatisticsStage:
+    """What a branch's own training rows say of the layers that its adapter changes, for merges that ask."""
+
+    model: ModelConfig
+    statistic: Statistic
+    branch: str
+    num_rows: int
+    seed: int
+
+
+@dataclass
+class CoefficientsStage:
+    """How much of each branch's delta every layer takes, learnt on a few rows of both."""
+
+    model: ModelConfig
+    preference: PreferenceConfig
+    """Its loss is minimised beside the SFT loss."""
+    weights: list[float]
+    """What the coefficients start from."""
+    num_rows: int
+    batch_size: int
+    steps: int
+    lr: float
+    preference_loss_weight: float
+    seed: int
+
+
+@dataclass
 class Apply(MergeConfig):
-    """The plain sum of all deltas: the SFT, preference and sequential baselines."""
+    """The plain sum of all deltas: the SFT, preference, joint and sequential baselines."""
+
+    expo: float = field(default=0.0, metadata=UNLESS_DEFAULT)
+    """Added to the weight 1 of the preference delta."""
 
 
 @dataclass
@@ -96,3 +155,26 @@ class EvaluateStage:
     model: ModelConfig
     template: Template
     evaluate: EvaluateConfig
+
+
+@dataclass
+class GenerateStage:
+    """The answers of the merged model, or of the base where there is no input."""
+
+    model: ModelConfig
+    template: Template
+    questions: Questions
+    sampling: Sampling
+    batch_size: int
+    seed: int
+    limit: int | None
+    dtype: DType | None
+
+
+@dataclass
+class JudgeStage:
+    """A judgement of each answer."""
+
+    model: ModelConfig
+    questions: Questions
+    judge: JudgeConfig

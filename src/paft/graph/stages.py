@@ -28,7 +28,11 @@ STAGES = {
     "reference": Kind(1, "paft.training.reference", runs_base=True, on_devices=True),
     "sft": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
     "preference": Kind(2, "paft.training.stage", runs_base=True, trains=True, on_devices=True),
+    "statistics": Kind(1, "paft.training.statistics"),
+    "coefficients": Kind(1, "paft.training.coefficients", runs_base=True),
     "merge": Kind(1, "paft.merge.stage"),
+    "generate": Kind(1, "paft.evaluate.generate", runs_base=True),
+    "judge": Kind(1, "paft.judge.stage"),
     "evaluate": Kind(1, "paft.evaluate.stage", runs_base=True),
 }
 TAKEN = Kind(1, "paft.training.taken")

@@ -18,6 +18,7 @@ from paft.merge.method import Method, TensorMerge
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, merged_norm, scaled, with_norm
 from paft.merge.planned import PlannedMerge, merged_blocks
+from paft.merge.space import plan_of
 from paft.merge.stream import Weight, rewrite
 
 single_threaded_blas = partial(threadpool_limits, 1, user_api="blas")
@@ -44,9 +45,16 @@ def apply_adapters(
 
 
 def plan_merge(
-    base: Path, adapters: Mapping[str, Path], method: MergeConfig, *, same: Collection[str] = ()
+    base: Path,
+    adapters: Mapping[str, Path],
+    method: MergeConfig,
+    *,
+    same: Collection[str] = (),
+    inputs: Mapping[str, Path] | None = None,
 ) -> PlannedMerge:
     """The merge of two branches into `base`, by branch name in the order of the method's weights.
+
+    `inputs` hold the folders of what was measured for a method that looks at data.
 
     A folder is a PEFT adapter or a whole fine-tuned model; what one branch does not change has a zero delta there.
     Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not known
@@ -66,23 +74,28 @@ def plan_merge(
             labels["norm"] = common_norm(read)
         if method.norm is Norm.branches:
             read = with_norm(read, labels["norm"])
-        plan = method.plan(read)
+        plan = plan_of(method.informed(inputs or {}), read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
     return PlannedMerge(base, read, plan, method.dtype, labels)
 
 
 def plan_sum(
-    base: Path, adapters: Mapping[str, Path], dtype: DType | None = None, *, same: Collection[str] = ()
+    base: Path,
+    adapters: Mapping[str, Path],
+    dtype: DType | None = None,
+    *,
+    same: Collection[str] = (),
+    expo: float = 0.0,
 ) -> PlannedMerge:
     """The plain sum of one adapter's delta or more: the single-branch and sequential baselines.
 
-    Refuses as `plan_merge` does.
+    `expo` is added to the weight 1 of the preference delta. Refuses as `plan_merge` does.
     """
     read = read_branches(base, adapters, same=same)
-    weights = [1.0] * len(read)
+    weights = [1.0 + (expo if branch == "preference" else 0.0) for branch in read]
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
-    return PlannedMerge(base, read, plain_sum(len(weights)), dtype, labels)
+    return PlannedMerge(base, read, plain_sum(weights), dtype, labels)
 
 
 def write_model(merge: PlannedMerge, out: Path) -> dict[str, Any]:

@@ -65,6 +65,19 @@ def elected(
     return total
 
 
+def largest_elected(
+    deltas: Sequence[Array], weights: Sequence[float], election: Election, elect_on: ElectOn, scale: float
+) -> Array:
+    """scale times the w_i delta_i of largest magnitude among those that have the elected sign, 0 where none has."""
+    weighted = _weigh(deltas, weights)
+    agree = _elect(weighted if elect_on is ElectOn.weighted else deltas, election)
+    merged = np.zeros_like(weighted[0])
+    for mask, delta in zip(agree, weighted, strict=True):
+        np.copyto(merged, delta, where=mask & (np.abs(delta) > np.abs(merged)))
+    merged *= scale
+    return merged
+
+
 def added(deltas: Sequence[Array], weights: Sequence[float], normalize: Normalize, scale: float) -> Array:
     """scale * sum_i w_i delta_i / N with N by `normalize`."""
     total = _sum(_weigh(deltas, weights))

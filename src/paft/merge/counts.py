@@ -27,7 +27,7 @@ class Counts:
     def add(self, deltas: Sequence[Array], merged: Array, unchanged: Mask | None = None) -> None:
         """Some rows of the deltas and of the merged one; `unchanged` where what is stored is the base's value."""
         if self.gram is not None:
-            self.conflicts += _opposite(*deltas)
+            self.conflicts += _opposite(*deltas[:2])
         wide = merged.reshape(-1).astype(np.float64)
         self.squares += float(wide @ wide)
         moved = merged != 0

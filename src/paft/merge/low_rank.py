@@ -20,9 +20,11 @@ def exact_factors(tensor: TensorMerge) -> Factors | None:
     """The factors of a sum of low-rank deltas, one below the other; None where the merge is no such sum."""
     if tensor.coefficients is None:
         return None
-    parts = [(c, delta) for c, delta in zip(tensor.coefficients, tensor.deltas, strict=True)]
+    parts = [(c, delta) for c, delta in zip(tensor.coefficients, tensor.deltas, strict=True) if c]
     factors = [(c * delta.scaling, delta) for c, delta in parts if isinstance(delta, Factors)]
     if len(factors) < len(parts):
+        return None
+    if not factors:
         return None
     A = np.concatenate([delta.A for _, delta in factors])
     B = np.concatenate([np.float32(c) * delta.B for c, delta in factors], axis=1)

@@ -7,20 +7,22 @@ new one is a class in a file of `paft.merge.methods`:
     class Larger(Method, name="larger", title="Larger", source="..."):
         \"""Of either delta's values the larger one.\"""
 
-        def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+        def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
             first, second = deltas
             return np.where(abs(first) > abs(second), first, second)
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from pathlib import Path
 from threading import local
 
 import numpy as np
 
 from paft.config import MergeConfig, require
-from paft.config.checks import incidental
+from paft.config.checks import UNLESS_DEFAULT, incidental
 from paft.delta.delta import Delta, Factors, StoredDelta, inner
 from paft.delta.rows import Array, Rows, blocks_of
 from paft.merge.slerp import Gram, gram_of
@@ -37,6 +39,7 @@ class TensorMerge:
     """How the rows of one tensor are merged."""
 
     deltas: Sequence[Rows]
+    """The branches', and behind them what else `combine` needs rows of."""
     combine: Combine
     sparsify: Sequence[Sparsifier]
     linear: bool | None = None
@@ -55,12 +58,16 @@ Plan = Callable[[str, Sequence[Delta], Rows], TensorMerge]
 
 @dataclass
 class Method(MergeConfig):
-    """A merge method. Most say `combine`, some `sparsifier`; those that need more say `plan`."""
+    """A merge method. Most say `merge_deltas`, some `sparsifier`; those that need more say `plan`."""
 
     @property
     def shares(self) -> list[float]:
         """The weights of SFT and preference, for reports; empty where a method has none."""
         return []
+
+    def informed(self, inputs: Mapping[str, Path]) -> "Method":
+        """The method with what stages of its own have measured, whose folders are among the `inputs` of its merge."""
+        return self
 
     def plan(self, adapters: Adapters) -> Plan:
         """How each tensor is merged; `adapters` are for methods that look at all of them first."""
@@ -69,7 +76,7 @@ class Method(MergeConfig):
         def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
             each = zip(branches, deltas, strict=True)
             keep = [self.sparsifier(i, branch, name, delta) for i, (branch, delta) in enumerate(each)]
-            return TensorMerge(deltas, self.combine, keep, coefficients=self.coefficients)
+            return TensorMerge(deltas, self.merge_deltas, keep, coefficients=self.coefficients)
 
         return plan
 
@@ -82,7 +89,7 @@ class Method(MergeConfig):
         """What is kept of one branch's delta (0: SFT, 1: preference) of the tensor `name`."""
         return everything
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         """The merged delta of some rows, float32: of what is kept of each delta, and of the base's weight."""
         raise NotImplementedError(f"{type(self).__name__} must say how it combines deltas")
 
@@ -99,9 +106,18 @@ class WeightedMerge(Method):
     """Another way to write the first of `weights`, for a search over numbers; null leaves it."""
     preference_weight: float | None = incidental(None)
     """The same for the second."""
+    weights_by: dict[str, list[float]] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
+    """Weights of some tensors alone: {pattern: [sft, preference]}, as {q_proj: [1, 0.5], "layers.0\\.": [0, 1]}. The
+    first pattern found in a tensor's name counts, in regular expressions; `weights` are those of all others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for pattern, weights in self.weights_by.items():
+            name = f"merge.weights_by.{pattern}"
+            require(len(weights) == 2, name, weights, "two numbers: [sft, preference]")
+            require(
+                _is_pattern(pattern), "merge.weights_by", pattern, "regular expressions for names of tensors"
+            )
         require(len(self.weights) == 2, "merge.weights", self.weights, "two numbers: [sft, preference]")
         own = (self.sft_weight, self.preference_weight)
         self.weights = [w if given is None else given for w, given in zip(self.weights, own, strict=True)]
@@ -140,6 +156,14 @@ def gram_of_deltas(first: Delta, second: Delta) -> Gram:
         grams = (gram_of(one, other) for _, (one, other) in blocks_of(first, second))
         return reduce(Gram.add, grams, Gram())
     return Gram(inner(first, first), inner(second, second), inner(first, second))
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 class Buffers(local):

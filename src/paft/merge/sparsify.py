@@ -37,7 +37,11 @@ def largest(delta: Array, density: float, scratch: Array | None = None) -> Spars
     require(0 < density <= 1, "density", density, "in (0, 1]")
     if density == 1:
         return everything
-    k = max(1, int(density * delta.size))
+    return k_largest(delta, max(1, int(density * delta.size)), scratch)
+
+
+def k_largest(delta: Array, k: int, scratch: Array | None = None) -> Sparsifier:
+    """The k values of largest magnitude; the first in reading order of those that are equal."""
     threshold, surplus = _kth_largest(
         delta.reshape(-1), k, np.empty(delta.size, np.float32) if scratch is None else scratch
     )
@@ -51,6 +55,24 @@ def largest(delta: Array, density: float, scratch: Array | None = None) -> Spars
         return kept
 
     return keep
+
+
+def without_outliers(delta: Array, density: float, gamma: float, scratch: Array | None = None) -> Sparsifier:
+    """The int(density * size) largest values below the int(gamma * size) largest (breadcrumbs, mergekit).
+
+    Where both together are more than all values, fewer of the largest go.
+    """
+    require(0 < density <= 1, "density", density, "in (0, 1]")
+    require(0 <= gamma < 1, "gamma", gamma, "in [0, 1)")
+    if density == 1:
+        return everything
+    count = max(1, int(density * delta.size))
+    top = min(int(gamma * delta.size), delta.size - count)
+    both = k_largest(delta, count + top, scratch)
+    if top == 0:
+        return both
+    outliers = k_largest(delta, top, scratch)
+    return lambda rows, block: both(rows, block) - outliers(rows, block)
 
 
 def above(threshold: float) -> Sparsifier:
@@ -105,9 +127,40 @@ def bernoulli_mask(shape: Sequence[int], density: float, generator: np.random.Ra
     flat = mask.reshape(-1)
     for begin in range(0, flat.size, BLOCK):
         piece = flat[begin : begin + BLOCK]
-        draws = generator.randint(0, 2**32, piece.size, dtype=np.uint32)
-        np.less(draws & 0xFFFFFF, np.uint32(limit), out=piece)
+        np.less(_draws(piece.size, generator), np.uint32(limit), out=piece)
     return mask
+
+
+def mask_by_rank(delta: Rows, density: float, epsilon: float, generator: np.random.RandomState) -> Mask:
+    """True with a probability that rises with a value's rank by magnitude in its row, from `density` - `epsilon` for
+    the smallest to `density` + `epsilon` for the largest (DELLA, mergekit); draws as in `bernoulli_mask`.
+
+    Of equal magnitudes the first in the row rank lower; the only value of a row has probability `density`.
+    """
+    low, high = density - epsilon, density + epsilon
+    require(
+        low > 0 and high < 1,
+        "epsilon",
+        epsilon,
+        f"so that density +/- epsilon is in (0, 1) for density={density}",
+    )
+    height, width = delta.shape
+    steps = np.full(1, 0.5, np.float32) if width == 1 else np.linspace(0, 1, width, dtype=np.float32)
+    chances = np.float32(low) + steps * np.float32(2 * epsilon)
+    limits = np.ceil(chances * np.float32(2**24)).astype(np.uint32)
+    mask = np.empty((height, width), np.bool_)
+    for rows, (block,) in blocks_of(delta):
+        order = np.argsort(np.abs(block), axis=1, kind="stable")
+        at = np.empty_like(block, np.uint32)
+        np.put_along_axis(at, order, np.broadcast_to(limits, block.shape), axis=1)
+        np.less(_draws(block.size, generator).reshape(block.shape), at, out=mask[rows])
+    return mask
+
+
+def _draws(count: int, generator: np.random.RandomState) -> NDArray[np.uint32]:
+    """The 24 random bits that torch compares with a probability, for each of so many positions."""
+    bits: NDArray[np.uint32] = generator.randint(0, 2**32, count, dtype=np.uint32)
+    return bits & np.uint32(0xFFFFFF)
 
 
 def tensor_generator(seed: int, branch: str, name: str) -> np.random.RandomState:

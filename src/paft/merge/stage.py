@@ -12,6 +12,7 @@ from paft.files.hub import folder_of
 from paft.files.jsonfile import write_json
 from paft.graph.configs import Apply, MergeStage, TakenStage
 from paft.graph.stage import Stage
+from paft.graph.stages import TRAINED
 from paft.graph.taken import refuse_changed_model
 from paft.merge.apply import plan_merge, plan_sum, write_model
 from paft.merge.as_adapter import write_adapter
@@ -29,14 +30,15 @@ def run(stage: Stage[MergeStage], inputs: dict[str, Path], out: Path, context: C
     config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     models = models_of(stage, offline=context.running.offline)
-    adapters = {name: folder / "adapter" for name, folder in inputs.items() if name not in models}
-    folders = {name: models.get(name) or adapters[name] for name in inputs}
-    taken = any(isinstance(branch.config, TakenStage) for branch in stage.inputs.values())
+    branches = [name for name in inputs if name in TRAINED]
+    adapters = {name: inputs[name] / "adapter" for name in branches if name not in models}
+    folders = {name: models.get(name) or adapters[name] for name in branches}
+    taken = any(isinstance(stage.inputs[name].config, TakenStage) for name in branches)
     same = NAMES_OF_BASE if taken else ()  # the user says what a taken one is a change of
     if isinstance(config.method, Apply):
-        merge = plan_sum(base, folders, config.method.dtype, same=same)
+        merge = plan_sum(base, folders, config.method.dtype, same=same, expo=config.method.expo)
     else:
-        merge = plan_merge(base, folders, config.method, same=same)
+        merge = plan_merge(base, folders, config.method, same=same, inputs=inputs)
     as_adapter = config.method.output is MergeOutput.adapter
     report = _adapter(merge, config, adapters, out / "adapter") if as_adapter else _model(merge, config, out)
     write_tokenizer_of(config, base, adapters, out / "adapter" if as_adapter else out)

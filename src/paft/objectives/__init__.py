@@ -7,10 +7,27 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from paft.config.training import OBJECTIVES
-from paft.objectives.dpo import DPO, DPOLoss, ReferenceFrom
+
+# the paper's first, which is then the order of the registry
+# isort: off
+from paft.objectives.dpo import DPO, DPOLoss, FDivergence, ReferenceFrom
 from paft.objectives.orpo import ORPO, NLLScope
+from paft.objectives.simpo import SimPO
+from paft.objectives.cpo import CPO
+
+# isort: on
 
 for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
 
-__all__ = ["DPO", "OBJECTIVES", "ORPO", "DPOLoss", "NLLScope", "ReferenceFrom"]
+__all__ = [
+    "CPO",
+    "DPO",
+    "OBJECTIVES",
+    "ORPO",
+    "DPOLoss",
+    "FDivergence",
+    "NLLScope",
+    "ReferenceFrom",
+    "SimPO",
+]

@@ -3,19 +3,17 @@
 A new one is a class in a file of `paft.objectives`:
 
     @dataclass
-    class CPO(Objective, name="cpo", title="CPO", source="Xu et al. 2024, arXiv:2401.08417"):
-        \"""Contrastive preference optimisation: DPO with a uniform reference, and the chosen answer's likelihood.\"""
+    class SLiC(Objective, name="slic", title="SLiC", source="Zhao et al. 2023, arXiv:2305.10425"):
+        \"""The chosen answer is likelier than the rejected one by a margin, and likely itself; no reference.\"""
 
-        beta: float = 0.1
+        margin: float = 1.0
 
         @property
         def weight_of_nll(self) -> float:
             return 1.0
 
         def losses(self, logps: PairLogps) -> Tensor:
-            import torch.nn.functional as F  # torch loads only when something is trained
-
-            return -F.logsigmoid(self.beta * (logps.chosen - logps.rejected))
+            return (self.margin - logps.chosen + logps.rejected).clamp(min=0)
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from paft.config import EvaluateConfig, HardwareConfig, ModelShape, RunConfig, TrainerConfig, decode
+from paft.config import EvaluateConfig, HardwareConfig, ModelShape, RunConfig, decode
 from paft.cost.flops_and_bytes import (
     Batch,
     branch_flops,
@@ -18,13 +18,13 @@ from paft.cost.flops_and_bytes import (
     weight_bytes,
 )
 from paft.cost.merges import MERGED_PER_SECOND, merge_memory, merge_seconds
-from paft.cost.work import Work, forwards_reference, pair_work
+from paft.cost.work import forwards_reference, pair_work
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
-from paft.plan.speed import STARTUP_SECONDS, Batches, Speed
+from paft.plan.speed import STARTUP_SECONDS, Batches, Speed, largest_batch, mean_batch
 from paft.plan.tasks import scoring
 from paft.store.store import Store
 
@@ -59,6 +59,7 @@ class Estimate:
     """What was taken from finished stages."""
     assumed: tuple[str, ...] = ()
     """What it rests on otherwise."""
+    usd: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Estimator:
                 return self.evaluation(stage, shape)
             case "reference":
                 return self.reference(stage, shape)
+        return self.other(stage, shape)
+
+    def other(self, stage: Stage, shape: ModelShape) -> Estimate:
+        """Of any other stage that runs a model of known shape."""
         return self.training(stage, shape)
 
     def data(self, stage: Stage) -> Estimate:
@@ -121,7 +126,7 @@ class Estimator:
             mean_batch(row, trainer, most=checked / self.devices),
         )
         work = flops, forward_flops(shape, row * checked)
-        return self._estimate(stage, rows, trained, work, self.speed(stage, batches), held)
+        return self.estimate(stage, rows, trained, work, self.speed(stage, batches), held)
 
     def reference(self, stage: Stage, shape: ModelShape) -> Estimate:
         """One forward pass of the training pairs, or of those its first steps read, through the frozen base."""
@@ -133,7 +138,7 @@ class Estimator:
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model), weight_bytes=weight_bytes(model))
         tokens = mean_batch(row, self.config.trainer, most=num / self.devices)
         speed, flops = self.speed(stage, Batches(tokens, tokens)), forward_flops(shape, row * num)
-        return self._estimate(
+        return self.estimate(
             stage, rows, num, (0.0, flops), self._as_before(stage, flops / num, speed), memory
         )
 
@@ -149,7 +154,7 @@ class Estimator:
         said = f"references of these pairs: {median_rate / 1e12:.3g} TFLOP/s"
         return replace(speed, forward=median_rate, measured=(said,), assumed=())
 
-    def _estimate(
+    def estimate(
         self, stage: Stage, rows: Rows, num: int, flops: tuple[float, float], speed: Speed, memory: float
     ) -> Estimate:
         """Of `num` rows whose training takes the first of two numbers of FLOPs and whose scoring the second."""
@@ -197,7 +202,8 @@ class Estimator:
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
-        correction = median(self.precedents.of("evaluate", model), ratio)
+        past = (r for r in self.precedents.of("evaluate", model) if "judge" not in r["identity"]["inputs"])
+        correction = median(past, ratio)
         work = scoring(config, model).work
         batch = Batch(min(MAX_TOKENS, work.tokens), MAX_TOKENS)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
@@ -228,18 +234,6 @@ class Estimator:
     @property
     def runtime(self) -> float:
         return 1e9 * self.hardware.runtime_gb
-
-
-def mean_batch(row: Work, trainer: TrainerConfig, *, most: float) -> float:
-    """Tokens of a micro-batch of mean rows, of which there are at most `most` at a time."""
-    return max(min(trainer.micro_batch_size * row.tokens, most * row.tokens, trainer.micro_batch_tokens), 1.0)
-
-
-def largest_batch(rows: Rows, row: Work, trainer: TrainerConfig, *, most: int) -> Batch:
-    """A micro-batch of at most `most` rows, as much longer than a mean one as the longest sequence is."""
-    longest = row.tokens * rows.longest / (rows.prompt + rows.answer)
-    num = max(min(trainer.micro_batch_size, most, trainer.micro_batch_tokens // longest), 1)
-    return Batch(num * longest, longest)
 
 
 def memory_limit(hardware: HardwareConfig) -> float:

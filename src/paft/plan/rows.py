@@ -5,7 +5,6 @@ tokenizer where the rows were at hand (PAFT's own, GSM8K, HH) and guessed elsewh
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from paft.config import (
     BranchConfig,
@@ -20,6 +19,7 @@ from paft.config import (
 )
 from paft.cost.work import Work, learns_prompt, pair_work, sequence_work
 from paft.data.sources import DEMO_VALIDATION_ROWS, has_validation
+from paft.files.listed import listed_files
 from paft.graph.stage import Stage
 from paft.store.store import Store
 
@@ -128,7 +128,7 @@ def _in_subwords(source: Source, *, pairs: bool) -> Typical:
             return HUB.get(source.repo, UNKNOWN)
         case FileSource():
             tokens = UNKNOWN.prompt + UNKNOWN.answer * (2 if pairs else 1)
-            num = Path(source.path).stat().st_size / BYTES_PER_TOKEN / tokens
+            num = sum(path.stat().st_size for path in listed_files(source.names())) / BYTES_PER_TOKEN / tokens
             return Typical(max(1, round(num)), UNKNOWN.prompt, UNKNOWN.answer)
     return UNKNOWN
 
@@ -140,5 +140,5 @@ def label(source: Source) -> str:
         case HubSource():
             return source.repo
         case FileSource():
-            return Path(source.path).name
+            return source.title
     return "the source"

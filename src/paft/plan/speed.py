@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paft.config import HardwareConfig
+from paft.config import HardwareConfig, TrainerConfig
+from paft.cost.flops_and_bytes import Batch
+from paft.cost.work import Work
 from paft.graph.stage import Stage
 from paft.plan.precedents import (
     Precedents,
@@ -12,8 +14,19 @@ from paft.plan.precedents import (
     median,
     startup_seconds,
 )
+from paft.plan.rows import Rows
 
-STARTUP_SECONDS = {"data": 3.0, "reference": 0.5, "sft": 2.5, "preference": 2.5, "evaluate": 2.5}
+STARTUP_SECONDS = {
+    "data": 3.0,
+    "reference": 0.5,
+    "sft": 2.5,
+    "preference": 2.5,
+    "statistics": 1.5,
+    "coefficients": 1.5,
+    "generate": 2.5,
+    "judge": 2.5,
+    "evaluate": 2.5,
+}
 """Of a stage beside its arithmetic, for a small model: loading the base, measuring an adapter, building requests."""
 
 
@@ -65,3 +78,15 @@ class Speed:
         startup = STARTUP_SECONDS[stage.name]
         said = f"{stage.name}: {' and '.join(shares)} of {peak:.3g} TFLOP/s ({where}), {startup:g} s to start"
         return cls(1e12 * peak * training, 1e12 * peak * forward, startup, assumed=(said,))
+
+
+def mean_batch(row: Work, trainer: TrainerConfig, *, most: float) -> float:
+    """Tokens of a micro-batch of mean rows, of which there are at most `most` at a time."""
+    return max(min(trainer.micro_batch_size * row.tokens, most * row.tokens, trainer.micro_batch_tokens), 1.0)
+
+
+def largest_batch(rows: Rows, row: Work, trainer: TrainerConfig, *, most: int) -> Batch:
+    """A micro-batch of at most `most` rows, as much longer than a mean one as the longest sequence is."""
+    longest = row.tokens * rows.longest / (rows.prompt + rows.answer)
+    num = max(min(trainer.micro_batch_size, most, trainer.micro_batch_tokens // longest), 1)
+    return Batch(num * longest, longest)

@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from paft.config import PreferenceConfig, RunConfig
+from paft.config.judge import JUDGES
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage, canonical
-from paft.plan.estimate import Estimate, Estimator, Figure, memory_limit
+from paft.plan.estimate import Estimate, Figure, memory_limit
+from paft.plan.judged import CellEstimator
 from paft.plan.precedents import Precedents
 from paft.proof.record import describe as describe_base
 from paft.proof.record import device_of, known, proof_file
@@ -59,7 +61,7 @@ def estimate(planned: dict[str, Planned], store: Store) -> dict[str, Estimate]:
     configs = {config.hardware.name: config.hardware for _, config in planned.values()}
     past = {name: Precedents.read(store.root, hardware) for name, hardware in configs.items()}
     return {
-        key: Estimator(config, store, past[config.hardware.name])(stage)
+        key: CellEstimator(config, store, past[config.hardware.name])(stage)
         for key, (stage, config) in planned.items()
     }
 
@@ -75,6 +77,9 @@ def print_summary(stages: dict[str, Planned], estimates: dict[str, Estimate]) ->
     if any(e.devices > 1 for e in estimated):
         hours = sum(e.seconds.value * e.devices for e in estimated if e.seconds) / 3600
         text += f", {mark(seconds)}{hours:.3g} device hours"
+    if any(e.usd for e in estimated):
+        usd = total(e.usd for e in estimated)
+        text += f", {mark(usd)}{usd.value:.2f} USD"
     print(text + (f", and {unknown} of unknown duration" if unknown else ""))
     if estimated:
         print(CERTAIN)
@@ -169,8 +174,19 @@ def describe(stage: Stage) -> str:
             only = config.get("only")
             pairs = f"{only['max_steps'] * only['global_batch_size']:,} pairs" if only else "every pair"
             return f"{stage.config.model.title}, log-probabilities of {pairs}"
+        case "statistics":
+            return f"{config['statistic']} of {config['num_rows']} {config['branch']} rows, {stage.config.model.title}"
+        case "coefficients":
+            return f"{config['steps']} steps on {config['num_rows']} rows of each branch, {stage.config.model.title}"
         case "merge":
             method = {k: v for k, v in config["method"].items() if k != "type" and v is not None}
             return " ".join([config["method"]["type"], *(f"{k}={v}" for k, v in method.items())])
+        case "generate":
+            tokens = stage.config.sampling.max_new_tokens
+            return f"{stage.config.model.title}, answers of at most {tokens:,} tokens"
+        case "judge":
+            judge = stage.config.judge
+            name = next(name for name, kind in JUDGES.items() if type(judge) is kind)
+            return " ".join(filter(None, (f"judge={name}", getattr(judge, "model", ""))))
         case _:
             return f"{stage.config.model.title} on {', '.join(config['evaluate']['tasks'])}"

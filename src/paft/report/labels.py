@@ -22,7 +22,9 @@ def section(row: Row) -> str:
         return f"Merged ({_sft(row)} + {_aligned(row)})" if row.merged else "Individual"
     if row.merged:
         return f"PAFT (SFT_sparse+{aligned})" if row.weight else f"Parallel SFT+{aligned}"
-    return "Sequential" if row.paradigm == "sequential" else "Individual"
+    if row.trained_first:
+        return "Sequential"
+    return "Joint" if row.paradigm == "joint" else "Individual"
 
 
 def method(row: Row) -> str:
@@ -33,6 +35,12 @@ def method(row: Row) -> str:
             return merge_title(row.merge)
         case "sequential":
             return f"{sft}+{aligned}"
+        case "preference_first":
+            return f"{aligned}+{sft}"
+        case "expo":
+            return f"{sft}+{aligned}, ExPO"
+        case "joint":
+            return f"SFT and {aligned}"
         case "sft":
             return sft if row.taken("sft") else f"{sft}-alone"
         case "preference":

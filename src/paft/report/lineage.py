@@ -19,7 +19,7 @@ def key_of(identity: Identity) -> str:
 def branches(identity: Identity) -> dict[str, Identity]:
     """The branches behind an evaluation, `sft` and `preference`, as far as there are any."""
     merge = identity["inputs"].get("model")
-    return dict(merge["inputs"]) if merge else {}
+    return {name: stage for name, stage in merge["inputs"].items() if name in TRAINED} if merge else {}
 
 
 def is_taken(identity: Identity) -> bool:
@@ -38,7 +38,7 @@ def family(identity: Identity) -> str:
 
 def _seedless(identity: Identity, seed: int | None) -> dict[str, Any]:
     config = dict(identity["config"])
-    if identity["stage"] in TRAINED:
+    if identity["stage"] in TRAINED or config.get("seed") == seed:
         config.pop("seed", None)
     for part in ("only", "method"):  # of a reference, of a merge
         if isinstance(config.get(part), dict) and config[part].get("seed") == seed:

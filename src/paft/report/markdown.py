@@ -11,17 +11,21 @@ A table stands between two comments; what is between them is replaced. Paths are
     <!-- cells FILE: COLUMNS | CONDITIONS --> other cells, ordered by the columns that are no scores
     <!-- table FILE: COLUMNS | CONDITIONS --> rows of any other file as they are
     <!-- time FILE -->                        stages and their seconds, from stages.csv
+    <!-- entries GROUP -->                    the choices of merge or preference, from their classes
     <!-- end -->
 
 Columns have commas between. Conditions have semicolons between and may be left out: `merge=ties,dare` is a choice,
 `limit=–` an empty cell, `sft_key=*` one that is not empty.
 """
 
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paft.merge.methods import METHODS
+from paft.objectives import OBJECTIVES
 from paft.report.columns import MEASURES, score_columns
 from paft.report.labels import method
 from paft.report.numbers import plain_text
@@ -45,10 +49,13 @@ TABLE = re.compile(
     re.DOTALL,
 )
 
+ENTRIES = re.compile(r"(<!-- entries (merge|preference) -->\n).*?(<!-- end -->)", re.DOTALL)
+
 
 def filled(file: Path) -> str:
     """The text of `file` with every table made anew. Raises `ValueError` for a table that cannot be made."""
-    return TABLE.sub(lambda match: _table(file, match), file.read_text(encoding="utf-8"))
+    text = TABLE.sub(lambda match: _table(file, match), file.read_text(encoding="utf-8"))
+    return ENTRIES.sub(lambda match: _between(match[1], entries(match[2]), match[3]), text)
 
 
 def _table(file: Path, match: re.Match[str]) -> str:
@@ -57,7 +64,25 @@ def _table(file: Path, match: re.Match[str]) -> str:
         table = KINDS[kind](read_csv(file.parent / name), rest or "")
     except (OSError, ValueError, LookupError) as error:
         raise ValueError(f"{file}: {begin.strip()} cannot be filled: {error}") from None
+    return _between(begin, table, end)
+
+
+def _between(begin: str, table: Table, end: str) -> str:
     return begin + "\n" + markdown(table, align=False) + "\n\n" + end
+
+
+def entries(group: str) -> Table:
+    """What the choices of a group are: title, first sentence of the class's docstring, source."""
+    registries: dict[str, Mapping[str, Any]] = {"merge": METHODS, "preference": OBJECTIVES}
+    lines = [
+        [f"{group}={name}", entry.title, _first_sentence(entry), entry.source]
+        for name, entry in registries[group].items()
+    ]
+    return plain_table([*map(Head, (group, "title", "what it is", "source"))], lines)
+
+
+def _first_sentence(entry: type) -> str:
+    return re.split(r"(?<=[.;:])\s", inspect.cleandoc(entry.__doc__ or ""), maxsplit=1)[0].rstrip(".;:")
 
 
 # --- the kinds of table ------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from paft.config.checks import TYPES, UNLESS_DEFAULT
+from paft.config.checks import TYPES, UNLESS_DEFAULT, default_of
 from paft.graph.stage import canonical
 from paft.report.lineage import Identity, branches, is_taken
 from paft.report.row import Row, is_option
@@ -28,7 +28,7 @@ OWN_COLUMNS = ("sft.l1.weight", "evaluate.name", "evaluate.limit")
 
 
 def options(evaluate: Identity) -> dict[str, Any]:
-    """`model.*`, `data.*`, `sft.*`, `preference.*`, `evaluate.*` and `callbacks`; `merge.*` is `merge_options`.
+    """`model.*`, `data.*`, `sft.*`, `preference.*`, `evaluate.*`, `judge.*`, `callbacks`; `merge.*` is `merge_options`.
 
     A value is a number, a truth value, text or None; lists are text with commas. An option that a row cannot have is
     left out: those of a branch that was not trained, and those of a penalty with lambda = 0.
@@ -42,9 +42,16 @@ def options(evaluate: Identity) -> dict[str, Any]:
         data = stage["inputs"]["data"]["config"]
         options |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
         options |= _flat(name, _in_effect(stage["config"]["branch"]))
+        if texts := stage["inputs"].get("sft_data"):
+            options |= _flat(
+                "data.sft", {**texts["config"]["source"], "files": texts["config"].get("files") or {}}
+            )
+            options |= _flat("joint", stage["config"]["joint"])
         if callbacks := stage["config"].get("callbacks"):
             options["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
     options |= _flat("evaluate", evaluate["config"]["evaluate"])
+    if judge := evaluate["inputs"].get("judge"):
+        options |= _flat("judge", judge["config"]["judge"])
     return {name: value for name, value in options.items() if name not in OWN_COLUMNS}
 
 
@@ -97,7 +104,7 @@ def _flat(at: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _left_out(schema: type) -> dict[str, Any]:
     """Fields that keys hold only where they are not at their default -> that default."""
     rule = UNLESS_DEFAULT["identity"]
-    return {f.name: canonical(f.default) for f in fields(schema) if f.metadata.get("identity") == rule}
+    return {f.name: canonical(default_of(f)) for f in fields(schema) if f.metadata.get("identity") == rule}
 
 
 def _plain(value: Any) -> Any:

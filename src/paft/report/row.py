@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-OPTION_GROUPS = ("model.", "data.", "sft.", "preference.", "merge.", "evaluate.")
+OPTION_GROUPS = ("model.", "data.", "sft.", "preference.", "merge.", "evaluate.", "judge.")
 """How the columns begin that hold options, named as on the command line."""
 
 
@@ -75,6 +75,12 @@ class Row(Mapping[str, Any]):
     def merged(self) -> bool:
         """Whether two branches were trained side by side and merged."""
         return self.paradigm == "parallel"
+
+    @property
+    def trained_first(self) -> str:
+        """The branch that the other one was trained on top of; empty where neither was."""
+        firsts = {"sequential": "sft", "expo": "sft", "preference_first": "preference"}
+        return firsts.get(self.paradigm, "")
 
     @property
     def is_cell(self) -> bool:

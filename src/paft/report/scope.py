@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from paft.report.names import merge_place, objective_place
 from paft.report.row import Row
 
-SECTIONS = ("parallel", "sequential", "sft", "preference", "base")
+SECTIONS = ("parallel", "sequential", "preference_first", "expo", "joint", "sft", "preference", "base")
 """Paradigms in the order of the paper's Table 1."""
 
 

@@ -171,7 +171,7 @@ def _bar_name(row: Row, label: str) -> str:
 def _group(row: Row) -> str:
     if row.merged:
         return "PAFT" if row.weight else "Parallel with λ=0"
-    return "Sequential" if row.paradigm == "sequential" else method(row).removesuffix("-alone")
+    return "Sequential" if row.trained_first else method(row).removesuffix("-alone")
 
 
 def _bars(ax: Axes, rows: Sequence[Row], column: Column, best: float | None) -> None:

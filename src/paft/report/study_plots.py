@@ -179,6 +179,12 @@ def _look(row: Row) -> tuple[str, str, str]:
             return merge_colour(row.merge), merge_marker(row.merge), method(row) + dense
         case "sequential":
             return BLACK, "*", "sequential" + dense
+        case "preference_first":
+            return BLACK, "h", "preference first" + dense
+        case "expo":
+            return BLACK, "d", "ExPO" + dense
+        case "joint":
+            return BLACK, "P", "joint"
         case "sft":
             return BLACK, "<", "SFT alone" + dense
         case "preference":

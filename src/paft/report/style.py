@@ -17,7 +17,15 @@ SKY, RED, GREY = "#56B4E9", "#D55E00", "#777777"
 MORE = ("#882255", "#999933", "#332288", "#117733")  # of Tol's muted scheme, for what comes after the paper's
 METHOD_CYCLE = (SKY, ORANGE, BLUE, RED, PINK, GREEN, *MORE)
 OBJECTIVE_CYCLE = (RED, PINK, GREEN, *MORE)
-PARADIGM_COLOURS = {"parallel": BLUE, "sequential": ORANGE, "sft": SKY, "base": GREY}
+PARADIGM_COLOURS = {
+    "parallel": BLUE,
+    "sequential": ORANGE,
+    "sft": SKY,
+    "base": GREY,
+    "joint": GREEN,
+    "expo": RED,
+    "preference_first": PINK,
+}
 MARKERS = "osD^vP*X<>"
 
 

@@ -136,22 +136,44 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
         "paradigm": "base",
         "merge": "",
     }
-    cell |= {"evaluate": _evaluation(config["evaluate"]), "limit": config["evaluate"]["limit"]}
+    cell |= {
+        "evaluate": _evaluation(config["evaluate"], evaluate["inputs"].get("judge")),
+        "limit": config["evaluate"]["limit"],
+    }
     if merge is None:
         return cell
-    method, inputs = merge["config"]["method"], sorted(merge["inputs"])
+    method = merge["config"]["method"]
     kind = method["type"]
     cell |= merge_options(method)
     if kind != "Apply":
         return cell | {"paradigm": "parallel", "merge": merge_name(kind)}
-    return cell | {"paradigm": inputs[0] if len(inputs) == 1 else "sequential"}
+    return cell | {"paradigm": _baseline(merge)}
 
 
-def _evaluation(config: Mapping[str, Any]) -> str:
-    """The evaluation's name, with what makes its scores another thing: the items, or the type of the weights."""
+def _baseline(merge: Identity) -> str:
+    """The paradigm of a plain sum of deltas, by what its branches were trained on."""
+    branches = merge["inputs"]
+    if any("sft_data" in branch["inputs"] for branch in branches.values()):
+        return "joint"
+    if len(branches) == 1:
+        return str(next(iter(branches)))
+    if "preference" in branches["sft"]["inputs"]:
+        return "preference_first"
+    return "expo" if merge["config"]["method"].get("expo") else "sequential"
+
+
+def _evaluation(config: Mapping[str, Any], judged: Identity | None) -> str:
+    """Its name, with what makes its scores another thing: the items, the type of the weights, the judge."""
     split, dtype = config.get("split", "full"), config.get("dtype")
+    judge = judged["config"]["judge"] if judged else {}
+    by = str(judge.get("model") or judge.get("sha256", "")[:8])
     return " ".join(
-        [str(config["name"]), *([f"({split})"] if split != "full" else []), *([dtype] if dtype else [])]
+        [
+            str(config["name"]),
+            *([f"({split})"] if split != "full" else []),
+            *([dtype] if dtype else []),
+            *([f"by {by}"] if by else []),
+        ]
     )
 
 
@@ -163,6 +185,8 @@ def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
             continue
         branch = stage["config"]["branch"]
         columns[f"{name}_data"] = _source(store, stage["inputs"]["data"])
+        if "sft_data" in stage["inputs"]:
+            columns["sft_data"] = _source(store, stage["inputs"]["sft_data"])
         columns[f"{name}_lr"] = branch["lr"]
         columns[f"{name}_recipe"] = recipe(stage)
         columns["seed"] = stage["config"]["seed"]

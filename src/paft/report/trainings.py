@@ -44,13 +44,16 @@ def trained(block: Sequence[Row], branch: str) -> dict[str, Row]:
         if row.key(branch):
             first.setdefault(row.key(branch), row)
     users = list(first.values())
-    alone = Differences([r for r in users if r.paradigm != "sequential"], partial(_is_of, (branch,)))
-    after_sft = Differences(
-        [r for r in users if r.paradigm == "sequential"], partial(_is_of, ("sft", branch))
+    second = [r.trained_first not in ("", branch) for r in users]
+    alone = Differences(
+        [r for r, late in zip(users, second, strict=True) if not late], partial(_is_of, (branch,))
+    )
+    late = Differences(
+        [r for r, late in zip(users, second, strict=True) if late], partial(_is_of, ("sft", "preference"))
     )
     texts = []
-    for row in users:
-        options = (after_sft if row.paradigm == "sequential" and branch != "sft" else alone).of(row)
+    for row, is_late in zip(users, second, strict=True):
+        options = (late if is_late else alone).of(row)
         texts.append(" ".join([_with_lambda(_kind(row, branch), row), *options]))
     places = [""] * len(texts)
     for more in ([f"seed={row['seed']}" for row in users], [row.key(branch)[:6] for row in users]):
@@ -65,10 +68,9 @@ def _kind(row: Row, branch: str) -> str:
     if name := row.taken(branch):
         return f"{TAKEN}: {name}"
     sft = "SFT_sparse" if row.weight else "SFT"
-    if branch == "sft":
-        return sft
     aligned = objective_title(row.preference)
-    return f"{aligned} on {sft}" if row.paradigm == "sequential" else aligned
+    mine, other = (sft, aligned) if branch == "sft" else (aligned, sft)
+    return f"{mine} on {other}" if row.trained_first not in ("", branch) else mine
 
 
 def _with_lambda(kind: str, row: Row) -> str:

@@ -74,8 +74,11 @@ class StepLoader(Generic[Row]):
     def __iter__(self) -> Iterator[GlobalBatch[Row]]:
         for step in range(self.start, self.steps):
             self.start = step + 1
-            yield self._batch(step, [self.rows[i] for i in self.row_ids(step)])
+            yield self.at(step)
         self.start = 0
+
+    def at(self, step: int) -> GlobalBatch[Row]:
+        return self._batch(step, [self.rows[i] for i in self.row_ids(step)])
 
     def row_ids(self, step: int) -> list[int]:
         """Rows of the data folder, counted from 0, in a step's global batch."""

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from paft.training.batches import StepLoader
 from paft.training.checkpoint import last_checkpoint
 
 log = logging.getLogger("paft")
@@ -51,7 +51,13 @@ def is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value))
 
 
-def explained(error: NotFinite, loader: StepLoader, data: Path, out: Path, allowed: int) -> ValueError:
+class NamesRows(Protocol):
+    """A loader that knows which rows a step has."""
+
+    def row_ids(self, step: int) -> list[int]: ...
+
+
+def explained(error: NotFinite, loader: NamesRows, data: Path, out: Path, allowed: int) -> ValueError:
     """The error with the rows of its step, where training can go on from, and what can be done."""
     step, checkpoint = last_checkpoint(out)
     good = (

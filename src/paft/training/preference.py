@@ -1,5 +1,6 @@
 """Preference alignment: one module for every objective on pairs of answers to one prompt."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from paft.chat.tokens import EncodedPair
 from paft.forward.pairs import REJECTED, PairTensors, pair_tensors
 from paft.losses import mean_nll
+from paft.model.policy import Policy
 from paft.objectives.objective import Objective, PairLogps
 from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
@@ -36,7 +38,7 @@ class PreferenceModule(BranchModule):
         c = self.config
         pairs = pair_tensors(self.backbone, rows, self.pad_id, prompt_labels=c.learns_prompt).to(self.device)
         logps_RT = pairs.logps(self.backbone)
-        logps = self._pair_logps(rows, pairs, logps_RT)
+        logps = pair_logps(self.backbone, c, rows, pairs, logps_RT)
         if self.training and batch.step == 0 and c.needs_reference:
             self._refuse_moved_start(logps)
         loss = c.losses(logps).sum() / batch.num_rows
@@ -47,26 +49,6 @@ class PreferenceModule(BranchModule):
         nll = mean_nll(logps_RT * (pairs.answers != REJECTED), num_tokens)
         return c.weight_of_nll * nll + loss, values | {"nll": nll, c.term: loss}
 
-    def _pair_logps(self, rows: list[EncodedPair], pairs: PairTensors, logps_RT: Tensor) -> PairLogps:
-        tokens = pairs.answer_sums(torch.ones_like(logps_RT))
-        ones = torch.ones_like(tokens[0])
-        per = tokens if self.config.per_token else (ones, ones)
-        chosen, rejected = (sums / n for sums, n in zip(pairs.answer_sums(logps_RT), per, strict=True))
-        logps = PairLogps(chosen, rejected, *tokens)
-        if not self.config.needs_reference:
-            return logps
-        reference = (sums / n for sums, n in zip(self._reference(rows, pairs), per, strict=True))
-        return logps._replace(**dict(zip(("reference_chosen", "reference_rejected"), reference, strict=True)))
-
-    def _reference(self, rows: list[EncodedPair], pairs: PairTensors) -> tuple[Tensor, Tensor]:
-        """Sums [B] under the reference policy: as its own stage found them, or by another forward pass."""
-        scored = [row.reference for row in rows if isinstance(row, ScoredPair)]
-        if len(scored) < len(rows):
-            with self.backbone.reference():
-                return pairs.answer_sums(pairs.logps(self.backbone))
-        chosen, rejected = torch.tensor(scored, device=self.device).unbind(1)
-        return chosen, rejected
-
     def _refuse_moved_start(self, logps: PairLogps) -> None:
         assert logps.reference_chosen is not None and logps.reference_rejected is not None
         tokens = torch.cat([logps.chosen_tokens, logps.rejected_tokens])
@@ -76,6 +58,42 @@ class PreferenceModule(BranchModule):
             torch.ones_like(tokens) if self.config.per_token else tokens,
             allowed=START_TOLERANCE[self.backbone.base.dtype],
         )
+
+
+def pair_logps(
+    policy: Policy, objective: Objective, rows: Sequence[EncodedPair], pairs: PairTensors, logps_RT: Tensor
+) -> PairLogps:
+    """What the objective's loss is of: `logps_RT` are the policy's of the labels of `pairs`, which are `rows`."""
+    tokens = pairs.answer_sums(torch.ones_like(logps_RT))
+    ones = torch.ones_like(tokens[0])
+    per = tokens if objective.per_token else (ones, ones)
+    sums = weighted_sums(pairs, logps_RT, objective.weight_of_tail)
+    logps = PairLogps(sums[0] / per[0], sums[1] / per[1], *tokens)
+    if not objective.needs_reference:
+        return logps
+    chosen, rejected = reference_sums(policy, rows, pairs, objective.weight_of_tail)
+    return logps._replace(reference_chosen=chosen / per[0], reference_rejected=rejected / per[1])
+
+
+def weighted_sums(pairs: PairTensors, logps_RT: Tensor, weight_of_tail: float) -> tuple[Tensor, Tensor]:
+    """Sums [B] over either answer, what the longer one has beyond the shorter one with a weight."""
+    if weight_of_tail == 1:
+        return pairs.answer_sums(logps_RT)
+    return pairs.answer_sums(torch.where(pairs.within_shorter(), logps_RT, weight_of_tail * logps_RT))
+
+
+def reference_sums(
+    policy: Policy, rows: Sequence[EncodedPair], pairs: PairTensors, weight_of_tail: float
+) -> tuple[Tensor, Tensor]:
+    """`weighted_sums` under the reference policy: as its own stage found them, or by another forward pass."""
+    scored = [row.reference for row in rows if isinstance(row, ScoredPair)]
+    if len(scored) < len(rows):
+        with policy.reference():
+            return weighted_sums(pairs, pairs.logps(policy), weight_of_tail)
+    chosen, rejected, *shorter = torch.tensor(scored, device=pairs.input_ids.device).unbind(1)
+    if not shorter:
+        return chosen, rejected
+    return shorter[0].lerp(chosen, weight_of_tail), shorter[1].lerp(rejected, weight_of_tail)
 
 
 def pair_values(logps: PairLogps, reward_scale: float, num_rows: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from paft.chat.tokens import EncodedPair
 from paft.config import Quantization, TrainerConfig
 from paft.data.tokens import read_preference
 from paft.forward.batches import micro_batches
-from paft.forward.pairs import answer_logps, pair_tensors
+from paft.forward.pairs import pair_tensors
 from paft.graph.configs import FirstSteps, ReferenceStage
 from paft.graph.stage import Stage
 from paft.model.adapters import add_deltas
@@ -32,13 +32,15 @@ from paft.training.batches import row_order
 
 FILE, PARTS = "reference.parquet", "part-*.parquet"
 PART_ROWS = 256
+SUMS = ("chosen_logps", "rejected_logps", "chosen_shorter_logps", "rejected_shorter_logps")
 
 
 class ScoredPair(EncodedPair):
     """A preference row and what the reference policy says of it."""
 
-    reference: tuple[float, float]
-    """Log-probability of the chosen and of the rejected answer: sums over their tokens."""
+    reference: tuple[float, ...]
+    """Log-probability of the chosen and of the rejected answer: sums over their tokens, and with `shorter` also over as
+    many of each as the shorter one has."""
 
 
 def run(stage: Stage[ReferenceStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -57,7 +59,8 @@ def run(stage: Stage[ReferenceStage], inputs: dict[str, Path], out: Path, contex
         for ids in parts:
             file = out / f"part-{ids[0]:09d}.parquet"
             if not file.is_file():
-                scores = score_pairs(policy, {i: rows[i] for i in ids}, pad_id, settings)
+                pairs = {i: rows[i] for i in ids}
+                scores = score_pairs(policy, pairs, pad_id, settings, shorter=config.shorter)
                 scores.to_parquet(file.with_suffix(".tmp"), index=False)
                 os.replace(file.with_suffix(".tmp"), file)
             bar.update(len(ids))
@@ -81,18 +84,30 @@ def load_reference(
 
 @torch.no_grad()
 def score_pairs(
-    policy: Policy, pairs: dict[int, EncodedPair], pad_id: int, settings: TrainerConfig
+    policy: Policy,
+    pairs: dict[int, EncodedPair],
+    pad_id: int,
+    settings: TrainerConfig,
+    *,
+    shorter: bool = False,
 ) -> pd.DataFrame:
-    """One row a pair: its place in the data, log-probability of either answer in nats."""
+    """One row a pair: its place in the data, log-probability of either answer in nats.
+
+    With `shorter` also of as many tokens of each as the shorter one has.
+    """
     place = {id(pair): i for i, pair in pairs.items()}
     device = next(policy.parameters()).device
-    scores: list[tuple[int, float, float]] = []
+    scores: list[tuple[float, ...]] = []
     rows_of = list(pairs.values())
     packed = policy.packs(max(row.row_tokens for row in rows_of))
     for rows in micro_batches(rows_of, settings.micro_batch_size, settings.micro_batch_tokens, packed=packed):
-        answers = answer_logps(policy, pair_tensors(policy, rows, pad_id).to(device))
+        tensors = pair_tensors(policy, rows, pad_id).to(device)
+        logps = tensors.logps(policy)
+        answers = [*tensors.answer_sums(logps)]
+        if shorter:
+            answers += tensors.answer_sums(logps * tensors.within_shorter())
         scores += zip((place[id(r)] for r in rows), *(a.tolist() for a in answers), strict=True)
-    return pd.DataFrame(scores, columns=["row", "chosen_logps", "rejected_logps"])
+    return pd.DataFrame(scores, columns=["row", *(SUMS if shorter else SUMS[:2])])
 
 
 def join(out: Path, context: Context) -> dict[str, Any]:
@@ -127,6 +142,6 @@ def scored(rows: Sequence[EncodedPair], folder: Path) -> list[EncodedPair]:
     pairs = list(rows)
     for i, *reference in scores.itertuples(index=False):
         pair = ScoredPair(*pairs[i])
-        pair.reference = (reference[0], reference[1])
+        pair.reference = tuple(reference)
         pairs[i] = pair
     return pairs

@@ -17,6 +17,7 @@ from paft.files.jsonfile import read_object, write_json
 from paft.graph.callbacks import targets, watches
 from paft.graph.configs import BranchStage
 from paft.graph.stage import Stage, canonical
+from paft.graph.stages import TRAINED
 from paft.model.adapters import base_fingerprint
 from paft.model.base import base_folder, load_tokenizer, tokenizer_fingerprint
 from paft.process.interrupt import stop
@@ -26,6 +27,7 @@ from paft.tracking.branch import finish_branch
 from paft.training.batches import StepLoader, num_steps
 from paft.training.checkpoint import last_checkpoint
 from paft.training.history import History
+from paft.training.joint import JointLoader, JointModule, joint_steps
 from paft.training.module import BranchModule
 from paft.training.nonfinite import NotFinite, explained
 from paft.training.preference import PreferenceModule
@@ -56,12 +58,14 @@ def run(stage: Stage[BranchStage], inputs: dict[str, Path], out: Path, context: 
         "template": text_digest(str(tokenizer.chat_template)),
     }
     rows = training_rows(stage.name, inputs)
-    module = make_module(stage, inputs, base, len(rows), tokenizer.pad_token_id, context)
+    texts = read_sft(inputs["sft_data"], "train") if config.joint else []
+    module = make_module(stage, inputs, base, len(rows), tokenizer.pad_token_id, context, texts=texts)
     throughput, history = Throughput(stage, base, context), History(out, last_checkpoint(out)[0])
     trainer = make_trainer(
         stage, out, context, fingerprints, steps=module.num_steps, throughput=throughput, history=history
     )
-    fit(trainer, module, rows, stage.name, inputs["data"], out, context)
+    loader = loader_of(module, rows, trainer, stage, texts)
+    fit(trainer, module, loader, stage.name, inputs["data"], out, context)
     metrics: dict[str, Any] = validate(
         trainer, module, stage.name, inputs["data"], context.running.trainer.validation_rows
     )
@@ -89,8 +93,10 @@ def make_module(
     num_rows: int,
     pad_id: int,
     context: Context,
+    *,
+    texts: Sequence[Any] = (),
 ) -> BranchModule:
-    """The branch's module; it loads its model when Lightning asks for it."""
+    """The branch's module; it loads its model when Lightning asks for it. `texts` are SFT rows of joint training."""
     config = stage.config
     branch, settings = config.branch, context.running.trainer
     steps = num_steps(
@@ -99,36 +105,52 @@ def make_module(
         epochs=branch.epochs,
         max_steps=branch.max_steps,
     )
-    return MODULES[stage.name](
+    if config.joint:
+        steps = max(steps, joint_steps(texts, config.joint))
+    return (JointModule if config.joint else MODULES[stage.name])(
         base,
         config,
         settings,
         num_steps=steps,
         pad_id=pad_id,
-        deltas=(inputs["sft"] / "adapter",) if "sft" in inputs else (),
+        deltas=tuple(inputs[name] / "adapter" for name in TRAINED if name in inputs),
         cpu_offload=context.running.strategy.cpu_offload,
         paths=proved_paths(base, config.model, device_of(settings)),
+    )
+
+
+def loader_of(
+    module: BranchModule,
+    rows: Sequence[Any],
+    trainer: L.Trainer,
+    stage: Stage[BranchStage],
+    texts: Sequence[Any],
+) -> StepLoader | JointLoader:
+    """The global batches of all steps; of SFT rows and pairs together in joint training."""
+    where = {"seed": module.seed, "rank": trainer.global_rank, "world": trainer.world_size}
+    size, joint = module.config.global_batch_size, stage.config.joint
+    if joint is None:
+        return StepLoader(rows, global_batch_size=size, steps=module.num_steps, **where)
+    branch = module.config
+    own = num_steps(len(rows), global_batch_size=size, epochs=branch.epochs, max_steps=branch.max_steps)
+    return JointLoader(
+        StepLoader(
+            texts, global_batch_size=joint.global_batch_size, steps=joint_steps(texts, joint), **where
+        ),
+        StepLoader(rows, global_batch_size=size, steps=own, **where),
     )
 
 
 def fit(
     trainer: L.Trainer,
     module: BranchModule,
-    rows: Sequence[Any],
+    loader: StepLoader | JointLoader,
     branch: str,
     data: Path,
     out: Path,
     context: Context,
 ) -> None:
     """All steps, from the last checkpoint in `out` on; raises for a training that is not what it should be."""
-    loader = StepLoader(
-        rows,
-        global_batch_size=module.config.global_batch_size,
-        steps=module.num_steps,
-        seed=module.seed,
-        rank=trainer.global_rank,
-        world=trainer.world_size,
-    )
     try:
         run_fit(trainer, module, loader, last_checkpoint(out)[1])
     except NotFinite as error:
@@ -149,7 +171,9 @@ def training_metrics(module: BranchModule, throughput: Throughput, num_rows: int
     }
 
 
-def run_fit(trainer: L.Trainer, module: BranchModule, loader: StepLoader, checkpoint: Path | None) -> None:
+def run_fit(
+    trainer: L.Trainer, module: BranchModule, loader: StepLoader | JointLoader, checkpoint: Path | None
+) -> None:
     """`trainer.fit`, to the last step or not; a `KeyboardInterrupt` in it stops the run as Ctrl-C does."""
     try:
         trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)

@@ -23,6 +23,11 @@ def preference(preference_data: str, **_: Any) -> dict[str, Dataset]:
     return _test({"messages": row["prompt"], "answers": a} for row, a in zip(rows, answers, strict=True))
 
 
+def answers(sft_data: str, **_: Any) -> dict[str, Dataset]:
+    """Conversations the SFT branch never saw, and their last answer."""
+    return _test({"messages": m[:-1], "answers": [m[-1]["content"]]} for m in _solved(sft_data))
+
+
 def gsm8k(sft_data: str, **_: Any) -> dict[str, Dataset]:
     """Questions the SFT branch never saw, and their answer."""
     return _test({"messages": m[:-1], "answer": _answer(m[-1]["content"])} for m in _solved(sft_data))
@@ -96,6 +101,12 @@ def likelier_and_margin(doc: dict[str, Any], results: list[tuple[float, bool]]) 
     """
     (chosen, _), (rejected, _) = results
     return {"acc": float(chosen > rejected), "margin": chosen - rejected}
+
+
+def answer_bits(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
+    """How well the model knows the answer: lm-eval's bits_per_byte sums over items."""
+    ((logp, _),) = results
+    return {"bits_per_byte": (logp, len(doc["answers"][0].encode()))}
 
 
 class ChatTask(ConfigurableTask):

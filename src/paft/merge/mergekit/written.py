@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from paft.config import Election, ElectOn, MergeConfig, Norm, Normalize, Rescale, Scope, SlerpSpace
+from paft.config import Election, ElectOn, MergeConfig, Norm, Normalize, Rescale, Scope, Space
 from paft.delta.checkpoint import is_checkpoint
 from paft.files.safetensors import read_checkpoint
 from paft.merge.apply import variant
@@ -65,7 +65,7 @@ def _expressed(method: MergeConfig) -> Expressed:
             # on deltas, where weights need not sum to 1; mergekit's linear is one on whole models
             shared = {"normalize": method.normalize, "lambda": method.scale}
             return "task_arithmetic", _weights(method.weights), shared
-        case Slerp(space=SlerpSpace.delta):
+        case Slerp(space=Space.delta):
             return "nuslerp", _weights([1 - method.t, method.t]), {"nuslerp_flatten": True}
         case Slerp():
             return "slerp", [{}, {}], {"t": method.t}

@@ -18,6 +18,14 @@ from paft.merge.methods.dare import DareLinear, DareTies, dare_linear, dare_ties
 from paft.merge.methods.linear import Linear, linear
 from paft.merge.slerp import slerp
 
+# and beyond it, what needs no data
+from paft.merge.methods.breadcrumbs import Breadcrumbs, BreadcrumbsTies
+from paft.merge.methods.della import Della, DellaLinear
+from paft.merge.methods.ram import Ram, RamPlus
+from paft.merge.methods.wudi import Wudi
+from paft.merge.methods.tsv import Tsv
+from paft.merge.methods.iso import Iso
+
 # isort: on
 
 for module in iter_modules(__path__):
@@ -25,12 +33,21 @@ for module in iter_modules(__path__):
 
 __all__ = [
     "METHODS",
+    "Breadcrumbs",
+    "BreadcrumbsTies",
     "DareLinear",
     "DareTies",
+    "Della",
+    "DellaLinear",
+    "Iso",
     "Linear",
+    "Ram",
+    "RamPlus",
     "Slerp",
     "TaskArithmetic",
     "Ties",
+    "Tsv",
+    "Wudi",
     "dare_linear",
     "dare_ties",
     "linear",

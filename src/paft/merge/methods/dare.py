@@ -41,7 +41,7 @@ class DareTies(DareMerge, name="dare", title="DARE TIES", source=PAPER):
     elect_on: ElectOn = ElectOn.weighted
     """Whether weights count in the election."""
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         vote = self.election, self.elect_on
         return elected(checked(deltas, self.weights), self.weights, *vote, self.normalize, self.scale)
 
@@ -50,7 +50,7 @@ class DareTies(DareMerge, name="dare", title="DARE TIES", source=PAPER):
 class DareLinear(DareMerge, name="dare_linear", title="DARE Linear", source=PAPER):
     """Drop at random, rescale, add."""
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return added(checked(deltas, self.weights), self.weights, self.normalize, self.scale)
 
 

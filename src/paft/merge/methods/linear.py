@@ -27,7 +27,7 @@ class Linear(WeightedMerge, name="linear", title="Linear", source="Wortsman et a
         total = sum(self.weights) if self.normalize else 1.0
         return [self.scale * weight / total for weight in self.weights]
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return linear(deltas, self.weights, normalize=self.normalize, scale=self.scale)
 
 

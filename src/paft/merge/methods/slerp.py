@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from paft.config import SlerpSpace, require
+from paft.config import Space, require
 from paft.delta.delta import Delta
 from paft.delta.rows import Rows
 from paft.merge.method import Adapters, Method, Plan, TensorMerge, gram_of_deltas
@@ -15,10 +16,11 @@ from paft.merge.sparsify import everything
 class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1145/325165.325242"):
     """Spherical interpolation from SFT (t = 0) to preference (t = 1)."""
 
+    spaces: ClassVar[tuple[Space, ...]] = tuple(Space)
+
     t: float = 0.5
     """Where between the two: 0 is SFT, 1 is preference."""
-    space: SlerpSpace = SlerpSpace.delta
-    """Interpolate the deltas, or the whole weights."""
+    space: Space = Space.delta
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,7 +31,7 @@ class Slerp(Method, name="slerp", title="SLERP", source="Shoemake 1985, doi:10.1
         return [1 - self.t, self.t]
 
     def plan(self, adapters: Adapters) -> Plan:
-        return self._of_deltas if self.space is SlerpSpace.delta else self._of_weights
+        return self._of_weights if self.space is Space.full else self._of_deltas
 
     def _of_deltas(self, name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
         arc = delta_arc(gram_of_deltas(*deltas), self.t)

@@ -23,7 +23,7 @@ class TaskArithmetic(
     def coefficients(self) -> list[float]:
         return [self.scale * weight for weight in self.weights]
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return task_arithmetic(deltas, self.weights, scale=self.scale)
 
 
@@ -32,9 +32,12 @@ def task_arithmetic(deltas: Sequence[Array], weights: Sequence[float], *, scale:
     return added(checked(deltas, weights), weights, Normalize.none, scale)
 
 
-def plain_sum(count: int) -> Plan:
-    """Of so many deltas, none weighted: what the baselines apply."""
-    weights = [1.0] * count
+def plain_sum(weights: Sequence[float]) -> Plan:
+    """Of so many deltas, each times its weight: what the baselines apply."""
+    fixed = list(weights)
     return lambda _, deltas, __: TensorMerge(
-        deltas, lambda d, _: task_arithmetic(d, weights), [everything] * count, coefficients=weights
+        deltas,
+        lambda d, _: task_arithmetic(d, fixed),
+        [everything] * len(fixed),
+        coefficients=fixed,
     )

@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from paft.config import Election, ElectOn, Normalize, Scope
+from paft.config import Combine, Election, ElectOn, Normalize, Scope, Space
+from paft.config.checks import UNLESS_DEFAULT
 from paft.delta.delta import Delta, StoredDelta
 from paft.delta.rows import Array, Rows
-from paft.merge.combine import checked, choice, each_density, elected
+from paft.merge.combine import checked, choice, each_density, elected, largest_elected
 from paft.merge.method import Adapters, Buffers, Plan, SparseMerge, TensorMerge
 from paft.merge.sparsify import above, largest, magnitude_threshold
 
 
 @dataclass
 class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, arXiv:2306.01708"):
-    """Trim by magnitude, elect signs, average what agrees (Yadav et al. 2023)."""
+    """Trim by magnitude, elect signs, average what agrees."""
 
     election: Election = Election.mass
     """How the sign of a position is elected."""
@@ -23,8 +24,19 @@ class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, ar
     """Whether weights count in the election."""
     normalize: Normalize = Normalize.weights
     """What the sum of what agrees is divided by."""
+    combine: Combine = field(default=Combine.mean, metadata=UNLESS_DEFAULT)
     scope: Scope = Scope.tensor
     """Whether each tensor keeps its largest share, or the adapter as a whole."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.combine is Combine.sum:
+            self.combine, self.normalize = Combine.mean, Normalize.none
+        if self.scope is Scope.all and self.space is not Space.delta:
+            raise ValueError(
+                f"merge.scope=global compares elements of the deltas, got merge.space={self.space.value!r}; "
+                "set merge.scope=tensor or merge.space=delta"
+            )
 
     def plan(self, adapters: Adapters) -> Plan:
         return (
@@ -36,7 +48,7 @@ class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, ar
         dense = [delta.dense(buffers.get(i, size)) for i, delta in enumerate(deltas)]
         scratch = buffers.get(len(deltas), size)
         keep = [largest(delta, share, scratch) for delta, share in zip(dense, self.densities, strict=True)]
-        return TensorMerge(dense, self.combine, keep)
+        return TensorMerge(dense, self.merge_deltas, keep)
 
     def _of_adapters(self, adapters: Adapters) -> Plan:
         def load(adapter: Mapping[str, StoredDelta]) -> Iterator[Delta]:
@@ -44,11 +56,14 @@ class Ties(SparseMerge, name="ties", title="TIES", source="Yadav et al. 2023, ar
 
         each = zip(adapters.values(), self.densities, strict=True)
         keep = [above(magnitude_threshold(partial(load, adapter), share)) for adapter, share in each]
-        return lambda _, deltas, __: TensorMerge(deltas, self.combine, keep)
+        return lambda _, deltas, __: TensorMerge(deltas, self.merge_deltas, keep)
 
-    def combine(self, deltas: Sequence[Array], base: Array) -> Array:
+    def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         vote = self.election, self.elect_on
-        return elected(checked(deltas, self.weights), self.weights, *vote, self.normalize, self.scale)
+        deltas = checked(deltas, self.weights)
+        if self.combine is Combine.max:
+            return largest_elected(deltas, self.weights, *vote, self.scale)
+        return elected(deltas, self.weights, *vote, self.normalize, self.scale)
 
 
 def ties(

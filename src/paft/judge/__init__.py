@@ -1,0 +1,1 @@
+"""Judged answers: files of outputs and annotations, who is asked, and the figures of AlpacaEval 2."""

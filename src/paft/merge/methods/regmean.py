@@ -1,0 +1,70 @@
+"""RegMean: the linear layer that answers each branch's inputs as that branch does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from paft.config import Statistic, require
+from paft.delta.delta import Delta, Dense, Factors
+from paft.delta.rows import Array, Rows
+from paft.merge.method import Adapters, Plan, TensorMerge
+from paft.merge.space import Wide, as_whole
+from paft.merge.statistics import DataMerge, Measured, lone
+
+
+@dataclass
+class RegMean(DataMerge, name="regmean", title="RegMean", source="Jin et al. 2023, arXiv:2212.09849"):
+    """The least-squares fit to what each branch's layer makes of its own inputs.
+
+    (sum_i w_i delta_i G_i) (sum_i w_i G_i)^-1, where G_i is the mean of x x^T over the inputs x of the layer in the
+    branch's own model, on its own rows.
+    """
+
+    needs: ClassVar[Statistic] = Statistic.gram
+
+    nondiagonal: float = 0.1
+    """Factor on what is off the diagonal of G: 1 trusts the rows, 0 weighs each input dimension alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.nondiagonal <= 1, "merge.nondiagonal", self.nondiagonal, "in [0, 1]")
+
+    def plan_by(self, adapters: Adapters, measured: Sequence[Measured]) -> Plan:
+        def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
+            grams = [gram[name] for gram in measured if name in gram]
+            if len(grams) < len(deltas):
+                return lone(deltas, self.scale)
+            return as_whole(deltas, self._fitted(deltas, [self._shrunk(gram[:]) for gram in grams]))
+
+        return plan
+
+    def _shrunk(self, gram: Array) -> Wide:
+        shrunk = self.nondiagonal * gram.astype(np.float64)
+        np.fill_diagonal(shrunk, np.diagonal(gram))
+        return shrunk
+
+    def _fitted(self, deltas: Sequence[Delta], grams: Sequence[Wide]) -> Delta:
+        """Of low rank where the deltas are."""
+        weighted = [w * gram for w, gram in zip(self.weights, grams, strict=True)]
+        total: Wide = np.sum(weighted, axis=0)
+        factors = [delta for delta in deltas if isinstance(delta, Factors)]
+        if len(factors) == len(deltas):
+            reads = [f.A.astype(np.float64) @ g for f, g in zip(factors, weighted, strict=True)]
+            right = times_inverse(np.concatenate(reads), total).astype(np.float32)
+            return Factors(
+                right, np.concatenate([np.float32(f.scaling) * f.B for f in factors], 1), self.scale
+            )
+        answers = [d[:].astype(np.float64) @ g for d, g in zip(deltas, weighted, strict=True)]
+        return Dense((self.scale * times_inverse(np.sum(answers, axis=0), total)).astype(np.float32))
+
+
+def times_inverse(rows: Wide, gram: Wide) -> Wide:
+    """`rows` gram^-1, of a Gram matrix brought to a unit diagonal first; a dimension that no input has counts as 1."""
+    sizes = np.sqrt(np.diagonal(gram))
+    sizes = np.where(sizes > 0, sizes, 1.0)
+    alike = gram / sizes / sizes[:, None]
+    np.fill_diagonal(alike, 1.0)
+    solved: Wide = np.linalg.solve(alike, (rows / sizes).T).T / sizes
+    return solved

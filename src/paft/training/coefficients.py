@@ -1,0 +1,180 @@
+"""The `coefficients` stage: how much of each branch's delta every layer takes, learnt on a few of both branches' rows.
+
+Both adapters are frozen; a layer has one number for each. What is minimised is the SFT loss of SFT rows plus the
+preference branch's own loss of its pairs, as in LoRA Soups' learnable concatenation (Prabhakar et al. 2024,
+arXiv:2410.13025) with either skill's own loss.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from paft.chat.tokens import Encoded, EncodedPair
+from paft.data.tokens import read_preference, read_sft
+from paft.delta.statistics import LowRank, read_adapter
+from paft.files.jsonfile import write_json
+from paft.forward.batches import sft_tensors
+from paft.forward.pairs import REJECTED, pair_tensors
+from paft.graph.configs import CoefficientsStage
+from paft.graph.stage import Stage
+from paft.losses import mean_nll
+from paft.merge.methods.learned import FILE
+from paft.model.base import base_folder, pad_token_id
+from paft.model.policy import FrozenPolicy
+from paft.objectives.objective import Objective
+from paft.proof.base import load_base
+from paft.proof.record import device_of, proved_paths
+from paft.store.context import Context
+from paft.training.batches import row_order
+from paft.training.preference import pair_logps
+from paft.training.reference import scored
+
+
+class Mixed(nn.Module):
+    """A frozen linear layer plus both branches' deltas, each times a number that is learnt."""
+
+    def __init__(self, layer: nn.Module, deltas: Sequence[LowRank | None], start: Sequence[float]) -> None:
+        super().__init__()
+        self.layer, self.deltas, self.on = layer, deltas, True
+        self.coefficients = nn.Parameter(torch.tensor(list(start), dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        for coefficient, delta in zip(self.coefficients, self.deltas, strict=True):
+            if delta is not None and self.on:
+                added = (x.float() @ delta.A.T) @ delta.B.T
+                out = out + (coefficient * delta.scaling * added).to(out.dtype)
+        return out
+
+
+class MixedPolicy(FrozenPolicy):
+    """A base whose layers mix two branches; with them off it is the reference policy."""
+
+    def __init__(
+        self, base: PreTrainedModel, branches: Sequence[dict[str, LowRank]], start: Sequence[float]
+    ) -> None:
+        super().__init__(base)
+        device = base.device
+        self.mixed: dict[str, Mixed] = {}
+        for name in dict.fromkeys(name for branch in branches for name in branch):
+            path = name.removesuffix(".weight")
+            deltas = [_on(branch[name], device) if name in branch else None for branch in branches]
+            self.mixed[name] = Mixed(base.get_submodule(path), deltas, start).to(device)
+            parent, _, last = path.rpartition(".")
+            setattr(base.get_submodule(parent), last, self.mixed[name])
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        for layer in self.mixed.values():
+            layer.on = False
+        with torch.no_grad():
+            yield
+        for layer in self.mixed.values():
+            layer.on = True
+
+
+def _on(delta: LowRank, device: torch.device) -> LowRank:
+    return LowRank(delta.A.to(device), delta.B.to(device), delta.scaling)
+
+
+def run(
+    stage: Stage[CoefficientsStage], inputs: dict[str, Path], out: Path, context: Context
+) -> dict[str, Any]:
+    """Write coefficients.json, {tensor: [sft, preference]}; returns the loss at the first and at the last step."""
+    config, settings = stage.config, context.running.trainer
+    folder, device = base_folder(config.model, offline=context.running.offline), device_of(settings)
+    paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
+    branches = [factors_of(inputs[name] / "adapter", folder) for name in ("sft", "preference")]
+    base = load_base(folder, config.model, paths)
+    base.to(torch.device(device))  # type: ignore[arg-type]
+    policy = MixedPolicy(base, branches, config.weights)
+    policy.train()
+    texts = drawn(read_sft(inputs["sft_data"], "train"), config)
+    pairs: Sequence[EncodedPair] = read_preference(inputs["preference_data"], "train")
+    pairs = scored(pairs, inputs["reference"]) if "reference" in inputs else pairs
+    losses = learn(policy, config, texts, drawn(pairs, config), pad_token_id(folder, config.model), settings)
+    write_json(out / FILE, {name: layer.coefficients.tolist() for name, layer in policy.mixed.items()})
+    write_json(out / "losses.json", losses)
+    return {"loss_before": losses[0], "loss_after": losses[-1], "steps": len(losses)}
+
+
+def factors_of(adapter: Path, base: Path) -> dict[str, LowRank]:
+    """The factors of every layer. Raises `ValueError` for an adapter that changes a layer otherwise."""
+    deltas = read_adapter(adapter, base)
+    factors = {name: delta for name, delta in deltas.items() if isinstance(delta, LowRank)}
+    if other := deltas.keys() - factors:
+        raise ValueError(
+            f"merge=learned mixes LoRA factors, and {adapter} changes {min(other)} otherwise; choose another merge"
+        )
+    return factors
+
+
+def drawn(rows: Sequence[Any], config: CoefficientsStage) -> list[Any]:
+    order = row_order(len(rows), seed=config.seed, epoch=0)[: config.num_rows]
+    return [rows[i] for i in order]
+
+
+def learn(
+    policy: MixedPolicy,
+    config: CoefficientsStage,
+    texts: Sequence[Encoded],
+    pairs: Sequence[EncodedPair],
+    pad_id: int,
+    settings: Any,
+) -> list[float]:
+    """Adam on the coefficients alone; the loss of every step, before it."""
+    losses: list[float] = []
+    objective = config.preference
+    assert isinstance(objective, Objective)
+    parameters = [layer.coefficients for layer in policy.mixed.values()]
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    batches = zip(cycled(texts, config.batch_size), cycled(pairs, config.batch_size), strict=True)
+    steps = tqdm(
+        islice(batches, config.steps),
+        "coefficients",
+        total=config.steps,
+        unit=" steps",
+        disable=not settings.progress_bar,
+    )
+    for some_texts, some_pairs in steps:
+        optimizer.zero_grad()
+        text = text_loss(policy, some_texts, pad_id)
+        text.backward()
+        pair = config.preference_loss_weight * pair_loss(policy, objective, some_pairs, pad_id)
+        pair.backward()
+        optimizer.step()
+        losses.append(float(text.detach() + pair.detach()))
+    return losses
+
+
+def cycled(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Batches in order, from the first row again behind the last."""
+    start = 0
+    while True:
+        yield [rows[(start + i) % len(rows)] for i in range(min(size, len(rows)))]
+        start += size
+
+
+def text_loss(policy: MixedPolicy, rows: list[Encoded], pad_id: int) -> Tensor:
+    tensors = (t.to(policy.base.device) for t in sft_tensors(rows, pad_id))
+    return mean_nll(policy(*tensors), sum(row.num_labels for row in rows))
+
+
+def pair_loss(policy: MixedPolicy, objective: Objective, rows: list[EncodedPair], pad_id: int) -> Tensor:
+    pairs = pair_tensors(policy, rows, pad_id, prompt_labels=objective.learns_prompt).to(policy.base.device)
+    logps_RT = pairs.logps(policy)
+    loss = objective.losses(pair_logps(policy, objective, rows, pairs, logps_RT)).mean()
+    if not objective.weight_of_nll:
+        return loss
+    chosen = pairs.answers != REJECTED
+    return loss + objective.weight_of_nll * mean_nll(
+        logps_RT * chosen, int((pairs.labels >= 0)[chosen].sum())
+    )
