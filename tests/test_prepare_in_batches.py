@@ -10,13 +10,13 @@ from test_prepare import jsonl, turns
 from paft.chat import words
 from paft.chat.batch import BatchEncoder
 from paft.config import BadRows, FileSource, Source, SpecialTokens, TooLong
-from paft.data import ahead, prepare, tokens
+from paft.data import ahead, tokens
 from paft.data.ahead import batches
 from paft.data.prepare import prepare_preference, prepare_sft
 from paft.data.sources import conversations
 
-BATCHES = [(1, 1), (2, 1), (7, 2), (64, 3)]
-"""Rows of a batch, and threads."""
+BATCHES = [(1, "true"), (2, "false"), (7, "true"), (64, "false")]
+"""Rows of a batch, and whether the tokenizer may use several cores."""
 TOKENIZERS = {
     "without BOS": ("byte level", "chatml", False),
     "with BOS": ("sentencepiece legacy", "zephyr", True),
@@ -123,10 +123,10 @@ def test_files_counts_and_errors_against_row_by_row(
     with monkeypatch.context() as patched:
         row_by_row(patched)
         expected = written(branch, source, name, tmp_path / "alone")
-    for size, threads in BATCHES:
+    for size, parallel in BATCHES:
         monkeypatch.setattr(ahead, "ROWS", size)
-        monkeypatch.setattr(prepare, "THREADS", threads)
-        assert written(branch, source, name, tmp_path / f"{size}-{threads}") == expected
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
+        assert written(branch, source, name, tmp_path / str(size)) == expected
     if bad_rows is BadRows.error or options == "all":
         assert isinstance(expected[0], str) and "row(s) cannot be used" in expected[0]
     else:
@@ -152,14 +152,14 @@ def test_work_is_ahead_of_its_reader_by_a_few_items_and_in_order() -> None:
             given.append(at)
             yield at
 
-    for at, (item, made) in enumerate(ahead.ahead(str, items(), 2)):
-        assert (item, made) == (at, str(at)) and len(given) <= at + 4
+    for at, (item, made) in enumerate(ahead.ahead(str, items())):
+        assert (item, made) == (at, str(at)) and len(given) <= at + 3
     assert given == list(range(20))
 
 
 def test_an_error_of_the_work_reaches_its_reader() -> None:
     with pytest.raises(ZeroDivisionError):
-        list(ahead.ahead(lambda item: 1 // item, [1, 0, 1], 2))
+        list(ahead.ahead(lambda item: 1 // item, [1, 0, 1]))
 
 
 @pytest.mark.parametrize("branch", ["sft", "preference"])

@@ -7,10 +7,11 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from chat_tokenizers import TEMPLATES, tokenizer_of
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig
 from tiny import MODEL
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from wandb_workspaces.reports import v2 as wr
 
 from paft import private
@@ -104,3 +105,25 @@ def test_a_report_of_wandb_has_a_specification():
         private.specification(wr.Report(project="paft", entity="someone", title="a title")).display_name
         == "a title"
     )
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("generation", [True, False])
+def test_a_rendering_against_apply_chat_template(template, generation):
+    tokenizer = tokenizer_of("byte level", template)
+    messages = [{"role": "user", "content": "Q <s>"}] + [{"role": "assistant", "content": " a\n"}] * (
+        not generation
+    )
+    rendered = private.rendered(tokenizer, messages, generation=generation)
+    assert rendered == tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=generation
+    )
+
+
+def test_a_tokenizer_that_renders_in_its_own_way_is_asked():
+    class Own(PreTrainedTokenizerFast):
+        def apply_chat_template(self, *args, **options):
+            return "its own way"
+
+    own = Own(tokenizer_object=tokenizer_of("byte level", "chatml").backend_tokenizer)
+    assert private.rendered(own, [], generation=True) == "its own way"

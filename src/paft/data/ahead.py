@@ -1,4 +1,4 @@
-"""Rows in batches, worked on in threads before they are asked for: a few at a time, however many there are."""
+"""Rows in batches, worked on in a thread before they are asked for: a few at a time, however many there are."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -36,15 +36,16 @@ def _characters(row: Conversation | PreferencePair) -> int:
     return sum(map(len, chain(texts, texts_in(row.tools))))
 
 
-def ahead(
-    work: Callable[[Given], Made], items: Iterable[Given], threads: int
-) -> Iterator[tuple[Given, Made]]:
-    """Every item with what `work` makes of it, in order; one item more than there are threads is read ahead."""
-    with ThreadPoolExecutor(threads) as pool:
+def ahead(work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[tuple[Given, Made]]:
+    """Every item with what `work` makes of it, in order.
+
+    A thread works while its reader is at the item before; one item more is waiting.
+    """
+    with ThreadPoolExecutor(1) as pool:
         begun: deque[tuple[Given, Future[Made]]] = deque()
         for item in items:
             begun.append((item, pool.submit(work, item)))
-            if len(begun) > threads:
+            if len(begun) > 1:
                 yield _finished(begun)
         while begun:
             yield _finished(begun)

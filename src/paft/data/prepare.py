@@ -31,8 +31,6 @@ log = logging.getLogger("paft")
 
 QUIET_SECONDS = 3
 """Work shorter than this shows no progress bar."""
-THREADS = 1
-"""That encode: while one waits for the tokenizer, which uses every core and not the interpreter, another renders."""
 
 
 @dataclass
@@ -185,9 +183,8 @@ def _tokenised(
     bad: Problems,
 ) -> Iterator[tuple[str, Row, Tokens]]:
     """The rows with their tokens; those that the template or tokenizer refuses are noted as bad instead."""
-    threads = THREADS
     with tqdm(desc=f"tokenising {rows.split}", total=len(rows), unit=" rows", delay=QUIET_SECONDS) as bar:
-        for batch, encoded in ahead(lambda batch: encode([row for _, row in batch]), batches(rows), threads):
+        for batch, encoded in ahead(lambda batch: encode([row for _, row in batch]), batches(rows)):
             for (location, row), tokens in zip(batch, encoded, strict=True):
                 if isinstance(tokens, ValueError):
                     bad.add(location, tokens)
