@@ -6,7 +6,8 @@ First every method is compared with mergekit, and the plain sum with peft's `cat
 widths; only then is anything timed. mergekit has its cache of applied adapters warm. peft's other ways are timed and
 not compared: `linear` combines the factors, hence adds cross terms, and `*_svd` cuts the merged delta to rank 16.
 Copying is measured twice: files in the page cache and no sync, and files dropped from the cache and synced after;
-PAFT's TIES under the same conditions. PAFT's own merges go without their proof, which the others have not. Writes `benchmarks/merge.json`. `--quick` has TIES and peft's `cat` alone.
+PAFT's TIES under the same conditions. PAFT's own merges go without their proof, which the others have not. Writes
+`benchmarks/merge.json`. `--quick` has TIES and peft's `cat` alone.
 """
 
 import json

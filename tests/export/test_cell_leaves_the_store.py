@@ -140,6 +140,18 @@ def test_adapter_is_exported_as_one(words):
     }
 
 
+def test_card_of_branches_that_were_taken(words, logs, tmp_path):
+    stages = finished_cell(words()).stage.inputs["model"].inputs
+    places = [f"{name}.adapter={logs}/stages/{name}/{stage.key}/adapter" for name, stage in stages.items()]
+    taken = ["experiment=smoke", "logger=csv", "logs=taken", "merge=linear", *places]
+    assert train(*taken, cwd=tmp_path).returncode == 0
+
+    export([*taken, "--to", "out"])
+
+    text = ModelCard.load("out/README.md").text
+    assert "| taken | adapter | adapter |" in text and "merged by Linear" in text
+
+
 def test_deleted_model_is_merged_again(words, logs):
     export([*words(), "--to", "before"])
     cell = finished_cell(words("merge.keep=false"))

@@ -20,7 +20,6 @@ from paft.command.words import train_command
 from paft.config import RunConfig
 from paft.graph.build import build
 from paft.graph.stage import Stage
-from paft.model.base import base_folder
 from paft.store.store import Store
 
 
@@ -48,6 +47,8 @@ class FinishedCell:
     @property
     def base(self) -> Path:
         """The folder of its base."""
+        from paft.model.base import base_folder  # torch: a help or a refusal needs none
+
         return base_folder(self.config.model, offline=self.config.offline)
 
     def require_scores(self) -> Path:

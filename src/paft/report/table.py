@@ -14,12 +14,12 @@ from paft.config.model import gguf_title
 from paft.evaluate.results import Results
 from paft.files.jsonfile import read_object
 from paft.report.lineage import Identity, branches, family, is_taken, key_of, recipe
+from paft.report.measured import MERGED, measures, read_if_there
 from paft.report.names import TAKEN, merge_name, objective_name
 from paft.report.options import merge_options, options
 from paft.report.row import Row, finite, is_option
 from paft.report.saved import is_saved, saved_rows
 from paft.report.scope import ranked
-from paft.training.target import reached
 
 log = logging.getLogger("paft")
 
@@ -33,17 +33,8 @@ TAIL = (
     "template", "finished", "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
-MERGED = ("sign_conflict", "cosine", "rounded_back", "adapter_error")
-"""What a merge says of itself in merge.json."""
 COMMAND = "command"
 """The column with the command line that made a row, where its stage.json tells."""
-SPARSITY = {
-    "sparsity": "share_below_1e-5",
-    "zeros": "share_zero",
-    "hoyer": "hoyer",
-    "rank": "effective_rank",
-}
-"""Column of a branch -> its measure in sparsity.json."""
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 """What reading a folder raises that is not as it was written."""
 
@@ -96,7 +87,7 @@ def row(folder: Path) -> Row:
     columns = dict.fromkeys(HEAD) | _setting(identity) | _trained(store, branches(identity))
     columns |= {"variant": report.get("variant", ""), "family": family(identity)} | _scores(results)
     for name in branches(identity):
-        columns |= _measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])
+        columns |= measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])
     columns |= {name: finite(report.get(name)) for name in MERGED}
     run = record.get("run", {})
     columns |= {"finished": run.get("finished", ""), "commit": (run.get("git") or {}).get("commit") or ""}
@@ -107,7 +98,7 @@ def row(folder: Path) -> Row:
 def merge_report(store: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The row's merge.json from its evaluation, else from its merged model, else {}."""
     evaluation, merge = (store / stage / row[f"{stage}_key"] for stage in ("evaluate", "merge"))
-    return _read_if_there(evaluation / "merge.json", merge / "merge.json")
+    return read_if_there(evaluation / "merge.json", merge / "merge.json")
 
 
 def columns(table: Sequence[Row]) -> list[str]:
@@ -202,7 +193,7 @@ def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
 def _taken(store: Path, name: str, stage: Identity) -> dict[str, Any]:
     """Of a branch that was taken: what it is called stands beside its stage, as no path is part of an identity."""
     config = stage["config"]
-    metrics = _read_if_there(store / name / key_of(stage) / "stage.json").get("metrics") or {}
+    metrics = read_if_there(store / name / key_of(stage) / "stage.json").get("metrics") or {}
     title = config["hub"].partition("@")[0] or metrics.get("taken") or config["sha256"][:8]
     objective = {"preference": TAKEN} if name == "preference" else {}
     return {f"{name}_data": f"{TAKEN}: {title}", f"{name}.{config['kind']}": title} | objective
@@ -214,25 +205,11 @@ def _source(store: Path, data: Identity) -> str:
     name = "/".join(filter(None, (source.get("repo"), source.get("name")))) or source.get("skill")
     if not name:
         digest = (data["config"].get("files") or {}).get("train", "")[:8]
-        metrics = _read_if_there(store / "data" / key_of(data) / "stage.json").get("metrics") or {}
+        metrics = read_if_there(store / "data" / key_of(data) / "stage.json").get("metrics") or {}
         file = metrics.get("file")
         name = f"{file} ({digest})" if file else f"file {digest}"
     size = source.get("num_rows") if source.get("max_rows") is None else source["max_rows"]
     return name + (f" ({size} rows)" if size else "")
-
-
-def _measures(folder: Path, branch: str, identity: Identity) -> dict[str, Any]:
-    """What was measured of a trained adapter, as far as its folder is still there."""
-    sparsity = _read_if_there(folder / "sparsity.json")
-    means = sparsity.get("mean_over_layers", {})
-    measures = {f"{branch}_{column}": finite(means.get(measure)) for column, measure in SPARSITY.items()}
-    measures[f"{branch}_norm"] = finite(sparsity.get("over_elements", {}).get("l2"))
-    if branch == "sft":
-        metrics = _read_if_there(folder / "stage.json").get("metrics", {})
-        measures["sft_nll"] = finite(metrics.get("validation/nll"))
-        if not is_taken(identity):
-            measures["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
-    return measures
 
 
 def _scores(results: Results) -> dict[str, Any]:
@@ -246,13 +223,3 @@ def _scores(results: Results) -> dict[str, Any]:
         log.warning("no average of %s: lower is better in %s", ", ".join(averaged), ", ".join(mixed))
         scores["average"] = None
     return scores | {"in_average": " ".join(averaged), "lower_is_better": " ".join(lower)}
-
-
-def _read_if_there(*paths: Path) -> dict[str, Any]:
-    for path in paths:
-        if path.is_file():
-            try:
-                return read_object(path)
-            except (OSError, ValueError) as error:
-                log.warning("%s cannot be read: %s", path, error)
-    return {}
