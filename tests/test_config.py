@@ -339,6 +339,16 @@ def test_mistake_on_the_command_line_is_one_message_before_any_work(tmp_path, wo
     assert "Launching" not in done.stdout
 
 
+@pytest.mark.parametrize("words", [(), ("-m",)], ids=["one", "grid"])
+def test_unknown_choice_is_one_message_with_every_choice_there_is(tmp_path, words):
+    done = train(*words, "merge=nothing", "logs=out", cwd=tmp_path)
+
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    said = done.stderr.splitlines()
+    assert said[0] == "error: In 'train': Could not find 'merge/nothing'"
+    assert {"ties", "breadcrumbs_ties", "linear", "dare_linear"} <= {line.strip() for line in said}
+
+
 def test_hardware_comes_with_the_trainer_unless_named(compose):
     assert compose().hardware.name == "cpu"
     assert compose("trainer=gpu").hardware.name == "a100_80gb"

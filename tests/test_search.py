@@ -91,6 +91,36 @@ def test_the_command_that_tests_the_best_runs_that_one_cell(searched, run_printe
     assert done.stdout.count("evaluate   ") == 1
 
 
+def test_a_search_given_again_goes_on_where_it_was(searched):
+    logs, _ = searched
+    before = made(logs / "stages", "evaluate")
+
+    done = train(*SEARCH, "lambda=1e-4,1e-3", "hydra.sweeper.n_trials=4", f"logs={logs}", cwd=logs.parent)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("evaluate   ") == 4
+    assert len(made(logs / "stages", "evaluate") - before) == 1
+
+
+def test_a_study_in_a_file_gets_more_trials_without_labels(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    held_out = ("data.sft.held_out=16", "data.preference.held_out=16")
+    fast = [word for word in LIKE_SMOKE if not word.startswith("evaluate=")]
+    done = train(*fast, *held_out, "evaluate=held_out", "logs=logs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    storage = f"sqlite:///{tmp_path / 'weights.db'}"
+    study = ("study_name=weights", f"storage={storage}", "n_trials=1", "sampler.seed=null")
+    words = ("experiment=search", *fast, *held_out, "logs=logs", *(f"hydra.sweeper.{word}" for word in study))
+
+    for trials in (1, 2):
+        done = train(*words, cwd=tmp_path)
+
+        assert done.returncode == 0, done.stderr
+        kept = optuna.load_study("weights", storage).trials
+        assert [trial.state.name for trial in kept] == ["COMPLETE"] * trials
+    assert kept[0].params != kept[1].params
+
+
 def test_a_trial_that_would_train_is_refused(compose, smoke_grid):
     words = ("experiment=smoke", "no_training=true", f"store={smoke_grid.store}")
     known = compose(*words, "lambda=1e-4", "merge=linear")

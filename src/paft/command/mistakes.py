@@ -14,10 +14,10 @@ from paft.files.unwritable import DENIED
 def is_mistake(error: BaseException) -> bool:
     """A ValueError of our own, or Hydra's, is a wrong input, and so is a folder that may not be written or is none;
     an error from inside a library is a failure."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True  # before the next: Hydra's error for a choice that does not exist is an OSError too
     if isinstance(error, OSError):
         return error.errno in (*DENIED, errno.ENOTDIR, errno.EEXIST) and error.filename is not None
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return True
     if not isinstance(error, ValueError):
         return False
     trace = error.__traceback__
@@ -40,7 +40,7 @@ def explain(error: BaseException) -> str:
     lines: list[str] = []
     for line in (line.strip() for e in chain for line in str(e).splitlines()):
         useless = line.startswith(NOISE) or (known and line.startswith("To append to your config"))
-        if line and not useless and not any(line in said for said in lines):
+        if line and not useless and not any(line == said or (" " in line and line in said) for said in lines):
             lines.append(line)
     more = [f"it has: {', '.join(known)}"] if known else []
     return "\n       ".join([*lines, *more, *_elsewhere(chain)])
