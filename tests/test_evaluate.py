@@ -277,5 +277,6 @@ def test_own_tasks_need_no_index_of_lm_evals():
         "paft_mmlu_dev",
         "paft_gsm8k",
         "paft_gsm8k_choice",
+        "paft_answers",
         "paft_preference",
     }

@@ -231,7 +231,7 @@ def test_report_says_what_happened(folders: Any) -> None:
     }
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["method"] == "slerp"
-    assert report["variant"] == "slerp t=0.25 space=delta"
+    assert report["variant"] == "slerp space=delta t=0.25"
     assert report["weights"] == [0.75, 0.25]
     for name, (a, b) in dense.items():
         assert report["layers"][name] == {

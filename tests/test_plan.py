@@ -166,7 +166,7 @@ def test_grid_shows_shared_stages_once(tmp_path, capsys):
 def test_every_paradigm_can_be_planned(tmp_path, capsys, paradigm):
     table, _ = plan(capsys, replace(CELL, paradigm=paradigm, store=str(tmp_path)))
 
-    assert len(table) == {"base": 1, "sft": 4, "preference": 5}.get(paradigm.value, 7)
+    assert len(table) == {"base": 1, "sft": 4, "preference": 5, "joint": 6}.get(paradigm.value, 7)
 
 
 def test_model_of_unknown_shape_is_said_to_be_one(tmp_path, capsys):

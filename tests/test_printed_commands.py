@@ -18,7 +18,9 @@ COMMAND = re.compile(
 )
 TESTED = {"python -m paft.report docs", "wandb sync", "make study", "make study-gsm8k-hh"}
 """Beside those of `train_command`, which builds every command of train.py."""
-PROGRAMS = tuple(f"python -m paft.{name}" for name in ("report", "merge", "export", "chat"))
+PROGRAMS = tuple(
+    f"python -m paft.{name}" for name in ("report", "merge", "export", "chat", "judge", "judge run")
+)
 """What argparse calls its programs."""
 
 

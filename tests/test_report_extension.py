@@ -55,7 +55,8 @@ def test_its_rows_have_names_titles_and_options(store):
     assert (found["merge.strength"], found["preference.margin"]) == (0.5, 1.0)
     assert found["preference_beta"] is None
     assert {method(r) for r in table if r.preference == "toy" and not r.merged} == {
-        *("SFT_sparse+Toy-PO", "Toy-PO-alone")
+        *("SFT_sparse+Toy-PO", "Toy-PO+SFT_sparse", "SFT and Toy-PO", "SFT_sparse+Toy-PO, ExPO"),
+        "Toy-PO-alone",
     }
     assert "TIES Toy-PO" in labels(table)
 
@@ -103,9 +104,9 @@ def test_types_that_this_code_does_not_have_are_shown_by_their_name(store, tmp_p
     (stage,) = fill(tmp_path, [PAFT])
     folder = tmp_path / "evaluate" / stage.key
     text = (folder / "stage.json").read_text()
-    (folder / "stage.json").write_text(text.replace('"Ties"', '"Breadcrumbs"').replace('"DPO"', '"KTO"'))
+    (folder / "stage.json").write_text(text.replace('"Ties"', '"Soup"').replace('"DPO"', '"KTO"'))
 
     found = row(folder)
 
-    assert (found.merge, method(found), section(found)) == ("Breadcrumbs", "Breadcrumbs", "Parallel SFT+KTO")
+    assert (found.merge, method(found), section(found)) == ("Soup", "Soup", "Parallel SFT+KTO")
     assert len(build_report(tmp_path, tmp_path / "report")) == 1

@@ -43,7 +43,10 @@ def test_labels_name_only_what_differs(tmp_path):
 def test_labels_name_any_option_that_differs(tmp_path):
     branch = PAFT.sft
     cells = [PAFT, replace(PAFT, sft=replace(branch, epochs=2, lora=LoraConfig(rank=8)))]
-    losses = [replace(PAFT, merge=Slerp(), preference=replace(PAFT.preference, loss=x)) for x in DPOLoss]
+    losses = [
+        replace(PAFT, merge=Slerp(), preference=replace(PAFT.preference, loss=DPOLoss(x)))
+        for x in ("sigmoid", "ipo", "hinge")
+    ]
     fill(tmp_path, [*cells, *losses])
 
     assert set(labels(rows(tmp_path))) == {

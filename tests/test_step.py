@@ -22,7 +22,7 @@ from paft.config import L1Config, L1Of, SFTConfig
 from paft.forward.batches import sft_tensors
 from paft.forward.pairs import two_row_tensors
 from paft.losses import IGNORE
-from paft.objectives import DPO, ORPO, DPOLoss, NLLScope
+from paft.objectives import CPO, DPO, ORPO, DPOLoss, NLLScope, SimPO
 from paft.training.module import BranchModule
 
 
@@ -60,11 +60,17 @@ def plain_sft(module, rows, config):
 
 def plain_dpo(module, rows, config):
     ids, labels, *_ = two_row_tensors(rows, PAD)
-    lengths = (labels != IGNORE).sum(1) if config.loss is DPOLoss.ipo else 1
-    policy = plain_logps(module, ids, labels).sum(1) / lengths
+    n = len(rows)
+    place = (labels[:, 1:] != IGNORE).cumsum(1)  # 1 at the first token of an answer
+    lengths = place[:, -1]
+    shared = torch.minimum(lengths[:n], lengths[n:]).repeat(2)[:, None]
+    weights = torch.where(place <= shared, 1.0, config.ld_alpha)
+    over = lengths if config.loss is DPOLoss.ipo else 1
+    logps = plain_logps(module, ids, labels)
+    policy = (logps * weights).sum(1) / over
     with torch.no_grad(), module.backbone.peft.disable_adapter():
-        reference = plain_logps(module, ids, labels).sum(1) / lengths
-    reward, n = policy - reference, len(rows)
+        reference = (plain_logps(module, ids, labels) * weights).sum(1) / over
+    reward = policy - reference
     h, b, eps = reward[:n] - reward[n:], config.beta, config.label_smoothing
     losses = {
         "sigmoid": lambda: (
@@ -72,8 +78,30 @@ def plain_dpo(module, rows, config):
         ),
         "hinge": lambda: (1 - b * h).clamp(min=0),
         "ipo": lambda: (h - 1 / (2 * b)) ** 2,
+        "dpop": lambda: -torch.log(torch.sigmoid(b * (h - config.dpop_lambda * (-reward[:n]).clamp(min=0)))),
     }
-    return losses[config.loss.value]().mean()
+    return losses[config.loss.value]().mean() + config.sft_weight * plain_nll(logps, labels, n)
+
+
+def plain_nll(logps, labels, n):
+    """Of the chosen answers, a mean over their tokens."""
+    return -logps[:n].sum() / (labels[:n] != IGNORE).sum()
+
+
+def plain_simpo(module, rows, config):
+    ids, labels, *_ = two_row_tensors(rows, PAD)
+    logps, n = plain_logps(module, ids, labels), len(rows)
+    means = logps.sum(1) / (labels != IGNORE).sum(1)
+    margin = config.beta * (means[:n] - means[n:]) - config.gamma
+    return -torch.log(torch.sigmoid(margin)).mean() + config.sft_weight * plain_nll(logps, labels, n)
+
+
+def plain_cpo(module, rows, config):
+    ids, labels, *_ = two_row_tensors(rows, PAD)
+    logps, n = plain_logps(module, ids, labels), len(rows)
+    sums = logps.sum(1)
+    losses = -torch.log(torch.sigmoid(config.beta * (sums[:n] - sums[n:])))
+    return losses.mean() + config.sft_weight * plain_nll(logps, labels, n)
 
 
 def plain_orpo(module, rows, config):
@@ -83,13 +111,13 @@ def plain_orpo(module, rows, config):
     odds = p / (1 - p)
     ratio = -torch.log(torch.sigmoid(torch.log(odds[:n] / odds[n:]))).mean()
     if config.nll_scope is NLLScope.response:
-        return -logps[:n].sum() / (labels[:n] != IGNORE).sum() + config.beta * ratio
+        return plain_nll(logps, labels, n) + config.beta * ratio
     every = torch.where(ids == PAD, IGNORE, ids)[:n]
     nll = -plain_logps(module, ids[:n], every).sum() / (every[:, 1:] != IGNORE).sum()
     return nll + config.beta * ratio
 
 
-PLAIN = {SFTConfig: plain_sft, DPO: plain_dpo, ORPO: plain_orpo}
+PLAIN = {SFTConfig: plain_sft, DPO: plain_dpo, ORPO: plain_orpo, SimPO: plain_simpo, CPO: plain_cpo}
 
 
 @pytest.mark.parametrize("name", BRANCHES)

@@ -56,8 +56,14 @@ def by_paft(tokenizer: Any, rows: str, out: Path, cores: int) -> Iterable[Column
 def row_by_row(tokenizer: Any, rows: str, out: Path, cores: int) -> Iterable[Columns]:
     from paft.chat.batch import BatchEncoder
 
+    def alone(self: BatchEncoder, row: Any) -> Any:
+        try:
+            return self.conversation(row.messages, row.tools)
+        except ValueError as error:
+            return error
+
     def each(self: BatchEncoder, rows: Any) -> Any:
-        return [self.conversation(row.messages) for row in rows]
+        return [alone(self, row) for row in rows]
 
     setattr(BatchEncoder, "conversations", each)  # noqa: B010
     return by_paft(tokenizer, rows, out, cores)

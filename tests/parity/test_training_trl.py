@@ -30,6 +30,9 @@ cpo = pytest.importorskip("trl.experimental.cpo")
 SAME = 5e-6
 """Relative distance of float32 gradients: TRL takes the gradient through other kernels, sums run in another order;
 measured 4e-7 to 1e-6."""
+STEEP = 1e-4
+"""The same where the loss magnifies its log-ratios, by exp(-c) or by 1 / tau: each is a difference of sums over tokens,
+of some hundreds, and float32 knows it to about 3e-5; measured 8e-6 to 4e-5."""
 NUM_ROWS, LR = 8, 1e-3
 
 
@@ -216,7 +219,8 @@ def test_loss_and_gradient_against_trl(name, tmp_path):
     theirs, gradient = trl_gradients(trainer)
 
     assert loss.item() == pytest.approx(theirs, rel=1e-6)
-    assert distance(gradients(module), gradient) < SAME
+    steep = "divergence" in name or "_kl" in name or name == "discopop"
+    assert distance(gradients(module), gradient) < (STEEP if steep else SAME)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,7 +12,6 @@ It takes four loads of the model, one after the other, and computes the merge tw
 """
 
 import logging
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,11 +57,10 @@ def prove_model(
     """Compare the model in `out`, of which `report` tells, with what it should be; returns what was measured.
 
     "max_logit_difference" to the merged weights as stored, the "bound" it was held to, "rounding_logit_difference"
-    that the stored type costs (None where memory is short), the "logit_change" of the merge itself, "rows", "tokens",
-    "seconds". A base that transformers cannot run gives {"unproved": why}. Raises `ValueError` for a folder that is not
-    what was merged.
+    that the stored type costs (None where memory is short), the "logit_change" of the merge itself, "rows", "tokens".
+    Same folders, same report. A base that transformers cannot run gives {"unproved": why}. Raises `ValueError` for a
+    folder that is not what was merged.
     """
-    started = time.monotonic()
     base = _run_base(merge.base, {"trust_remote_code": trust_remote_code})
     if isinstance(base, str):
         return {"unproved": base}
@@ -74,7 +72,7 @@ def prove_model(
     reference = partial(merged_model, merge, base.kind, settings=base.settings)
     stored = logits_of(reference(dtype, rounded=True), base.rows)
     exact = logits_of(reference(torch.float32, rounded=False), base.rows) if base.in_float32 else None
-    return _measured(out, base, written, stored, started, ULPS) | {
+    return _measured(out, base, written, stored, ULPS) | {
         "rounding_logit_difference": None if exact is None else difference(exact, stored)
     }
 
@@ -86,7 +84,6 @@ def prove_adapter(merge: PlannedMerge, out: Path, *, trust_remote_code: bool = F
     """
     from peft import PeftModel
 
-    started = time.monotonic()
     base = _run_base(merge.base, {"trust_remote_code": trust_remote_code})
     if isinstance(base, str):
         return {"unproved": base}
@@ -101,7 +98,7 @@ def prove_adapter(merge: PlannedMerge, out: Path, *, trust_remote_code: bool = F
         logits_of(merged_model(m, base.kind, torch.float32, base.settings, rounded=False), base.rows)
         for m in (plan_sum(merge.base, {"merged": out}), merge)
     )
-    return _measured(out, base, written, stored, started, ULPS_OF_ADAPTER) | {
+    return _measured(out, base, written, stored, ULPS_OF_ADAPTER) | {
         "rank_logit_difference": difference(exact, stored)
     }
 
@@ -156,9 +153,7 @@ def _run_base(folder: Path, settings: Mapping[str, Any]) -> _Base | str:
         return why
 
 
-def _measured(
-    out: Path, base: _Base, written: Tensor, stored: Tensor, started: float, ulps: int
-) -> dict[str, Any]:
+def _measured(out: Path, base: _Base, written: Tensor, stored: Tensor, ulps: int) -> dict[str, Any]:
     """Raises `ValueError` unless the difference is within its bound; NaN is not."""
     found = difference(written, stored)
     bound = ulps * torch.finfo(torch.float32).eps * max(1.0, float(stored.abs().max()))
@@ -170,8 +165,7 @@ def _measured(
         )
     change = difference(written, base.logits)
     measured = {"max_logit_difference": found, "bound": bound, "logit_change": change}
-    seconds = round(time.monotonic() - started, 1)
-    return measured | {"rows": ROWS, "tokens": TOKENS, "seconds": seconds}
+    return measured | {"rows": ROWS, "tokens": TOKENS}
 
 
 @contextmanager

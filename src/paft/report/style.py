@@ -14,7 +14,11 @@ from paft.report.row import Row
 # Okabe and Ito's palette, which colour-blind readers can tell apart
 BLACK, BLUE, ORANGE, GREEN, PINK = "#222222", "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, RED, GREY = "#56B4E9", "#D55E00", "#777777"
-MORE = ("#882255", "#999933", "#332288", "#117733")  # of Tol's muted scheme, for what comes after the paper's
+# of Tol's schemes, for what comes after the paper's: first those of the muted one
+MORE = (
+    *("#882255", "#999933", "#332288", "#117733", "#44AA99", "#DDCC77", "#CC6677", "#AA4499"),
+    *("#661100", "#6699CC", "#BBCC33", "#EE8866", "#AA3377", "#225555"),
+)
 METHOD_CYCLE = (SKY, ORANGE, BLUE, RED, PINK, GREEN, *MORE)
 OBJECTIVE_CYCLE = (RED, PINK, GREEN, *MORE)
 PARADIGM_COLOURS = {
