@@ -88,9 +88,20 @@ def start(
     command = [*under, sys.executable, str(ROOT / "train.py"), *what, f"logs={logs}", *overrides]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, cwd=logs, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=logs,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=hear_ctrl_c,
         )
     return Run(process, log)
+
+
+def hear_ctrl_c() -> None:
+    """A shell starts what it runs in the background deaf to SIGINT, tests among it, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(store: Path) -> dict[Path, int]:
