@@ -45,6 +45,7 @@ __all__ = [
 
 NEVER = r"(?!)"
 """A regular expression that matches nowhere."""
+ONE_ANSWER = "data.sft.answers=last, to learn the last answer of a row alone, or "
 
 
 def encode_conversation(
@@ -100,14 +101,16 @@ class ChatEncoder:
         return self.labels.pair(self.pair_texts(pair), self.encode)
 
     def turns(self, messages: Sequence[Message], tools: Tools | None = None) -> list[Turn]:
-        """The answers, each with what stands before it: together the text of the row."""
+        """The answers that are learnt, each with what stands before it: together the text of the row."""
         self._refuse_unknown(messages, tools)
         messages, tools = self.texts.prepared(messages), self.texts.read(tools or [])
         turns, before = list[Turn](), ""
         for at, message in enumerate(messages):
-            if message["role"] == "assistant":
-                prompt, text = (_extension(before, t) for t in self._turn(messages[:at], message, tools))
-                turns.append(Turn(prompt, text, message.get("train", True)))
+            if message["role"] == "assistant" and message.get("train", True):
+                prompt, text = (
+                    _extension(before, t, ONE_ANSWER) for t in self._turn(messages[:at], message, tools)
+                )
+                turns.append(Turn(prompt, text))
                 before += text
         refuse_unwritten(messages, before, tools)
         return turns
@@ -219,11 +222,11 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     return sorted((t.content for t in added if t.content.strip()), key=len, reverse=True)
 
 
-def _extension(before: str, text: str) -> str:
+def _extension(before: str, text: str, instead: str = "") -> str:
     if not text.startswith(before):
         raise ValueError(
             "the chat template rewrites earlier turns when a turn is added, so an answer cannot be located; "
             f"it wrote ...{before[-60:]!r} before and then ...{text[len(before) - 60 : len(before)]!r}. "
-            "Set data.template=chatml, zephyr or llama3"
+            f"Set {instead}data.template=chatml, zephyr or llama3"
         )
     return text[len(before) :]

@@ -16,13 +16,12 @@ Encode = Callable[[str], list[int]]
 
 
 class Turn(NamedTuple):
-    """An answer as text, with what stands between the end of the answer before it and its own."""
+    """An answer that is learnt, as text, with what stands between the end of the one before it and its own."""
 
     prompt: str
     """Up to where the answer begins, as generation sees it."""
     text: str
     """The prompt, the answer and the end of turn."""
-    learnt: bool = True
 
 
 class PairTexts(NamedTuple):
@@ -51,8 +50,7 @@ class Labels:
             prompt, ids = read(turn.prompt, encode), read(turn.text, encode)
             start = _answer_start(prompt, ids)
             row.input_ids.extend(ids)
-            learnt = ids[start:] if turn.learnt else [IGNORE] * (len(ids) - start)
-            row.labels.extend([IGNORE] * start + learnt)
+            row.labels.extend([IGNORE] * start + ids[start:])
         if self._one_piece(turns) and row.input_ids != self._first(_joined(turns), encode):
             raise ValueError(
                 "the tokenizer writes the conversation otherwise in one piece than turn by turn, so its answers cannot "

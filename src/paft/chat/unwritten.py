@@ -13,11 +13,15 @@ OTHERS = (
 
 
 def refuse_unwritten(messages: Sequence[Message], text: str, tools: Tools | None = None) -> None:
-    """Raise `ValueError` for what a rendering of messages and tools does not hold."""
+    """Raise `ValueError` for what a rendering of messages and tools does not hold.
+
+    The thoughts of an answer that is not learnt may be missing: generation would not see them either.
+    """
     for message in messages:
         if message["content"].strip() not in text:
             _refuse(f"a message of the {message['role']} as it is", message["content"], TEMPLATES)
-        if (thought := message.get("reasoning_content")) and thought.strip() not in text:
+        thought = message.get("reasoning_content") if message.get("train", True) else None
+        if thought and thought.strip() not in text:
             _refuse("what an answer has as reasoning", thought, OTHERS)
         for call in message.get("tool_calls", ()):
             for said in texts_in(call["function"]):

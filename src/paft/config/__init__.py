@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from paft.config.checks import TYPES, incidental, require, require_pinned, require_sound
 from paft.config.data import (
+    Answers,
     BadRows,
     DataConfig,
     DemoData,
@@ -92,6 +93,7 @@ __all__ = [
     "SCHEMAS",
     "AlpacaEvalConfig",
     "AnnotationsJudge",
+    "Answers",
     "BadRows",
     "BranchConfig",
     "Combine",

@@ -39,6 +39,14 @@ class BadRows(str, Enum):
     drop = "drop"
 
 
+class Answers(str, Enum):
+    """Which answers of a conversation are learnt: `all`, or `last` alone, with the others as part of its prompt. A
+    template that rewrites earlier turns, as those that drop earlier thoughts, has no other."""
+
+    all = "all"
+    last = "last"
+
+
 class SpecialTokens(str, Enum):
     """What the name of a special token, as `<|im_end|>`, in a message of a row is: that token (as transformers reads it
     by default, and as the prompts of tasks are read), plain text, or an error of its row."""
@@ -71,6 +79,8 @@ class Source(Typed):
     """Tokens of the prompt; a longer one loses its oldest tokens."""
     too_long: TooLong = TooLong.error
     bad_rows: BadRows = BadRows.error
+    answers: Answers = field(default=Answers.all, metadata=UNLESS_DEFAULT)
+    """Which answers of a conversation are learnt; of pairs it is the last."""
     held_out: int = field(default=0, metadata=UNLESS_DEFAULT)
     """At least so many rows are kept from training, for the tasks that say `rows`; see `paft.data.held_out`."""
     held_out_seed: int = field(default=0, metadata=UNLESS_DEFAULT)
@@ -198,6 +208,12 @@ class DataConfig(Typed):
     name: str = MISSING
     """What W&B groups runs by; part of no key."""
     template: Template = Template.chatml
+
+    def __post_init__(self) -> None:
+        preference = getattr(self, "preference", None)
+        answers = preference.answers if isinstance(preference, Source) else Answers.all
+        say = "left out: of a pair the last answers are learnt and no others"
+        require(answers is Answers.all, "data.preference.answers", answers.value, say)
 
 
 @dataclass

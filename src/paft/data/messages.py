@@ -1,9 +1,10 @@
 """Messages: who says what, and whether it is learnt. Every function raises `ValueError` naming the field."""
 
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any, cast
 
-from paft.chat.conversation import Message
+from paft.chat.conversation import Conversation, Message
 from paft.data.fields import REASONING, is_blank, refuse_unread_of_message
 from paft.data.parts import flags, joined
 from paft.data.texts import as_text
@@ -150,6 +151,13 @@ def to_last_learnt(messages: list[Message]) -> list[Message]:
             "the fields with weights or flags leave no answer of the row to be learnt; remove the row"
         )
     return [unflagged(message) if message.get("train") else message for message in messages[: learnt[-1] + 1]]
+
+
+def last_alone(row: Conversation) -> Conversation:
+    """The conversation with its last answer as the only one that is learnt."""
+    *earlier, last = row.messages
+    said = [{**message, "train": False} if message["role"] == "assistant" else message for message in earlier]
+    return replace(row, messages=[*cast(list[Message], said), last])
 
 
 def unflagged(message: Message) -> Message:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from paft.chat.conversation import Conversation, PreferencePair, UnpairedRow
-from paft.config import BadRows, DemoSource, RowFormat, Source
+from paft.config import Answers, BadRows, DemoSource, RowFormat, Source
 from paft.config.formats import CONVERSATIONS, PAIRS, UNPAIRED, Shape
 from paft.data.held_out import draw
+from paft.data.messages import last_alone
 from paft.data.notes import Notes, refuse_beside_text
 from paft.data.reading import (
     DEMO_VALIDATION_ROWS,
@@ -183,7 +184,7 @@ def _parsed(raw: RawRow, source: Source, kind: Kind[Row], formats: Mapping[str, 
         raise in_words_of_file(error, source.columns) from None
     if source.held_out:
         refuse_beside_text(row)
-    return row
+    return last_alone(row) if source.answers is Answers.last and isinstance(row, Conversation) else row
 
 
 @dataclass
