@@ -45,6 +45,7 @@ def cases() -> list[Any]:
             (kind, "saved", {"target_modules": [layer], "modules_to_save": [embedding, head]}),
             (kind, "embedding", {"target_modules": [layer, embedding]}),
             (kind, "head", {"target_modules": [layer, head]}),
+            (kind, "tokens", {"target_modules": [layer], "trainable_token_indices": {embedding: [258, 3]}}),
             (kind, "embedding dora", {"target_modules": [layer, embedding], "use_dora": True}),
         ]
     for kind in ("gpt2", "gpt_neox"):
@@ -193,6 +194,7 @@ def test_half_of_a_tied_pair_is_refused(tied: Path, tmp_path: Path, options: dic
     [
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
         {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 258]},
     ],
 )
 def test_a_pair_that_was_trained_tied(tied: Path, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -212,7 +214,6 @@ def test_a_pair_that_was_trained_tied(tied: Path, tmp_path: Path, options: dict[
         ({"use_qalora": True}, "use_qalora=True: its factors belong to a grouped input"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens=.*after certain tokens"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication=.*layers that the base has not"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices="),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters=.*stacked experts"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'.*rewritten"),
         ({"peft_type": "IA3"}, "peft_type='IA3'; only LORA"),
@@ -238,6 +239,17 @@ def resized(base: Path, adapter: Path) -> None:
     save_file(tensors | {name: torch.zeros(261, 64)}, adapter / WEIGHTS)
 
 
+def tokens_of(indices: list[int] | None) -> Any:
+    def change(base: Path, adapter: Path) -> None:
+        save_adapter(base, adapter, target_modules=["q_proj"], trainable_token_indices=[3, 4])
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(
+            json.dumps(settings | {"trainable_token_indices": indices})
+        )
+
+    return change
+
+
 def two_adapters(base: Path, adapter: Path) -> None:
     tensors = load_file(adapter / WEIGHTS)
     both = {
@@ -251,6 +263,16 @@ def two_adapters(base: Path, adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (
+            tokens_of([3, 300]),
+            r"trainable_token_indices of model.embed_tokens are 2 ids up to 300 .*\[2, 64\].*\[259, 64\]",
+        ),
+        (
+            tokens_of([3, 3]),
+            r"gives model.embed_tokens trainable_token_indices \[3, 3\]; these are the ids of the tokens",
+        ),
+        (tokens_of(None), "gives model.embed_tokens trainable_token_indices None"),
+        (tokens_of([3, 4, 5]), r"are 3 ids up to 5 and its rows have shape \[2, 64\]"),
         (resized, r"embed_tokens.weight as \[261, 64\], the base has \[259, 64\]"),
         (two_adapters, "several adapters \\(one, two\\)"),
     ],

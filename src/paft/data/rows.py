@@ -12,7 +12,7 @@ from paft.chat.conversation import Conversation, Message, PreferencePair, Unpair
 from paft.config import OBJECTIVES, RowFormat
 from paft.config.formats import CONVERSATIONS, PAIRS, UNPAIRED, Shape
 from paft.data import fields
-from paft.data.messages import listed_messages, to_last_learnt, unflagged
+from paft.data.messages import last_alone, listed_messages, to_last_learnt, unflagged
 from paft.data.parsers import CONVERSATION_PARSERS, PAIR_PARSERS, field, listed, tools_of
 
 Shapes = Mapping[RowFormat, Shape]
@@ -26,6 +26,11 @@ def parse_conversation(row: object, row_format: RowFormat) -> Conversation:
     """
     messages, columns = _conversation(row, row_format, CONVERSATIONS)
     return Conversation(to_last_learnt(messages), tools_of(columns))
+
+
+def parse_last_answer(row: object, row_format: RowFormat) -> Conversation:
+    """As `parse_conversation`, with the last of its answers as the only one that is learnt."""
+    return last_alone(parse_conversation(row, row_format))
 
 
 def parse_preference_pair(row: object, row_format: RowFormat) -> PreferencePair:

@@ -11,7 +11,6 @@ from paft.chat.conversation import Conversation, PreferencePair, UnpairedRow
 from paft.config import Answers, BadRows, DemoSource, RowFormat, Source
 from paft.config.formats import CONVERSATIONS, PAIRS, UNPAIRED, Shape
 from paft.data.held_out import draw
-from paft.data.messages import last_alone
 from paft.data.notes import Notes, refuse_beside_text
 from paft.data.reading import (
     DEMO_VALIDATION_ROWS,
@@ -26,6 +25,7 @@ from paft.data.rows import (
     conversation_format,
     in_words_of_file,
     parse_conversation,
+    parse_last_answer,
     parse_preference_pair,
     parse_unpaired,
     preference_format,
@@ -59,6 +59,7 @@ class Kind(Generic[Row]):
 
 
 CONVERSATION = Kind(parse_conversation, conversation_format, CONVERSATIONS)
+LAST_ANSWER = Kind(parse_last_answer, conversation_format, CONVERSATIONS)
 PAIR = Kind(parse_preference_pair, preference_format, PAIRS)
 JUDGED = Kind(parse_unpaired, unpaired_format, UNPAIRED)
 
@@ -122,7 +123,7 @@ def conversations(source: Source, split: Split) -> CheckedRows[Conversation]:
 
     Raises ValueError with file, row and field of the first 20 bad rows and how many there are in all.
     """
-    return _checked(source, split, CONVERSATION)
+    return _checked(source, split, LAST_ANSWER if source.answers is Answers.last else CONVERSATION)
 
 
 def preference_pairs(source: Source, split: Split) -> CheckedRows[PreferencePair]:
@@ -184,7 +185,7 @@ def _parsed(raw: RawRow, source: Source, kind: Kind[Row], formats: Mapping[str, 
         raise in_words_of_file(error, source.columns) from None
     if source.held_out:
         refuse_beside_text(row)
-    return last_alone(row) if source.answers is Answers.last and isinstance(row, Conversation) else row
+    return row
 
 
 @dataclass

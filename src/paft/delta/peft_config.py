@@ -12,7 +12,6 @@ REFUSED = {
     "use_qalora": "its factors belong to a grouped input",
     "use_bdlora": "its factors are block-diagonal",
     "target_parameters": "its factors belong to stacked experts, not to linear layers",
-    "trainable_token_indices": "single rows of the embedding were trained",
     "layer_replication": "the trained model has layers that the base has not",
     "alora_invocation_tokens": "it acts after certain tokens only, so no weights are the trained model",
     "arrow_config": "it routes each token, so no weights are the trained model",
@@ -22,6 +21,8 @@ REFUSED = {
 """Settings under which no delta of the base's tensors, or none that is read here, is the trained model."""
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` that rewrite the base weights the factors belong to."""
+NUMBERS = "a rank is a whole number of at least 1, an alpha a finite number"
+TOKEN_IDS = "these are the ids of the tokens whose rows were trained, each once"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,17 @@ class PeftConfig:
         """Whether the adapter says that its layers store [in, out]."""
         return bool(self.settings.get("fan_in_fan_out"))
 
+    def token_indices(self, module: str) -> tuple[int, ...]:
+        """The rows of a module's weight that were trained alone. Raises `ValueError` for what is no list of them."""
+        given = self.settings.get("trainable_token_indices")
+        if isinstance(given, dict):
+            given = next((rows for name, rows in given.items() if f".{module}".endswith(f".{name}")), None)
+        rows = tuple(given) if isinstance(given, list) else ()
+        whole = all(isinstance(row, int) and not isinstance(row, bool) and row >= 0 for row in rows)
+        if not rows or not whole or len({*rows}) < len(rows):
+            raise self._wrong(module, f"trainable_token_indices {given!r:.60}", TOKEN_IDS)
+        return rows
+
     def rank(self, module: str) -> int:
         """Raises `ValueError` for what is no rank."""
         rank = self._by_pattern("rank_pattern", module, self.settings.get("r"))
@@ -76,10 +88,10 @@ class PeftConfig:
             raise self._wrong(module, f"rank {rank} and lora_alpha {alpha!r:.60}")
         return float(alpha / math.sqrt(rank) if self.settings.get("use_rslora") else alpha / rank)
 
-    def _wrong(self, module: str, values: str) -> ValueError:
+    def _wrong(self, module: str, values: str, right: str = NUMBERS) -> ValueError:
         return ValueError(
-            f"{self.folder}/adapter_config.json gives {module:.100} {values}; a rank is a whole number of at least 1, "
-            "an alpha a finite number. Correct the file or save the adapter again"
+            f"{self.folder}/adapter_config.json gives {module:.100} {values}; {right}. Correct the file or save the "
+            "adapter again"
         )
 
     def _by_pattern(self, setting: str, module: str, default: Any) -> Any:

@@ -10,7 +10,7 @@ from paft.delta.dora import StoredDora
 from paft.delta.peft_config import PeftConfig
 from paft.delta.peft_keys import AdapterFile
 from paft.delta.rows import FLOATS
-from paft.delta.stored import StoredDifference, StoredFactors, StoredSum, StoredTensor
+from paft.delta.stored import StoredDifference, StoredFactors, StoredSum, StoredTensor, WithRows
 from paft.files.safetensors import Stored
 
 LINEAR, EMBEDDING = ("A", "B"), ("embedding_A", "embedding_B")
@@ -33,6 +33,8 @@ class PeftDeltas:
             self._module(module, parts)
         for name, stored in sorted(self.file.saved.items()):
             self._saved(name, stored)
+        for module, stored in sorted(self.file.tokens.items()):
+            self._tokens(module, stored)
         if not self.deltas:
             raise ValueError(f"{self.file.path} holds no lora_A weight and no saved one")
         return self.deltas
@@ -119,6 +121,21 @@ class PeftDeltas:
         known = self._in_base(name, tuned.shape)
         self._add(known, StoredDifference(tuned, self.base.tensors[known]))
 
+    def _tokens(self, module: str, stored: Stored) -> None:
+        """Rows that were trained alone take the place of the base's; as in peft a head tied to them follows."""
+        name, indices = f"{module}.weight", self.config.token_indices(module)
+        if self.base is None:
+            raise self._needs_base(name)
+        self._refuse_other_type(name, stored)
+        known = self._in_base(name)
+        base, rows = self.base.tensors[known], StoredTensor(self.file.path, stored)
+        if rows.shape != (len(indices), base.shape[1]) or max(indices) >= base.shape[0]:
+            raise ValueError(
+                f"{self.folder}: trainable_token_indices of {module:.100} are {len(indices)} ids up to {max(indices)} "
+                f"and its rows have shape {list(rows.shape)}; the base has {list(base.shape)}"
+            )
+        self._add(known, StoredDifference(WithRows(base, rows, indices), base))
+
     def _refuse_other_type(self, name: str, stored: Stored) -> None:
         if stored.dtype not in FLOATS:
             raise ValueError(
@@ -158,13 +175,14 @@ class PeftDeltas:
 
     # --- the base --------------------------------------------------------------------------------------
 
-    def _in_base(self, name: str, shape: tuple[int, int]) -> str:
-        """The base's name of a tensor that has this shape there."""
+    def _in_base(self, name: str, shape: tuple[int, int] | None = None) -> str:
+        """The base's name of a tensor, which has this shape there if one is given."""
         if self.base is None:
             return name
         if (known := self.base.name_of(name)) is None:
             raise self.base.absent(self.folder, name)
-        self.base.refuse_unfit(self.folder, known, shape)
+        if shape is not None:
+            self.base.refuse_unfit(self.folder, known, shape)
         return known
 
     def _needs_base(self, name: str) -> ValueError:

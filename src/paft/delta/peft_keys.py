@@ -17,6 +17,7 @@ FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(?:\.(?!weight$|bias$)(?P<adapter>[^.]+))?(?:\.(?P<kind>weight|bias))?"
 )
+TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[^.]+)?")
 WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.[^.]+)?)(?=\.(weight|bias)$)")
 """Where peft puts the layer that an adapter is on, and the copy of one that was trained whole."""
 
@@ -30,6 +31,8 @@ class AdapterFile:
     """Module -> part of it ("A", "B", "embedding_A", "embedding_B", "magnitude_vector", "B.bias") -> its tensor."""
     saved: dict[str, Stored] = field(default_factory=dict)
     """Tensors that take the place of the base's."""
+    tokens: dict[str, Stored] = field(default_factory=dict)
+    """Module -> rows that take the place of those of its weight which `trainable_token_indices` names."""
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:
@@ -59,6 +62,8 @@ def _sorted_out(path: Path, tensors: Mapping[str, Stored]) -> AdapterFile:
         if match := matches[key]:
             part = match["part"] + ".bias" * (match["kind"] == "bias")
             _put(file.modules.setdefault(match["module"], {}), part, stored, key, path)
+        elif match := TOKENS.fullmatch(names[key]):
+            _put(file.tokens, match["module"], stored, key, path)
         else:
             _put(file.saved, WRAPPED.sub("", names[key]), stored, key, path)
     return file

@@ -46,6 +46,26 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class WithRows:
+    """A matrix with some of its rows, `indices`, replaced by those of another."""
+
+    matrix: StoredTensor
+    rows: StoredTensor
+    indices: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape
+
+    def __getitem__(self, rows: slice) -> Array:
+        values, (start, stop, _) = self.matrix[rows], rows.indices(self.shape[0])
+        for at, index in enumerate(self.indices):
+            if start <= index < stop:
+                values[index - start] = self.rows[at : at + 1][0]
+        return values
+
+
+@dataclass(frozen=True)
 class StoredFactors:
     """`Factors` of one file. With `transposed` the layer stores its weight as [in, out]."""
 
