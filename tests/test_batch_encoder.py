@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_chat_templates import CHATS, chat
 from tokenizers import AddedToken, normalizers
-from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from paft.chat import batch
 from paft.chat.batch import BatchEncoder, separate_tokens
 from paft.chat.conversation import Conversation, Message, PreferencePair
 from paft.chat.encode import ChatEncoder
 from paft.chat.proof import proved_encoder
+from paft.chat.words import EncodeAll, directly
 from paft.config import SpecialTokens
 
 MARKED = chat(
@@ -125,7 +127,9 @@ def test_no_cut_at_a_token_that_depends_on_what_stands_beside_it(option: str) ->
         ("unigram", "llama2", 1.6),
     ],
 )
-def test_no_text_goes_to_the_tokenizer_twice(kind: str, template: str, at_most: float) -> None:
+def test_no_text_goes_to_the_tokenizer_twice(
+    kind: str, template: str, at_most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor does a word that stands in four rows, where words are read apart. A prompt of Llama-2 ends in the question's
     words, not in a mark, and is given once more."""
     given: list[str] = []
@@ -134,6 +138,12 @@ def test_no_text_goes_to_the_tokenizer_twice(kind: str, template: str, at_most: 
         def encode_all(self, texts: list[str]) -> list[list[int]]:
             given.extend(texts)
             return super().encode_all(texts)
+
+    def listening(tokenizer: PreTrainedTokenizerBase) -> EncodeAll:
+        encode_all = directly(tokenizer)
+        return lambda texts: given.extend(texts) or encode_all(texts)
+
+    monkeypatch.setattr(batch, "directly", listening)
 
     def said(row: int, turn: int) -> str:
         return f"{row} {turn} " + " ".join(f"{turn}word{at}" for at in range(200))

@@ -1,9 +1,11 @@
 """A data stage's files against those of rows tokenised one by one: the same bytes, counts and errors."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
 import pytest
+import torch
 from chat_tokenizers import tokenizer_of
 from test_prepare import jsonl, turns
 
@@ -131,6 +133,71 @@ def test_files_counts_and_errors_against_row_by_row(
         assert isinstance(expected[0], str) and "row(s) cannot be used" in expected[0]
     else:
         assert expected[1]["train.parquet"] and expected[0]["train"]["rows"] > 20
+
+
+@pytest.mark.parametrize("bad_rows", BadRows)
+@pytest.mark.parametrize("branch", ["sft", "preference"])
+def test_several_processes_against_a_thread(
+    branch: str, bad_rows: BadRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = conversation_rows() if branch == "sft" else pair_rows()
+    rows = [row for row in rows if row.get("messages") != [] and row.get("chosen") != "same"]
+    limits = {"max_length": 400, "max_prompt_length": 150, "bad_rows": bad_rows} | SOURCES["dropped"]
+    source = FileSource(path=jsonl(tmp_path / "rows.jsonl", rows), **limits)
+    monkeypatch.setattr(ahead, "ROWS", 3)
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    made = {}
+    for processes, least in ((1, 1000), (3, 12)):
+        monkeypatch.setattr(ahead, "ROWS_FOR_PROCESSES", least)
+        monkeypatch.setenv("RAYON_NUM_THREADS", "3")
+        assert ahead.processes_for(len(rows)) == processes
+        made[processes] = written(branch, source, "refuses system messages", tmp_path / str(processes))
+    assert made[3] == made[1]
+    if bad_rows is BadRows.error:
+        assert "row(s) cannot be used" in str(made[1][0])
+    else:
+        assert made[1][1]["train.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "processes"),
+    [
+        (10**6, {}, 5),
+        (10**6, {"RAYON_NUM_THREADS": "3"}, 3),
+        (10**6, {"RAYON_NUM_THREADS": "0"}, 5),
+        (10**6, {"RAYON_NUM_THREADS": "99"}, ahead.MOST_PROCESSES),
+        (10**6, {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "3"}, 1),
+        (ahead.ROWS_FOR_PROCESSES, {}, 4),
+        (ahead.ROWS_FOR_PROCESSES - 1, {}, 1),
+    ],
+)
+def test_processes_are_as_many_as_cores_settings_and_batches(
+    rows: int, settings: dict[str, str], processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(5)))
+    for name in ("RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert ahead.processes_for(rows) == processes
+
+
+def test_an_error_of_reading_reaches_the_reader_of_processes_as_it_is() -> None:
+    def items():
+        yield from range(4)
+        raise ValueError("the file changed")
+
+    done = []
+    with pytest.raises(ValueError, match=r"^the file changed$"):
+        for pair in ahead.ahead(str, items(), 2):
+            done.append(pair)
+    assert done == [(at, str(at)) for at in range(4)]
+
+
+def test_processes_leave_the_random_numbers_of_torch_alone() -> None:
+    before = torch.get_rng_state()
+    assert len(list(ahead.ahead(str, iter(range(5)), 2))) == 5
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_batches_hold_so_many_rows_or_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from paft.chat.encode import NEVER, ChatEncoder
 from paft.chat.labels import Encode
 from paft.chat.template import PROBE, render
 from paft.chat.tokens import Encoded, EncodedPair
-from paft.chat.words import Words, reads_words_apart
+from paft.chat.words import Words, directly, reads_words_apart
 from paft.config import SpecialTokens
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class BatchEncoder(ChatEncoder):
         """From now on cut texts before each of the tokens, and into words."""
         self.cut = re.compile(f"({'|'.join(map(re.escape, tokens)) or NEVER})")
         self.labels = replace(self.labels, turns_apart=self.end.marker in tokens)
-        self.read = Words(self.encode_all).encode_all if by_word else self.encode_all
+        self.read = Words(directly(self.tokenizer)).encode_all if by_word else self.encode_all
 
     def conversations(self, rows: Sequence[Conversation]) -> list[Encoded | ValueError]:
         turns = [_tried(lambda r: self.turns(r.messages, r.tools), row) for row in rows]

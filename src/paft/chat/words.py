@@ -8,7 +8,7 @@ no rule, so it is looked up and tried out for each tokenizer; one that fails rea
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain, product
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ class Words:
         self._behind: dict[str, bytes] = {}
         self._characters = 0
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
         tails = [SPACE.split(text) for text in texts]
         heads = [words.pop(0) for words in tails]
         self._learn(set(heads), set(chain.from_iterable(tails)))
@@ -98,7 +98,19 @@ def reads_words_apart(tokenizer: "PreTrainedTokenizerBase", encode_all: EncodeAl
     Byte-pair merges left of a place do not change those right of it unless some token reaches over it, so no token of
     the vocabulary may; and words of every kind of character are tried beside each other, for what happens before.
     """
-    return _is_plain(tokenizer) and _none_spans(tokenizer.get_vocab()) and _alike(encode_all, (*SAMPLES, end))
+    if not (_is_plain(tokenizer) and _none_spans(tokenizer.get_vocab())):
+        return False
+    return _alike(Words(directly(tokenizer)).encode_all, encode_all, (*SAMPLES, end))
+
+
+def directly(tokenizer: "PreTrainedTokenizerBase") -> EncodeAll:
+    """The ids of texts by a fast tokenizer's library itself, which keeps no account of where each token stood."""
+    backend = tokenizer.backend_tokenizer
+
+    def encode_all(texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encode_all
 
 
 def _is_plain(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -120,10 +132,10 @@ def _none_spans(vocabulary: Iterable[str]) -> bool:
     return not SPANNING.search("\n".join(vocabulary))
 
 
-def _alike(encode_all: EncodeAll, samples: tuple[str, ...]) -> bool:
+def _alike(by_word: EncodeAll, encode_all: EncodeAll, samples: tuple[str, ...]) -> bool:
     """Any two samples as a word, before and behind every other."""
     texts = [
         " ".join(chain.from_iterable((one + other, behind) for behind in samples))
         for one, other in product(samples, samples)
     ]
-    return Words(encode_all).encode_all(texts) == encode_all(texts)
+    return by_word(texts) == encode_all(texts)

@@ -14,7 +14,7 @@ from paft.chat.limits import within
 from paft.chat.proof import proved_encoder
 from paft.chat.tokens import Encoded, EncodedPair
 from paft.config import BadRows, Source, TooLong
-from paft.data.ahead import ahead, batches
+from paft.data.ahead import ahead, batches, processes_for
 from paft.data.faults import excess, fault, without_ends
 from paft.data.held_out import write_held_out
 from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
@@ -181,7 +181,8 @@ def _tokenised(
 ) -> Iterator[tuple[str, Row, Tokens]]:
     """The rows with their tokens; those that the template or tokenizer refuses are noted as bad instead."""
     with tqdm(desc=f"tokenising {rows.split}", total=len(rows), unit=" rows", delay=QUIET_SECONDS) as bar:
-        for batch, encoded in ahead(lambda batch: encode([row for _, row in batch]), batches(rows)):
+        work, processes = (lambda batch: encode([row for _, row in batch])), processes_for(len(rows))
+        for batch, encoded in ahead(work, batches(rows), processes):
             for (location, row), tokens in zip(batch, encoded, strict=True):
                 if isinstance(tokens, ValueError):
                     bad.add(location, tokens)
