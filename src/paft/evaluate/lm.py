@@ -6,6 +6,8 @@ nothing of.
 """
 
 import logging
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +17,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from paft.chat.template import adds_bos, stop_ids
+from paft.files.journal import Journal
 from paft.forward.loglikelihood import LogLikelihoods
 from paft.forward.tree import Request
 from paft.model.paths import paths_of
 
 
 class SparingLM(HFLM):
-    """`HFLM` with the savings of this module, as far as the model takes PAFT's fast paths."""
+    """`HFLM` with the savings of this module, as far as the model takes PAFT's fast paths.
+
+    With a `journal` an evaluation that was cut short goes on at the batch it was at, and ends with the same bytes.
+    """
+
+    journal: Journal | None = None
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -31,6 +39,21 @@ class SparingLM(HFLM):
         The head gets the last positions side by side: of rows that lie apart torch makes a batch, and copies the
         head's weight, as large as the vocabulary, once for each.
         """
+        drawn = generation_kwargs.get("do_sample", False)  # another time it would be another text
+        if self.journal is None or drawn:
+            return self._generated(context, max_length, stop, **generation_kwargs)
+        asked = f"{context.tolist()} {max_length} {stop} {sorted(generation_kwargs.items())!r}"
+        name = sha256(asked.encode()).hexdigest()
+        kept = self.journal.get(name)
+        if kept is not None:
+            return torch.tensor(kept, device=context.device)
+        generated = self._generated(context, max_length, stop, **generation_kwargs)
+        self.journal.put(name, generated.tolist())
+        return generated
+
+    def _generated(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
         head, ends = self.model.get_output_embeddings(), end_ids(self.model, self.tokenizer)
         with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
             generated: Tensor = super()._model_generate(
@@ -56,7 +79,9 @@ class SparingLM(HFLM):
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation, whether greedy decoding gives it) of every request."""
-        scorer = LogLikelihoods(self.model, batch_size=int(self.batch_size), quiet=disable_tqdm)
+        scorer = LogLikelihoods(
+            self.model, batch_size=int(self.batch_size), quiet=disable_tqdm, journal=self.journal
+        )
         answers = scorer(requests, self.max_length)
         for (text, _, _), answer in zip(requests, answers, strict=True):
             if text is not None:
@@ -71,12 +96,21 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def lm_of(
-    model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, device: str | None, *, chats: bool
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    device: str | None,
+    *,
+    chats: bool,
+    journal: Path | None = None,
 ) -> SparingLM:
-    """The model for lm-eval, on a GPU where there is one, unless a device is named."""
+    """The model for lm-eval, on a GPU where there is one, unless a device is named.
+
+    `journal` is the file of a run that may be cut short, and of no other model.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return SparingLM(
+    lm = SparingLM(
         pretrained=model.to(device),
         tokenizer=tokenizer,
         batch_size=batch_size,
@@ -84,3 +118,5 @@ def lm_of(
         # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
         add_bos_token=adds_bos(tokenizer) if chats else None,
     )
+    lm.journal = Journal(journal) if journal else None
+    return lm

@@ -78,7 +78,9 @@ def evaluate_model(
     """
     tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
     model = replace(model, dtype=config.dtype or model.dtype)
-    scores, samples = score_tasks(load_base(folder, model, paths), tokenizer, config, rows, device=device)
+    loaded = load_base(folder, model, paths)
+    journal = out / WORK / "answered.jsonl"
+    scores, samples = score_tasks(loaded, tokenizer, config, rows, device=device, journal=journal)
     results = as_json(scores, config) | {
         "template": template.value,
         "backend": "hf",
@@ -109,13 +111,16 @@ def score_tasks(
     rows: Mapping[str, str] | None = None,
     *,
     device: str | None = None,
+    journal: Path | None = None,
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """Every column's score, and per item its metric values: what a paired test needs.
 
     lm-eval takes one number of shots per call, so tasks are grouped by it. Its response cache is never used:
-    its key does not name the model. `device` is a GPU where there is one, unless it is named.
+    its key does not name the model. `device` is a GPU where there is one, unless it is named; `journal` keeps what is
+    done for a run that goes on.
     """
-    lm = lm_of(model, tokenizer, config.batch_size, device, chats=config.apply_chat_template)
+    chats = config.apply_chat_template
+    lm = lm_of(model, tokenizer, config.batch_size, device, chats=chats, journal=journal)
     manager = manager_for(config, rows)
     known = columns_of(config, manager)
     config = known.config

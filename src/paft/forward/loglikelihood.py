@@ -2,12 +2,15 @@
 
 What requests begin with together is forwarded once for all of them (`paft.forward.tree`), and the output head is
 applied only to the positions before a target. A model takes each of these savings where it was proved to give the
-same (`paft.model.paths`).
+same (`paft.model.paths`). With a journal a scoring that was cut short goes on at the batch it was at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -15,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from paft.cost.flops_and_bytes import BLOCK_N
+from paft.files.journal import Journal
 from paft.forward.tree import Request, Row, Trunk, batches, branches_of, grow
 from paft.logps import Head
 from paft.model.architecture import refuse_not_causal
@@ -37,12 +41,53 @@ class TrunkCache(DynamicCache):
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
+@dataclass
+class Tally:
+    """The answers of requests as they add up, batch by batch, in one order."""
+
+    sums: Tensor
+    greedy: Tensor
+    bar: tqdm
+    journal: Journal | None = None
+    name: str = ""
+    """Of these requests in the journal."""
+    number: int = field(default=0, init=False)
+    """Of the next batch."""
+
+    def kept(self, ahead: int = 0) -> list[list[Any]] | None:
+        """What a run before this one found in the next batch, or one further `ahead`."""
+        found: list[list[Any]] | None = None
+        if self.journal is not None:
+            found = self.journal.get(f"{self.name} {self.number + ahead}")
+        return found
+
+    def take(self, rows: Sequence[Row], found: list[list[Any]] | None) -> None:
+        """Add what was found in the next batch, by default what is kept of it: of every target its request, its
+        log-probability and whether it is the likeliest."""
+        kept = self.kept()
+        if self.journal is not None and found and not kept:
+            self.journal.put(f"{self.name} {self.number}", found)
+        self.number += 1
+        self.bar.update(sum(len(row.tokens) for row in rows))
+        indices, logps, likeliest = kept or found or [[], [], []]
+        if indices:
+            self.sums.index_add_(0, torch.tensor(indices), torch.tensor(logps, dtype=torch.float64))
+            self.greedy[torch.tensor(indices)[~torch.tensor(likeliest)]] = False
+
+
 class LogLikelihoods:
     """Scores requests by a model, on its own device, up to `batch_size` rows at a time."""
 
-    def __init__(self, model: PreTrainedModel, *, batch_size: int = 1, quiet: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        batch_size: int = 1,
+        quiet: bool = True,
+        journal: Journal | None = None,
+    ) -> None:
         self.model, self.device, self.quiet = model, model.device, quiet
-        self.batch_size = batch_size
+        self.batch_size, self.journal = batch_size, journal
 
     def __call__(self, requests: Sequence[Request], max_length: int) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation, whether greedy decoding gives it) of every request.
@@ -53,36 +98,59 @@ class LogLikelihoods:
         refuse_not_causal(self.model.config, longest)
         branches = branches_of(requests, max_length, apart=not pads(self.model, longest))
         root = grow(branches, share=paths_of(self.model).trunks and can_share(self.model, longest))
-        return self.answers(root, len(requests))
+        name = "" if self.journal is None else self._name(requests, max_length)
+        return self.answers(root, len(requests), name)
 
-    def answers(self, root: Trunk, num_requests: int) -> list[tuple[float, bool]]:
-        """The same of requests that lie in trunks and rows already."""
+    def answers(self, root: Trunk, num_requests: int, name: str = "") -> list[tuple[float, bool]]:
+        """The same of requests that lie in trunks and rows already; `name` is theirs in the journal."""
         sums = torch.zeros(num_requests, dtype=torch.float64)
         greedy = torch.ones(num_requests, dtype=torch.bool)
         with tqdm(total=root.num_tokens, disable=self.quiet, desc="log-likelihoods", unit="tokens") as bar:
-            self._climb(root, None, sums, greedy, bar)
+            self._climb(root, None, Tally(sums, greedy, bar, self.journal, name))
         return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
-    def _climb(self, trunk: Trunk, cache: TrunkCache | None, sums: Tensor, greedy: Tensor, bar: tqdm) -> None:
+    def _name(self, requests: Sequence[Request], max_length: int) -> str:
+        """Of requests in a journal: the same only where the same batches are forwarded."""
+        digest = sha256(f"{max_length} {self.batch_size} {self.device.type} {paths_of(self.model)}".encode())
+        for _, context, continuation in requests:
+            digest.update(np.array([len(context), *context, -1, *continuation], np.int32).tobytes())
+        return digest.hexdigest()[:16]
+
+    def _climb(self, trunk: Trunk, cache: TrunkCache | None, tally: Tally) -> None:
         """Add what is asked of a trunk and of all that grows from it to the requests' answers."""
-        if trunk.row.tokens:
+        grows = trunk.row.tokens and not self._all_kept(trunk, tally)
+        if grows:
             cache = cache or TrunkCache(config=self.model.config)
             cache.growing = True
-            self._score([trunk.row], cache, sums, greedy, bar)
+            tally.take([trunk.row], self._score([trunk.row], cache))
             cache.growing = False
-        longest = max((max(r.positions) + 1 for r in trunk.rows), default=0)
-        for batch in batches(trunk.rows, self.batch_size if pads(self.model, longest) else 1):
-            self._score(batch, cache, sums, greedy, bar)
+        elif trunk.row.tokens:
+            tally.take([trunk.row], None)
+        for batch in self._batches(trunk):
+            tally.take(batch, None if tally.kept() else self._score(batch, cache))
         for child in trunk.trunks:
-            self._climb(child, cache, sums, greedy, bar)
-        if cache is not None and trunk.row.tokens:
+            self._climb(child, cache, tally)
+        if cache is not None and grows:
             cache.crop(-len(trunk.row.tokens))
 
+    def _all_kept(self, trunk: Trunk, tally: Tally) -> bool:
+        """Whether nothing that needs the trunk's keys and values is left to do."""
+        if self.journal is None:
+            return False
+        return all(tally.kept(ahead) for ahead in range(self._num_batches(trunk)))
+
+    def _batches(self, trunk: Trunk) -> Iterator[list[Row]]:
+        longest = max((max(r.positions) + 1 for r in trunk.rows), default=0)
+        return batches(trunk.rows, self.batch_size if pads(self.model, longest) else 1)
+
+    def _num_batches(self, trunk: Trunk) -> int:
+        """Of a trunk and of all that grows from it."""
+        own = bool(trunk.row.tokens) + sum(1 for _ in self._batches(trunk))
+        return own + sum(map(self._num_batches, trunk.trunks))
+
     @torch.inference_mode()
-    def _score(
-        self, rows: Sequence[Row], cache: TrunkCache | None, sums: Tensor, greedy: Tensor, bar: tqdm
-    ) -> None:
-        """Forward the rows of one batch and add each target's log-probability to its request's."""
+    def _score(self, rows: Sequence[Row], cache: TrunkCache | None) -> list[list[Any]]:
+        """Forward the rows of one batch: of every target its request, its log-probability, whether it is likeliest."""
         width = max(len(row.tokens) for row in rows)
         tokens_BT, positions_BT, ends_BT = (
             torch.tensor([values + [0] * (width - len(values)) for values in field])
@@ -96,19 +164,18 @@ class LogLikelihoods:
         if cache is not None:
             inputs |= {"past_key_values": cache, "position_ids": positions_BT.to(self.device)}
         outputs_BT, head = outputs_of(self.model, **inputs)
-        bar.update(sum(len(row.tokens) for row in rows))
         asks = [
             (i * width + column, target, index)
             for i, r in enumerate(rows)
             for column, target, index in r.asks
         ]
-        if asks:
-            places, targets, indices = torch.tensor(asks).unbind(1)
-            logps, likeliest = self._targets(
-                outputs_BT.flatten(0, 1), head, places.to(self.device), targets.to(self.device)
-            )
-            sums.index_add_(0, indices, logps.cpu().double())
-            greedy[indices[~likeliest.cpu()]] = False
+        if not asks:
+            return [[], [], []]
+        places, targets, indices = torch.tensor(asks).unbind(1)
+        logps, likeliest = self._targets(
+            outputs_BT.flatten(0, 1), head, places.to(self.device), targets.to(self.device)
+        )
+        return [indices.tolist(), logps.tolist(), likeliest.tolist()]
 
     def _targets(
         self, outputs_N: Tensor, head: Head | None, places: Tensor, targets: Tensor
