@@ -6,7 +6,7 @@ from typing import Any
 from paft.config.judged import LENGTH_CONTROLLED, RATING, TURNS, AlpacaEvalConfig, JudgedConfig
 from paft.evaluate.results import Score
 from paft.judge.metrics import length_controlled_rate, mean, shares, standard_error
-from paft.judge.outputs import Row, read_annotations, read_rows
+from paft.judge.outputs import DRAW, Row, read_annotations, read_rows
 from paft.judge.stage import ANNOTATIONS
 
 
@@ -37,7 +37,11 @@ def judged_scores(folder: Path, config: JudgedConfig) -> tuple[dict[str, Score],
             version=str(rows[0].get("judge") or rows[0].get("annotator")),
             num_items=len(values),
         )
-        samples += [{"column": column, "item": item, "value": value} for item, value in values.items()]
+        told = compared and task.metric != LENGTH_CONTROLLED
+        samples += [
+            {"column": column, "item": item, "value": value} | (_said(rows[item]) if told else {})
+            for item, value in values.items()
+        ]
     return scores, samples
 
 
@@ -48,6 +52,12 @@ def _compared(rows: list[Row], metric: str | None, config: JudgedConfig) -> dict
         _, predicted = length_controlled_rate(rows, Path(config.length_data) if config.length_data else None)
         return dict(enumerate(predicted))
     return {number: shares([row])[0] for number, row in enumerate(rows) if row["preference"] is not None}
+
+
+def _said(row: Row) -> dict[str, Any]:
+    """What was asked and answered, beside the reference's answer; the margin is how far it is from a draw."""
+    said = {"prompt": row["instruction"], "expected": row["output_1"], "answer": row["output_2"]}
+    return said | {"margin": (row["preference"] or DRAW) - DRAW}
 
 
 def _rated(rows: list[Row], metric: str | None) -> dict[Any, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
+from paft.evaluate.answers import said
 from paft.files.jsonfile import read_object
 
 log = logging.getLogger("paft")
@@ -91,7 +92,8 @@ def _members(name: str, groups: Mapping[str, list[str]]) -> list[str]:
 def items(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The column's metric of every item, under the column's filter: lm-eval keeps an item once per filter.
 
-    `item` is the document's number, with its subtask before it where the column is a mean over several.
+    `item` is the document's number, with its subtask before it where the column is a mean over several. What was asked
+    and answered stands beside, as `paft.evaluate.answers.said` gives it.
     """
     metric, _, filter_name = metric_of(config).partition(",")
     return [
@@ -99,6 +101,7 @@ def items(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[
             "column": column,
             "item": s["doc_id"] if config.mean_over is None else f"{name}/{s['doc_id']}",
             "value": s[metric],
+            **said(s, metric),
         }
         for name in subtasks(config, raw)
         for s in raw.get("samples", {}).get(name, [])

@@ -1,4 +1,4 @@
-"""The `evaluate` stage: a model folder in, results.json and samples.jsonl out, scored by lm-eval."""
+"""The `evaluate` stage: a model folder in, results.json, samples.jsonl and answers.parquet out, scored by lm-eval."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.config.judged import JudgedConfig
+from paft.evaluate.answers import write_answers
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
@@ -30,6 +31,9 @@ from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.store.damage import WORK
+
+VALUES = ("column", "item", "value")
+"""Of an item in samples.jsonl; its texts are in answers.parquet."""
 
 
 def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -101,7 +105,8 @@ def _judged(annotations: Path, config: JudgedConfig, template: Template, out: Pa
 def _write(results: dict[str, Any], samples: list[dict[str, Any]], out: Path) -> None:
     write_json(out / "results.json", results)
     with (out / "samples.jsonl").open("w") as file:
-        file.writelines(json.dumps(sample) + "\n" for sample in samples)
+        file.writelines(json.dumps({name: sample[name] for name in VALUES}) + "\n" for sample in samples)
+    write_answers(samples, out)
 
 
 def score_tasks(

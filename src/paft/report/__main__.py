@@ -2,6 +2,7 @@
 
     python -m paft.report                                write tables, pictures and index.html, print every cell
     python -m paft.report compare A B                    two cells, or two sweeps cell by cell
+    python -m paft.report items A B                      two evaluations item by item: what changed, in texts
     python -m paft.report ask QUESTIONS.csv              many such comparisons, corrected together
     python -m paft.report wandb                          the same report in W&B, or its JSON where there is no key
     python -m paft.report docs FILE.md                   fill the tables of a Markdown file from such a report
@@ -14,12 +15,12 @@ import shlex
 from pathlib import Path
 
 from paft.config import Wandb
-from paft.report import markdown, questions
+from paft.report import changes, markdown, questions
 from paft.report.build import Report, write, write_report
 from paft.report.compare import compare
 from paft.report.saved import csv_bytes
 from paft.report.table import require_rows
-from paft.report.terminal import print_answers, print_comparison, print_table
+from paft.report.terminal import print_answers, print_changes, print_comparison, print_table
 
 PAPER = Path("docs/paper_tables.csv")
 
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given.command == "compare":
             print_comparison(compare(given.store, given.left, given.right), given.left, given.right)
+        elif given.command == "items":
+            _items(given)
         elif given.command == "ask":
             _ask(given)
         elif given.command == "wandb":
@@ -62,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     pair.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
     pair.add_argument("left", metavar="A")
     pair.add_argument("right", metavar="B")
+    texts = commands.add_parser("items", help="which items two evaluations did not answer alike")
+    texts.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
+    texts.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=f"folder for {changes.PAGE}")
+    texts.add_argument("--column", help="this one alone")
+    texts.add_argument(
+        "--show", type=int, default=3, metavar="N", help="items of a column in the terminal (3)"
+    )
+    texts.add_argument("left", metavar="A")
+    texts.add_argument("right", metavar="B")
     listed = commands.add_parser(
         "ask", help="a list of comparisons", description=questions.__doc__, formatter_class=raw
     )
@@ -99,6 +111,14 @@ def _fill(file: Path, *, check: bool) -> None:
         raise ValueError(f"tables of {file} are not what their files hold; run `{command}`")
     if not check:
         write(file, text.encode())
+
+
+def _items(given: argparse.Namespace) -> None:
+    changed = changes.changed_items(given.store, given.left, given.right, given.column)
+    given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / changes.PAGE
+    write(file, changes.page(changed, given.left, given.right).encode())
+    print_changes(changed, given.left, given.right, show=given.show, page=file)
 
 
 def _ask(given: argparse.Namespace) -> None:

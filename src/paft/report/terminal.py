@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from paft.report.changes import Changed, summary
 from paft.report.columns import Column
 from paft.report.compare import Comparison
 from paft.report.numbers import DASH, interval, p_value, signed
@@ -27,6 +28,8 @@ from paft.report.tables import (
     without,
 )
 
+TAIL = 160
+"""Characters of a text that is shown in part."""
 UNKNOWN = "; ? where nothing shows it: a task or subtask has one item, or nobody knows its items"
 
 
@@ -156,6 +159,29 @@ def _signed(column: Column, e: Estimate) -> str:
 
 def _interval(column: Column, e: Estimate) -> str:
     return interval(column.scaled(e.low), column.scaled(e.high), column.digits)
+
+
+# --- items that changed ------------------------------------------------------------------------------
+
+
+def print_changes(changed: Sequence[Changed], left: str, right: str, *, show: int, page: Path) -> None:
+    """How many items changed, the first of each column with both answers, and the page that has all."""
+    out = console()
+    out.print(in_terminal(summary(changed, left, right)))
+    for part in changed:
+        for change in part.changes[:show]:
+            _say(out, f"\n{part.column.title}, item {change.item}: {change.better} is better")
+            if change.prompt:
+                _say(out, f"  ...{_line(change.prompt[-TAIL:])}")
+            if change.expected:
+                _say(out, f"  expected: {_line(change.expected[:TAIL])}")
+            for side, answer, worth in change.sides:
+                _say(out, f"  {side} ({worth}): {_line(answer[:TAIL]) or DASH}")
+    _say(out, f"\nAll of them: {page}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # --- a list of answers -------------------------------------------------------------------------------
