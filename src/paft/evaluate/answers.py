@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from paft.config import TaskConfig
+from paft.evaluate.results import counted, metric_of
+
 FILE = "answers.parquet"
 TEXTS = ("prompt", "expected", "answer")
 LENGTHS = {"acc": lambda text: 1, "acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
 """Metric -> what lm-eval divides a choice's log-likelihood by."""
+
+
+def answers(config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was said in every one of a column's `items`, in their order; `raw` are lm-eval's results."""
+    metric = metric_of(config).partition(",")[0]
+    return [said(sample, metric) for _, sample in counted(config, raw)]
 
 
 def said(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:

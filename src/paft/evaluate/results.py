@@ -2,13 +2,12 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
-from paft.evaluate.answers import said
 from paft.files.jsonfile import read_object
 
 log = logging.getLogger("paft")
@@ -92,21 +91,19 @@ def _members(name: str, groups: Mapping[str, list[str]]) -> list[str]:
 def items(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The column's metric of every item, under the column's filter: lm-eval keeps an item once per filter.
 
-    `item` is the document's number, with its subtask before it where the column is a mean over several. What was asked
-    and answered stands beside, as `paft.evaluate.answers.said` gives it.
+    `item` is the document's number, with its subtask before it where the column is a mean over several.
     """
+    metric = metric_of(config).partition(",")[0]
+    return [{"column": column, "item": item, "value": s[metric]} for item, s in counted(config, raw)]
+
+
+def counted(config: TaskConfig, raw: Mapping[str, Any]) -> Iterator[tuple[int | str, Mapping[str, Any]]]:
+    """lm-eval's own samples behind `items`, each with its `item`."""
     metric, _, filter_name = metric_of(config).partition(",")
-    return [
-        {
-            "column": column,
-            "item": s["doc_id"] if config.mean_over is None else f"{name}/{s['doc_id']}",
-            "value": s[metric],
-            **said(s, metric),
-        }
-        for name in subtasks(config, raw)
-        for s in raw.get("samples", {}).get(name, [])
-        if s["filter"] == filter_name and metric in s
-    ]
+    for name in subtasks(config, raw):
+        for s in raw.get("samples", {}).get(name, []):
+            if s["filter"] == filter_name and metric in s:
+                yield s["doc_id"] if config.mean_over is None else f"{name}/{s['doc_id']}", s
 
 
 def _value(column: str, results: Mapping[str, Any], task: str, metric: str) -> float:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.config.judged import JudgedConfig
-from paft.evaluate.answers import write_answers
+from paft.evaluate.answers import answers, write_answers
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
@@ -136,7 +136,7 @@ def score_tasks(
         raw = _evaluated(lm, known, columns, shots, manager)
         for column, task in columns.items():
             scored = items(column, task, raw)
-            samples += scored
+            samples += [item | texts for item, texts in zip(scored, answers(task, raw), strict=True)]
             scores[column] = with_stderr(score(column, task, raw), scored)
     return {column: scores[column] for column in config.tasks}, samples
 

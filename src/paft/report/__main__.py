@@ -12,7 +12,9 @@ A and B are keys, their beginnings, or selectors such as lambda=1e-4,merge=ties.
 
 import argparse
 import shlex
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from paft.config import Wandb
 from paft.report import changes, markdown, questions
@@ -23,6 +25,8 @@ from paft.report.table import require_rows
 from paft.report.terminal import print_answers, print_changes, print_comparison, print_table
 
 PAPER = Path("docs/paper_tables.csv")
+STORE = "folder of finished stages (logs/stages), or of a report with its items.parquet"
+RAW = argparse.RawDescriptionHelpFormatter
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,49 +53,44 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw, folder = (
-        argparse.RawDescriptionHelpFormatter,
-        "folder of finished stages (logs/stages), or of a report with its items.parquet",
-    )
-    parser = argparse.ArgumentParser(prog="python -m paft.report", description=__doc__, formatter_class=raw)
-    parser.add_argument("--store", type=Path, default=Path("logs/stages"), help=folder)
+    parser = argparse.ArgumentParser(prog="python -m paft.report", description=__doc__, formatter_class=RAW)
+    parser.add_argument("--store", type=Path, default=Path("logs/stages"), help=STORE)
     parser.add_argument("--out", type=Path, default=Path("logs/report"), help="folder to write to")
     beside = f"show the paper's numbers beside, by default those of {PAPER}"
     parser.add_argument("--paper", type=Path, nargs="?", const=PAPER, metavar="FILE", help=beside)
     axes = "the columns of the Pareto picture: the SFT skill, the preference skill, what should be retained"
     parser.add_argument("--skills", type=_three, metavar="A,B,C", help=axes)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="")
-    pair = commands.add_parser("compare", help="differences of two cells or two sweeps")
-    pair.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
-    pair.add_argument("left", metavar="A")
-    pair.add_argument("right", metavar="B")
-    texts = commands.add_parser("items", help="which items two evaluations did not answer alike")
-    texts.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
-    texts.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=f"folder for {changes.PAGE}")
+    add = partial(_command, commands)
+    pair = add("compare", "differences of two cells or two sweeps")
+    texts = add("items", "which items two evaluations did not answer alike", out=changes.PAGE)
+    for sides in (pair, texts):
+        sides.add_argument("left", metavar="A")
+        sides.add_argument("right", metavar="B")
     texts.add_argument("--column", help="this one alone")
-    texts.add_argument(
-        "--show", type=int, default=3, metavar="N", help="items of a column in the terminal (3)"
-    )
-    texts.add_argument("left", metavar="A")
-    texts.add_argument("right", metavar="B")
-    listed = commands.add_parser(
-        "ask", help="a list of comparisons", description=questions.__doc__, formatter_class=raw
-    )
-    listed.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
-    listed.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder for comparisons.csv")
+    shown = "items of a column in the terminal (3)"
+    texts.add_argument("--show", type=int, default=3, metavar="N", help=shown)
+    listed = add("ask", "a list of comparisons", questions.__doc__, out="comparisons.csv")
     listed.add_argument("file", type=Path, metavar="QUESTIONS.csv")
     text = commands.add_parser(
-        "docs", help="tables of a Markdown file", description=markdown.__doc__, formatter_class=raw
+        "docs", help="tables of a Markdown file", description=markdown.__doc__, formatter_class=RAW
     )
     text.add_argument("file", type=Path, metavar="FILE.md")
     text.add_argument(
         "--check", action="store_true", help="write nothing; fail if a table is not what its file holds"
     )
-    online = commands.add_parser("wandb", help="save the report in W&B")
-    online.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=folder)
-    online.add_argument("--out", type=Path, default=argparse.SUPPRESS, help="folder for wandb_report.json")
+    online = add("wandb", "save the report in W&B", out="wandb_report.json")
     online.add_argument("--project", default=Wandb.project, help="the project the cells' runs are in")
     online.add_argument("--entity", help="by default your own")
+    return parser
+
+
+def _command(commands: Any, name: str, says: str, description: str | None = None, *, out: str = "") -> Any:
+    """A command that reads a store, and writes the file `out`; what stands before its name counts for it too."""
+    parser = commands.add_parser(name, help=says, description=description, formatter_class=RAW)
+    parser.add_argument("--store", type=Path, default=argparse.SUPPRESS, help=STORE)
+    if out:
+        parser.add_argument("--out", type=Path, default=argparse.SUPPRESS, help=f"folder for {out}")
     return parser
 
 
