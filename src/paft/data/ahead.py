@@ -6,10 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import TypeVar
 
-from paft.chat.conversation import Conversation, PreferencePair, messages_of
+from paft.chat.conversation import Conversation, PreferencePair, UnpairedRow, messages_of
 from paft.chat.unwritten import texts_in
 
-Row = TypeVar("Row", Conversation, PreferencePair)
+Row = TypeVar("Row", Conversation, PreferencePair, UnpairedRow)
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
