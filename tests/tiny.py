@@ -21,9 +21,9 @@ from paft.config import (
     TinyModel,
     TrainerConfig,
 )
+from paft.data.unpaired import mismatched, split_pairs
 from paft.graph.configs import BranchStage
 from paft.model.base import base_folder
-from paft.data.unpaired import mismatched, split_pairs
 from paft.objectives import CPO, DPO, KTO, ORPO, DPOLoss, KTOLoss, NLLScope, SimPO
 from paft.training.batches import GlobalBatch, StepLoader
 from paft.training.module import BranchModule

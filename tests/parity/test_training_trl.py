@@ -33,9 +33,9 @@ from torch import Tensor
 from paft.chat.tokens import IGNORE, EncodedAnswer
 from paft.config import BranchConfig, LoraConfig, SFTConfig
 from paft.data.unpaired import mismatched, split_pairs
+from paft.losses import reference_point
 from paft.model.base import base_folder, byte_tokenizer
 from paft.objectives import CPO, DPO, KTO, ORPO, DPOLoss, FDivergence, KTOLoss, SimPO
-from paft.losses import reference_point
 from paft.proof.base import load_base
 from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
