@@ -104,7 +104,7 @@ def conversation_format(row: object, wanted: RowFormat) -> RowFormat:
 
 def unpaired_format(row: object, wanted: RowFormat) -> RowFormat:
     """`wanted`, or for `auto` the format that the columns of `row` show."""
-    return _format(row, wanted, UNPAIRED, "judged answers")
+    return _format(row, wanted, UNPAIRED, "pairs or judged answers")
 
 
 def preference_format(row: object, wanted: RowFormat) -> RowFormat:

@@ -59,15 +59,20 @@ def _with_answer_of(other: EncodedAnswer, row: EncodedAnswer, max_length: int) -
 
 
 def of_both_labels(rows: Iterable[EncodedAnswer], name: str) -> Iterator[EncodedAnswer]:
-    """The rows. Raises `ValueError` after the last if all of them are good or all are bad."""
-    counts = {True: 0, False: 0}
+    """The rows, counted in the log. Raises `ValueError` after the last if all of them are good or all are bad."""
+    good = bad = 0
     for row in rows:
-        counts[row.label] += 1
+        good, bad = good + row.label, bad + (not row.label)
         yield row
-    for label, missing in ((True, "bad"), (False, "good")):
-        if counts[label] and not counts[not label]:
-            only = "bring them, or train the SFT branch on these: paradigm=sft" if label else "bring them"
-            raise ValueError(
-                f"{name}: label is {str(label).lower()} in all {counts[label]} rows, and preference training on single "
-                f"answers needs good (true) and bad (false) ones. There is no {missing} one; {only}"
-            )
+    if good and bad:
+        log.info("%s: %d good and %d bad answers", name, good, bad)
+    elif good:
+        raise ValueError(
+            f"{name}: label is true in all {good} rows, and single answers are learnt from good and bad ones; bring rows "
+            "whose label is false, or train the SFT branch on these: paradigm=sft data.sft.path=..."
+        )
+    elif bad:
+        raise ValueError(
+            f"{name}: label is false in all {bad} rows, and single answers are learnt from good and bad ones; bring rows "
+            "whose label is true"
+        )

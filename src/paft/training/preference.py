@@ -39,13 +39,13 @@ class PreferenceModule(BranchModule):
     config: PreferenceConfig
 
     def training_step(self, batch: GlobalBatch[Any]) -> None:
-        super().training_step(self._with_kl(batch))
+        super().training_step(self.with_reference_point(batch))
 
     def validation_step(self, batch: GlobalBatch[Any]) -> None:
-        super().validation_step(self._with_kl(batch))
+        super().validation_step(self.with_reference_point(batch))
 
     @torch.no_grad()
-    def _with_kl(self, batch: GlobalBatch[Any]) -> GlobalBatch[Any]:
+    def with_reference_point(self, batch: GlobalBatch[Any]) -> GlobalBatch[Any]:
         """The batch with its reference point, if the objective has one and there are rows for it."""
         places = batch.places or range(len(batch.rows))
         located = [

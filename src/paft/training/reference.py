@@ -70,7 +70,7 @@ def run(stage: Stage[ReferenceStage], inputs: dict[str, Path], out: Path, contex
     ]
     policy, pad_id = load_reference(config, inputs, context, rank)
     hidden = rank > 0 or not settings.progress_bar
-    with tqdm(desc="reference", total=sum(map(len, parts)), unit=" pairs", disable=hidden) as bar:
+    with tqdm(desc="reference", total=sum(map(len, parts)), unit=" rows", disable=hidden) as bar:
         for ids in parts:
             file = out / f"part-{ids[0]:09d}.parquet"
             if not file.is_file():
