@@ -68,11 +68,11 @@ def of_both_labels(rows: Iterable[EncodedAnswer], name: str) -> Iterator[Encoded
         log.info("%s: %d good and %d bad answers", name, good, bad)
     elif good:
         raise ValueError(
-            f"{name}: label is true in all {good} rows, and single answers are learnt from good and bad ones; bring rows "
-            "whose label is false, or train the SFT branch on these: paradigm=sft data.sft.path=..."
+            f"{name}: label is true in all {good} rows, and single answers are learnt from good and bad ones; bring "
+            "rows whose label is false, or train the SFT branch on these: paradigm=sft data.sft.path=..."
         )
     elif bad:
         raise ValueError(
-            f"{name}: label is false in all {bad} rows, and single answers are learnt from good and bad ones; bring rows "
-            "whose label is true"
+            f"{name}: label is false in all {bad} rows, and single answers are learnt from good and bad ones; bring "
+            "rows whose label is true"
         )
