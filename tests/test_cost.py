@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import MODEL, pairs, sft_rows
+from tiny import MODEL, judged, pairs, sft_rows
 from torch.utils.flop_counter import FlopCounterMode
 
 from paft.config import HubModel, L1Config, LocalModel, LoraConfig, SFTConfig
@@ -126,6 +126,14 @@ def test_rows_count_real_tokens_and_labels():
     assert work.tokens == sum(len(r.input_ids) for r in rows)
     assert work.attended == sum(len(r.input_ids) ** 2 for r in rows) / 2
     assert work.labels == sum(r.num_labels for r in rows)
+
+
+def test_judged_answers_count_as_rows_of_their_own():
+    rows = judged(6)
+
+    work = rows_work(rows, KTO())
+
+    assert work == rows_work([row.text for row in rows], SFTConfig())
 
 
 def test_pairs_count_their_prompt_once():
