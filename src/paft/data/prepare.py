@@ -107,10 +107,8 @@ def prepare_unpaired(
     A source whose first row is a pair holds pairs, each of which becomes two rows; see `paft.data.unpaired`. Raises
     ValueError also if all rows have the same label, and for `held_out` of rows that are no pairs.
     """
-    encoder, source = (
-        proved_encoder(tokenizer, source.special_tokens_in_text),
-        within(source, positions),
-    )
+    encoder = proved_encoder(tokenizer, source.special_tokens_in_text)
+    source = within(source, positions)
     if holds_pairs(source):
         return _prepare(source, preference_pairs, encoder.pairs, EncodedAnswer, encoder, out)
     if source.held_out:

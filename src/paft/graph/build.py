@@ -6,10 +6,10 @@
                                  └─► reference ───┘ (DPO, KTO)
 
 Each stage gets its own slice of the config and nothing else. `reference` holds the base model's log-probabilities
-of the answers, whatever the DPO or KTO trainings that share it do with them. Baselines are graphs, not code paths: `sft` and
-`preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none. A branch
-that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content. A merge that looks at data
-has one more input for each branch, `statistics` of its rows, or one of both, `coefficients`.
+of the answers, whatever the DPO or KTO trainings that share it do with them. Baselines are graphs, not code paths:
+`sft` and `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has
+none. A branch that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content. A merge
+that looks at data has one more input for each branch, `statistics` of its rows, or one of both, `coefficients`.
 """
 
 from collections.abc import Iterable
