@@ -1,4 +1,4 @@
-"""A branch that can be killed: `python resumable.py <folder> <sft|preference> <step>` dies after that step."""
+"""A branch that can be killed: `python resumable.py <folder> <sft|preference> <step> [words]` dies after that step."""
 
 import os
 import signal
@@ -71,4 +71,4 @@ def train(config: RunConfig, name: str, out: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     folder, branch, step = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     kill = "{_target_: resumable.KillAfter, step: " + step + "}"
-    train(configured(folder, f"+callbacks.kill={kill}"), branch, folder / branch)
+    train(configured(folder, f"+callbacks.kill={kill}", *sys.argv[4:]), branch, folder / branch)

@@ -160,6 +160,11 @@ UNKNOWN = {
     ("evaluate.tasks.honesty.foo=1",): ("foo", "metric", "num_fewshot"),
     ("merge=linear", "merge.density=.2"): ("density", "weights", "normalize"),
     ("preference=orpo", "preference.loss=ipo"): ("loss", "nll_scope"),
+    ("preference=kto", "preference.label_smoothing=0"): (
+        "label_smoothing",
+        "desirable_weight",
+        "undesirable_weight",
+    ),
     ("+merge.foo=1",): ("foo", "density"),
     ("+foo=1",): ("foo", "paradigm"),
 }
@@ -198,6 +203,9 @@ OUT_OF_RANGE = [
     ("preference.beta=0",),
     ("preference.label_smoothing=0.5",),
     ("preference=orpo", "preference.beta=-1"),
+    ("preference=kto", "preference.beta=0"),
+    ("preference=kto", "preference.desirable_weight=0"),
+    ("preference=kto", "preference.undesirable_weight=-1"),
     ("merge.weights=[1]",),
     ("merge.density=7",),
     ("merge.density=0",),

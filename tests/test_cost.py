@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import MODEL, pairs, sft_rows
+from tiny import MODEL, judged, pairs, sft_rows
 from torch.utils.flop_counter import FlopCounterMode
 
 from paft.config import HubModel, L1Config, LocalModel, LoraConfig, SFTConfig
@@ -21,11 +21,11 @@ from paft.cost.flops_and_bytes import (
     training_flops,
     training_memory,
 )
-from paft.cost.work import Work, forwards_reference, pair_work, rows_work, sequence_work
+from paft.cost.work import Work, other_forwards, pair_work, rows_work, sequence_work
 from paft.losses import l1_penalty
 from paft.model.base import base_folder
 from paft.model.policy import Policy
-from paft.objectives import DPO, ORPO, NLLScope
+from paft.objectives import DPO, KTO, ORPO, KTOLoss, NLLScope
 from paft.proof.base import load_base
 
 DEEP = replace(MODEL, num_layers=8)
@@ -105,11 +105,11 @@ def test_recomputation_adds_a_forward_pass_of_the_layers(shape):
 
 def test_penalty_and_reference_add_to_a_branch(shape):
     work, how = sequence_work(T, LABELS) * B, {"steps": 5, "recompute": False}
-    plain = branch_flops(shape, SFTConfig(), work, reference=False, **how)
+    plain = branch_flops(shape, SFTConfig(), work, forwards=0, **how)
     sparse = SFTConfig(l1=L1Config(1e-4))
 
-    with_penalty = branch_flops(shape, sparse, work, reference=False, **how)
-    with_reference = branch_flops(shape, SFTConfig(), work, reference=True, **how)
+    with_penalty = branch_flops(shape, sparse, work, forwards=0, **how)
+    with_reference = branch_flops(shape, SFTConfig(), work, forwards=1, **how)
 
     assert with_penalty - plain == 5 * penalty_flops(shape, sparse.lora)
     assert with_reference - plain == forward_flops(shape, work)
@@ -126,6 +126,14 @@ def test_rows_count_real_tokens_and_labels():
     assert work.tokens == sum(len(r.input_ids) for r in rows)
     assert work.attended == sum(len(r.input_ids) ** 2 for r in rows) / 2
     assert work.labels == sum(r.num_labels for r in rows)
+
+
+def test_judged_answers_count_as_rows_of_their_own():
+    rows = judged(6)
+
+    work = rows_work(rows, KTO())
+
+    assert work == rows_work([row.text for row in rows], SFTConfig())
 
 
 def test_pairs_count_their_prompt_once():
@@ -153,10 +161,18 @@ def test_answers_attend_to_their_prompt():
 
 @pytest.mark.parametrize(
     ("branch", "inputs", "expected"),
-    [(DPO(), {"data"}, True), (DPO(), {"data", "reference"}, False), (ORPO(), {"data"}, False)],
+    [
+        (DPO(), {"data"}, 1),
+        (DPO(), {"data", "reference"}, 0),
+        (ORPO(), {"data"}, 0),
+        (KTO(), {"data"}, 3),  # the mismatched answers in the policy, both answers in the reference
+        (KTO(), {"data", "reference"}, 1),
+        (KTO(loss=KTOLoss.apo_zero_unpaired), {"data"}, 1),
+        (KTO(loss=KTOLoss.apo_zero_unpaired), {"data", "reference"}, 0),
+    ],
 )
-def test_only_dpo_without_its_reference_stage_forwards_the_base(branch, inputs, expected):
-    assert forwards_reference(branch, inputs) is expected
+def test_a_step_forwards_its_rows_for_the_base_and_for_the_reference_point(branch, inputs, expected):
+    assert other_forwards(branch, inputs) == expected
 
 
 # --- shapes -------------------------------------------------------------------------------------------

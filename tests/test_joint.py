@@ -1,9 +1,11 @@
 """Joint training: both losses in one adapter, each as it is alone."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import BRANCHES, MODEL, PAD, distance, gradients, make, move, pairs, sft_rows, whole_batch
+from tiny import BRANCHES, MODEL, PAD, distance, gradients, make, move, pairs, rows_for, sft_rows, whole_batch
 
 from paft.config import Template, TrainerConfig
 from paft.graph.configs import BranchStage, JointRows
@@ -21,14 +23,15 @@ def joint_module(name: str, **settings: Any) -> JointModule:
     return module
 
 
-@pytest.mark.parametrize("name", ["dpo", "orpo", "simpo"])
+@pytest.mark.parametrize("name", ["dpo", "orpo", "simpo", "kto"])
 @pytest.mark.parametrize("micro", [1, 3])
 def test_joint_loss_and_gradient_are_the_sum_of_both_branches(name, micro, monkeypatch):
     monkeypatch.setattr("paft.training.module.largest_of_ranks", lambda number, trainer: number)
-    monkeypatch.setattr(JointModule, "trainer", None)  # there is one rank
-    texts, answers = whole_batch(sft_rows(6), step=1), whole_batch(pairs(5), step=1)
-    batch = joined(1, texts, answers)
+    monkeypatch.setattr(JointModule, "trainer", SimpleNamespace(world_size=1))
+    texts, answers = whole_batch(sft_rows(6), step=1), whole_batch(rows_for(BRANCHES[name], 5), step=1)
     module, loss = move(joint_module(name, micro_batch_size=micro)), 0.0
+    batch = module.with_reference_point(joined(1, texts, answers))
+    answers = replace(answers, kl=batch.kl)
     for rows, _ in module._passes(batch):
         part, _ = module.micro_loss(rows, batch)
         part.backward()

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from paft.logps import Head, label_logps
-from paft.losses import IGNORE, dpo_loss, l1_penalty, log1mexp, orpo_loss, sequence_logps, sft_loss
+from paft.losses import (
+    IGNORE,
+    dpo_loss,
+    kto_loss,
+    l1_penalty,
+    log1mexp,
+    orpo_loss,
+    reference_point,
+    sequence_logps,
+    sft_loss,
+)
 from paft.losses.preference import divergence_score
 from paft.objectives import DPOLoss
 
@@ -102,6 +112,26 @@ def test_unknown_dpo_loss_names_the_choices():
     zero = torch.zeros(1)
     with pytest.raises(ValueError, match=r"discopop or dpop, got 'kto'"):
         dpo_loss(zero, zero, zero, zero, beta=1, loss="kto")
+
+
+def test_kto_loss_by_hand():
+    """A good answer two nats above the reference, a bad one a nat above it, a bad one far below; the point at 0.5."""
+    logps, good = torch.tensor([-3.0, -4.0, -90.0]), torch.tensor([True, False, False])
+    reference = torch.tensor([-5.0, -5.0, -5.0])
+
+    found = kto_loss(logps, reference, good, kl=0.5, beta=0.2, desirable_weight=1.5, undesirable_weight=2.0)
+
+    sigmoid = [1 / (1 + math.exp(-x)) for x in (0.2 * 1.5, -0.2 * 0.5, 0.2 * 85.5)]
+    expected = [1.5 * (1 - sigmoid[0]), 2 * (1 - sigmoid[1]), 2 * (1 - sigmoid[2])]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_reference_point_adds_up_over_parts_is_no_less_than_zero_and_has_no_gradient():
+    ratios = torch.tensor([1.0, -0.5, 2.5, 1.0], requires_grad=True)
+    whole = reference_point(ratios, 4)
+    assert whole.item() == 1.0 and not whole.requires_grad
+    assert reference_point(torch.stack([ratios[:1].sum(), ratios[1:].sum()]), 4) == whole
+    assert reference_point(-ratios, 4) == 0
 
 
 def test_log1mexp_against_float64():

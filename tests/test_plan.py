@@ -35,7 +35,7 @@ from paft.graph.build import build
 from paft.graph.stage import Stage
 from paft.merge.methods import DareTies
 from paft.model.base import base_folder, load_tokenizer
-from paft.objectives import DPO, ORPO, NLLScope, ReferenceFrom
+from paft.objectives import DPO, KTO, ORPO, KTOLoss, NLLScope, ReferenceFrom
 from paft.plan import show_plan
 from paft.plan.estimate import Estimate
 from paft.plan.rows import expected
@@ -222,6 +222,30 @@ def test_reference_stage_forwards_each_pair_once(finished):
     assert all_rows.tokens == (6400, False)
     assert cut.tokens == (2 * 4 * 100, False)
     assert cut.flops.value == pytest.approx(all_rows.flops.value / 8)
+
+
+def test_kto_trains_on_both_answers_of_a_pair_and_forwards_each_prompt_once_more(tmp_path):
+    cell = replace(CELL, store=str(tmp_path))
+    pairs = estimates(replace(cell, preference=DPO()))["preference"]
+    with_point, without = (
+        estimates(replace(cell, preference=KTO(loss=loss)))["preference"]
+        for loss in (KTOLoss.kto, KTOLoss.apo_zero_unpaired)
+    )
+
+    assert with_point.tokens == without.tokens == pairs.tokens  # a pair's prompt counts with each answer
+    assert without.flops.value > pairs.flops.value  # which forwards it once
+    assert 1.3 < with_point.flops.value / without.flops.value < 1.6
+    assert any("each split in two" in said for said in with_point.assumed)
+
+
+def test_kto_is_counted_by_the_rows_that_its_data_stage_wrote(finished, tmp_path):
+    config = replace(finished, preference=KTO(epochs=2, global_batch_size=8))
+    fill(tmp_path, [config])
+    data = stage(config, "preference").inputs["data"]
+    store = Store(finished.store)
+    write_json(store.path(data) / "stage.json", store.record(data) | {"metrics": {"train": COUNTS}})
+
+    assert estimates(config)["preference"].tokens == (2 * 6400, False)
 
 
 # --- seconds ------------------------------------------------------------------------------------------

@@ -84,6 +84,17 @@ def test_every_beta_and_every_seed_shares_one_reference(compose):
     assert (names.count("preference"), names.count("reference")) == (4, 1)
 
 
+def test_every_loss_and_seed_of_kto_shares_one_reference(compose):
+    words = ("experiment=smoke", "preference=kto", "preference.max_steps=null")
+    cells = [
+        build(compose(*words, f"preference.loss={loss}", f"seed={seed}", "preference.desirable_weight=1.3"))
+        for loss in ("kto", "apo_zero_unpaired")
+        for seed in (1, 2)
+    ]
+    names = [stage.name for stage in unique(cells)]
+    assert (names.count("preference"), names.count("reference")) == (4, 1)
+
+
 def test_orpo_and_online_dpo_have_no_reference(compose):
     for words in (("preference=orpo",), ("preference.reference=online",)):
         assert "reference" not in {s.name for s in build(compose("experiment=smoke", *words)).walk()}

@@ -19,6 +19,7 @@ from paft.store.damage import digests
 from paft.training.checkpoint import last_checkpoint
 
 HERE = Path(__file__).parent
+PATHS = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 TIMES = ["seconds", "train/tokens_per_second", "train/share_of_peak", "train/peak_memory_gb"]
 
 
@@ -27,7 +28,7 @@ def killed(request, tmp_path_factory) -> tuple[str, Path]:
     """(branch, folder) of a run that died after 5 of 8 steps; its last checkpoint is of step 4."""
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, str(HERE / "resumable.py"), str(folder), request.param, "5"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(HERE)}, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return request.param, folder
 
@@ -128,6 +129,21 @@ def test_training_that_was_finished_but_not_published_is_not_repeated(runs, kill
         k: metrics[k] for k in ("train/loss", "tokens", "steps")
     }
     assert pd.read_csv(out / "history.csv")["train/loss"].notna().sum() == 8
+
+
+def test_killed_kto_goes_on_with_the_rows_and_mismatched_answers_it_would_have_had(tmp_path):
+    command = [sys.executable, str(HERE / "resumable.py"), str(tmp_path), "preference", "5", "preference=kto"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    config, outs = configured(tmp_path, "preference=kto"), [tmp_path / "preference", tmp_path / "straight"]
+
+    resumed, straight = (train(config, "preference", out) for out in outs)
+
+    factors = [load_file(out / "adapter" / "adapter_model.safetensors") for out in outs]
+    assert all(torch.equal(factors[0][name], factors[1][name]) for name in factors[1])
+    histories = [pd.read_csv(out / "history.csv").drop(columns=TIMES) for out in outs]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    assert resumed["train/kl"] == straight["train/kl"] and (histories[0]["train/kl"] > 0).any()
 
 
 # --- checkpoints that are not what they should be -----------------------------------------------------

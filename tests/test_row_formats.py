@@ -1,6 +1,7 @@
 """Rows as other tools write them: ShareGPT, Alpaca, tools and reasoning, judged answers, columns of other names."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -390,9 +391,12 @@ def test_a_bad_judgement_names_the_field(row: dict, message: str) -> None:
 def test_judged_answers_are_no_pairs_and_the_refusal_says_who_takes_which() -> None:
     from paft.objectives import OBJECTIVES
 
-    assert {objective.rows for objective in OBJECTIVES.values()} == {"pairs"}
-    with pytest.raises(ValueError, match=r"one answer a row with a judgement .*dpo, orpo.* learn from pairs"):
+    takers = {name for name, objective in OBJECTIVES.items() if objective.rows == "unpaired"}
+    assert takers == {"kto"}
+    with pytest.raises(ValueError) as caught:
         preference_format({"messages": [USER, ANSWER], "label": True}, RowFormat.auto)
+    assert re.search(r"one answer a row with a judgement .*dpo, orpo.* learn from pairs", str(caught.value))
+    assert "set preference=kto, which learns from such rows" in str(caught.value)
 
 
 # --- columns ----------------------------------------------------------------------------------------------

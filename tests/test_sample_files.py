@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from paft.config import BadRows, FileSource
-from paft.data.sources import conversations, preference_pairs, unpaired_rows
+from paft.data.sources import conversations, holds_pairs, preference_pairs, unpaired_rows
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 SAMPLES = SHARED / "open_llm"
@@ -64,6 +64,12 @@ def test_judged_answers_are_read_and_are_no_pairs(name: str) -> None:
     assert {row.label for _, row in rows} == {True, False}
     with pytest.raises(ValueError, match=r"row 1: .*one answer a row with a judgement of it"):
         preference_pairs(source(name), "train")
+    assert not holds_pairs(source(name))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_files_of_pairs_are_told_from_those_of_judged_answers(name: str) -> None:
+    assert holds_pairs(source(name, BadRows.drop))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -32,7 +32,7 @@ from paft.config import (
 from paft.graph.build import build, lambda_of, unique
 from paft.graph.stage import Stage, canonical
 from paft.merge.methods import DareTies, Linear, Slerp, TaskArithmetic
-from paft.objectives import DPO, ORPO
+from paft.objectives import DPO, KTO, ORPO
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.json"
 CELL = with_lambda(PAFT, 1e-4)
@@ -54,11 +54,11 @@ def changed(config) -> set[str]:
 
 def golden_keys() -> dict[str, dict[str, str]]:
     cells = {p.value: replace(CELL, paradigm=p) for p in Paradigm}
-    cells["orpo"] = replace(CELL, preference=ORPO())
+    cells |= {"orpo": replace(CELL, preference=ORPO()), "kto": replace(CELL, preference=KTO())}
     return {name: keys(config) for name, config in cells.items()}
 
 
-@pytest.mark.parametrize("cell", [*(p.value for p in Paradigm), "orpo"])
+@pytest.mark.parametrize("cell", [*(p.value for p in Paradigm), "orpo", "kto"])
 def test_keys_against_golden(cell):
     # a key that moves throws away every store there is: raise a VERSION on purpose, then run this file
     assert golden_keys()[cell] == json.loads(GOLDEN.read_text())[cell]

@@ -22,7 +22,7 @@ from paft.config import L1Config, L1Of, SFTConfig
 from paft.forward.batches import sft_tensors
 from paft.forward.pairs import two_row_tensors
 from paft.losses import IGNORE
-from paft.objectives import CPO, DPO, ORPO, DPOLoss, NLLScope, SimPO
+from paft.objectives import CPO, DPO, KTO, ORPO, DPOLoss, KTOLoss, NLLScope, SimPO
 from paft.training.module import BranchModule
 
 
@@ -117,7 +117,35 @@ def plain_orpo(module, rows, config):
     return nll + config.beta * ratio
 
 
-PLAIN = {SFTConfig: plain_sft, DPO: plain_dpo, ORPO: plain_orpo, SimPO: plain_simpo, CPO: plain_cpo}
+def plain_kto(module, rows, config):
+    """Each prompt with its own answer and with another row's, in one pass each."""
+    ratios = plain_log_ratios(module, [(row.prompt_ids, row.answer_ids) for row in rows])
+    others = plain_log_ratios(module, [(row.prompt_ids, row.mismatched_ids) for row in rows])
+    kl = others.detach().mean().clamp(min=0) if config.loss is KTOLoss.kto else 0
+    good = torch.tensor([row.label for row in rows])
+    of_good = config.desirable_weight * (1 - torch.sigmoid(config.beta * (ratios - kl)))
+    of_bad = config.undesirable_weight * (1 - torch.sigmoid(config.beta * (kl - ratios)))
+    return torch.cat([of_good[good], of_bad[~good]]).mean()
+
+
+def plain_log_ratios(module, texts):
+    width = max(len(prompt) + len(answer) for prompt, answer in texts)
+    filled = [(p, a, width - len(p) - len(a)) for p, a in texts]
+    ids = torch.tensor([[*p, *a, *[PAD] * more] for p, a, more in filled])
+    labels = torch.tensor([[*[IGNORE] * len(p), *a, *[IGNORE] * more] for p, a, more in filled])
+    with torch.no_grad(), module.backbone.peft.disable_adapter():
+        reference = plain_logps(module, ids, labels).sum(1)
+    return plain_logps(module, ids, labels).sum(1) - reference
+
+
+PLAIN = {
+    SFTConfig: plain_sft,
+    DPO: plain_dpo,
+    ORPO: plain_orpo,
+    SimPO: plain_simpo,
+    CPO: plain_cpo,
+    KTO: plain_kto,
+}
 
 
 @pytest.mark.parametrize("name", BRANCHES)
@@ -134,6 +162,19 @@ def test_step_against_plain_torch(name):
     again = move(make(config, steps=2, micro_batch_size=2))
     (logged,) = run(again, rows, start=1)
     assert logged["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_reference_point_of_a_step_is_that_of_its_whole_batch():
+    """A micro-batch's own would be another one, and the step's gradient with it."""
+    config, rows = BRANCHES["kto"], rows_for(BRANCHES["kto"], 8)
+    module = move(make(config, steps=2, micro_batch_size=2))
+    others = plain_log_ratios(module, [(row.prompt_ids, row.mismatched_ids) for row in rows]).detach()
+
+    (logged,) = run(module, rows, start=1)
+
+    # a mean of differences of sums over dozens of tokens, each known to 1e-5
+    assert logged["train/kl"] == pytest.approx(float(others.mean()), abs=2e-5) and logged["train/kl"] > 1e-2
+    assert max(abs(part.mean() - others.mean()) for part in others.split(2)) > 1e-2
 
 
 def test_a_mean_of_row_means_would_be_noticed():

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from paft.chat.tokens import IGNORE, Encoded, EncodedPair
+from paft.chat.tokens import IGNORE, Encoded, EncodedAnswer, EncodedPair
 from paft.config import (
     BranchConfig,
     DType,
@@ -21,9 +21,10 @@ from paft.config import (
     TinyModel,
     TrainerConfig,
 )
+from paft.data.unpaired import mismatched, split_pairs
 from paft.graph.configs import BranchStage
 from paft.model.base import base_folder
-from paft.objectives import CPO, DPO, ORPO, DPOLoss, NLLScope, SimPO
+from paft.objectives import CPO, DPO, KTO, ORPO, DPOLoss, KTOLoss, NLLScope, SimPO
 from paft.training.batches import GlobalBatch, StepLoader
 from paft.training.module import BranchModule
 from paft.training.preference import PreferenceModule
@@ -38,6 +39,7 @@ MODULES: dict[type, type[BranchModule]] = {
     ORPO: PreferenceModule,
     SimPO: PreferenceModule,
     CPO: PreferenceModule,
+    KTO: PreferenceModule,
 }
 PAD = 0
 VOCABULARY = 259
@@ -78,6 +80,13 @@ def pairs(num: int, seed: int = 0) -> list[EncodedPair]:
     ]
 
 
+def judged(num: int, seed: int = 0) -> list[EncodedAnswer]:
+    """Good and bad answers in turn, each with another one to be mismatched with; of every three rows two are good."""
+    rows = list(split_pairs(pairs(num, seed)))
+    uneven = [row for i, row in enumerate(rows) if row.label or i % 4 == 1][:num]
+    return list(mismatched(uneven, 1024, "rows"))
+
+
 BRANCHES = {
     "sft": branch(SFTConfig),
     "sft+l1": branch(SFTConfig, l1=L1Config(1e-3)),
@@ -89,6 +98,8 @@ BRANCHES = {
     "dpo dpop": branch(DPO, loss=DPOLoss.dpop, beta=0.3),
     "dpo rpo": branch(DPO, sft_weight=1.0),
     "dpo ld": branch(DPO, ld_alpha=0.3),
+    "kto": branch(KTO, beta=0.5, desirable_weight=1.3, undesirable_weight=0.7),
+    "kto apo": branch(KTO, loss=KTOLoss.apo_zero_unpaired, undesirable_weight=1.5),
     "simpo": branch(SimPO),
     "cpo": branch(CPO),
     "orpo": branch(ORPO),
@@ -100,6 +111,8 @@ instead of one over tokens is off by more than 0.1."""
 
 
 def rows_for(config: BranchConfig, num: int, seed: int = 0) -> Sequence[Any]:
+    if isinstance(config, KTO):
+        return judged(num, seed)
     return sft_rows(num, seed) if isinstance(config, SFTConfig) else pairs(num, seed)
 
 

@@ -20,6 +20,7 @@ OBJECTIVES = {
     "sft+l1": ("sft", "lambda=1e-3"),
     "dpo": ("preference", "preference=dpo"),
     "orpo": ("preference", "preference=orpo"),
+    "kto": ("preference", "preference=kto"),
 }
 SHORT = tuple(f"{b}.{s}" for b in ("sft", "preference") for s in ("lora.dropout=0", "max_steps=4"))
 SHORT += ("trainer.micro_batch_size=2",)
@@ -71,7 +72,7 @@ def test_several_processes_against_one(logs, one, tmp_path, objective, run):
     assert_rows_are_shared(several, one[objective], world)
 
 
-@pytest.mark.parametrize(("objective", "run"), [("sft+l1", "ddp 2"), ("dpo", "fsdp 2")])
+@pytest.mark.parametrize(("objective", "run"), [("sft+l1", "ddp 2"), ("dpo", "fsdp 2"), ("kto", "ddp 2")])
 def test_ranks_draw_the_dropout_of_one_process(logs, tmp_path, objective, run):
     """Other masks move a gradient by several percent; sums in another order moved DPO's adapter by 5e-5 here."""
     (branch, *_), (world, strategy) = OBJECTIVES[objective], RUNS[run]

@@ -6,6 +6,7 @@ each micro-batch, so only one micro-batch per step gives the mean over the globa
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,32 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig as PeftLoraConfig
-from tiny import MODEL, adapter, branch, distance, gradients, make, move, pairs, run, sft_rows, whole_batch
+from tiny import (
+    MODEL,
+    adapter,
+    branch,
+    distance,
+    gradients,
+    judged,
+    make,
+    move,
+    pairs,
+    run,
+    sft_rows,
+    whole_batch,
+)
 from torch import Tensor
 
-from paft.chat.tokens import IGNORE
+from paft.chat.tokens import IGNORE, EncodedAnswer
 from paft.config import BranchConfig, LoraConfig, SFTConfig
+from paft.data.unpaired import mismatched, split_pairs
+from paft.losses import reference_point
 from paft.model.base import base_folder, byte_tokenizer
-from paft.objectives import CPO, DPO, ORPO, DPOLoss, FDivergence, SimPO
+from paft.objectives import CPO, DPO, KTO, ORPO, DPOLoss, FDivergence, KTOLoss, SimPO
 from paft.proof.base import load_base
+from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
+from paft.training.unpaired import answer_logps
 
 trl = pytest.importorskip("trl")
 orpo = pytest.importorskip("trl.experimental.orpo")
@@ -131,6 +149,34 @@ def cpo_trainer(rows: Sequence[Any], config: SimPO | CPO, out: Path) -> Any:
     return trainer
 
 
+def kto_trainer(rows: Sequence[Any], config: KTO, out: Path) -> Any:
+    text = Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}] * len(rows))
+    settings = arguments(
+        out,
+        max_length=None,
+        loss_type=config.loss.value,
+        beta=config.beta,
+        desirable_weight=config.desirable_weight,
+        undesirable_weight=config.undesirable_weight,
+        train_sampling_strategy="sequential",
+    )
+    trainer = trl.KTOTrainer(
+        load_base(base_folder(MODEL), MODEL),
+        args=trl.KTOConfig(**settings),
+        train_dataset=text,
+        processing_class=byte_tokenizer(),
+        peft_config=peft_config(config.lora),
+    )
+    trainer.train_dataset = Dataset.from_list([kto_row(row, config) for row in rows])
+    return trainer
+
+
+def kto_row(row: Any, config: KTO) -> dict[str, Any]:
+    """The columns that TRL's own preparation makes, from our tokens."""
+    columns = {"prompt_ids": row.prompt_ids, "completion_ids": row.answer_ids, "label": row.label}
+    return columns | ({"KL_completion_ids": row.mismatched_ids} if config.needs_kl else {})
+
+
 def orpo_row(row: Any) -> dict[str, Any]:
     """The columns that TRL's `tokenize_row` makes, from our tokens."""
     columns: dict[str, Any] = {
@@ -150,6 +196,7 @@ TRAINERS = {
     ORPO: orpo_trainer,
     SimPO: cpo_trainer,
     CPO: cpo_trainer,
+    KTO: kto_trainer,
 }
 CASES = {
     "sft": branch(SFTConfig, lr=LR),
@@ -159,6 +206,7 @@ CASES = {
     "orpo": branch(ORPO, lr=LR, beta=0.5),
     "simpo": branch(SimPO, lr=LR),
     "cpo": branch(CPO, lr=LR, label_smoothing=0.1),
+    "kto": branch(KTO, lr=LR, desirable_weight=1.3, undesirable_weight=0.7),
 }
 IN_TRL = {
     "robust": {"label_smoothing": 0.1},
@@ -179,12 +227,25 @@ LOSSES |= {
     "rpo": branch(DPO, lr=LR, sft_weight=0.7),
     "ld": branch(DPO, lr=LR, ld_alpha=0.3),
     "ld ipo": branch(DPO, lr=LR, loss=DPOLoss.ipo, ld_alpha=0.3),
+    "kto apo_zero_unpaired": branch(KTO, lr=LR, loss=KTOLoss.apo_zero_unpaired, undesirable_weight=1.5),
     "simpo with likelihood": branch(SimPO, lr=LR, sft_weight=0.5, label_smoothing=0.1),
 }
 
 
 def rows_of(config: BranchConfig) -> Sequence[Any]:
+    if isinstance(config, KTO):
+        return judged(NUM_ROWS)
     return sft_rows(NUM_ROWS) if isinstance(config, SFTConfig) else pairs(NUM_ROWS)
+
+
+def prepared(module: BranchModule, rows: Sequence[Any]) -> GlobalBatch[Any]:
+    """The rows as one batch, with its reference point if there is one."""
+    batch = whole_batch(rows, step=1)
+    if not isinstance(module.config, KTO) or not module.config.needs_kl:
+        return batch
+    with torch.no_grad():
+        others = answer_logps(module.backbone, [row.mismatched for row in rows], module.pad_id)
+    return replace(batch, kl=reference_point(others.policy - others.reference, len(rows)))
 
 
 def same_adapter(trainer: Any, module: BranchModule) -> None:
@@ -211,7 +272,7 @@ def test_loss_and_gradient_against_trl(name, tmp_path):
     config = (CASES | LOSSES)[name]
     rows = rows_of(config)
     module = move(make(config, micro_batch_size=2), scale=0.2)
-    loss, _ = module.micro_loss(list(rows), whole_batch(rows, step=1))
+    loss, _ = module.micro_loss(list(rows), prepared(module, rows))
     loss.backward()
 
     trainer = TRAINERS[type(config)](rows, config, tmp_path)
@@ -281,3 +342,66 @@ def test_trl_orpo_depends_on_the_micro_batch_and_ours_does_not(tmp_path):
 
     assert ours == pytest.approx(whole, rel=1e-6)
     assert abs(sum(halves) / 2 - whole) > 1e-4
+
+
+# --- unpaired rows --------------------------------------------------------------------------------------
+
+
+def test_kto_logs_against_trl(tmp_path):
+    """Chosen and rejected are the good and the bad answers, each a mean of its own."""
+    config, rows = CASES["kto"], judged(NUM_ROWS)
+    module = make(config, steps=2, micro_batch_size=2)
+    trainer = kto_trainer(rows, config, tmp_path)
+    same_adapter(trainer, module)
+
+    ours = run(module, rows)[1]
+    trainer.train()
+
+    theirs = [row for row in trainer.state.log_history if "loss" in row][1]
+    for name in (
+        "logps/chosen",
+        "logps/rejected",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "kl",
+    ):
+        what, _, kind = name.partition("/")
+        mine = ours[f"train/{kind}_{what}" if kind and kind != "margins" else f"train/{kind or what}"]
+        # float32 sums over dozens of tokens, in another order
+        assert mine == pytest.approx(theirs[name], rel=1e-5, abs=1e-5)
+    assert theirs["kl"] > 1e-3
+
+
+def test_mismatched_answers_against_trl(tmp_path):
+    """TRL gives a row the answer of the row before it: of the rows turned round, ours."""
+    texts = [
+        {"prompt": f"Q{i}", "completion": f"A{i}" * (i + 1), "label": i % 3 > 0} for i in range(NUM_ROWS)
+    ]
+    settings = arguments(tmp_path, max_length=12, train_sampling_strategy="sequential")
+    trainer = trl.KTOTrainer(
+        load_base(base_folder(MODEL), MODEL),
+        args=trl.KTOConfig(**settings),
+        train_dataset=Dataset.from_list(texts[::-1]),
+        processing_class=byte_tokenizer(),
+        peft_config=peft_config(LoraConfig()),
+    )
+    prepared_by_trl = list(trainer.train_dataset)[::-1]
+    (batch,) = trainer.get_train_dataloader()  # which cuts each sequence
+
+    rows = [EncodedAnswer(r["prompt_ids"], r["completion_ids"], r["label"], []) for r in prepared_by_trl]
+    ours = list(mismatched(rows, 12, "rows"))
+
+    assert len(ours) == NUM_ROWS and len({tuple(row.answer_ids) for row in rows}) == NUM_ROWS
+    assert len(ours[-2].mismatched_ids) < len(rows[-1].answer_ids)  # something is cut
+    theirs = zip(batch["KL_input_ids"].flip(0), batch["KL_completion_mask"].flip(0), strict=True)
+    assert [row.mismatched_ids for row in ours] == [ids[mask.bool()].tolist() for ids, mask in theirs]
+
+
+def test_split_pairs_against_trl():
+    """The same rows as `unpair_preference_dataset`, in another order."""
+    answers = pairs(NUM_ROWS)
+    texts = [{"prompt": str(p), "chosen": str(c), "rejected": str(r)} for p, c, r in answers]
+    theirs = trl.unpair_preference_dataset(Dataset.from_list(texts))
+    ours = [(str(r.prompt_ids), str(r.answer_ids), r.label) for r in split_pairs(answers)]
+    assert sorted(ours) == sorted((r["prompt"], r["completion"], r["label"]) for r in theirs)

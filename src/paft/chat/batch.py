@@ -13,11 +13,11 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from paft.chat.conversation import Conversation, Message, PreferencePair
+from paft.chat.conversation import Conversation, Message, PreferencePair, UnpairedRow
 from paft.chat.encode import NEVER, ChatEncoder
 from paft.chat.labels import Encode
 from paft.chat.template import PROBE, render
-from paft.chat.tokens import Encoded, EncodedPair
+from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 from paft.chat.words import Words, directly, reads_words_apart
 from paft.config import SpecialTokens
 
@@ -59,6 +59,16 @@ class BatchEncoder(ChatEncoder):
         texts = [_tried(self.pair_texts, row) for row in rows]
         encode = self._reader(chain.from_iterable(_good(texts)))
         return [_tried(lambda t: self.labels.pair(t, encode), t) for t in texts]
+
+    def answers(self, rows: Sequence[UnpairedRow]) -> list[EncodedAnswer | ValueError]:
+        """As a pair has them whose answers are both the same."""
+        both = [PreferencePair(r.prompt, r.completion, r.completion, r.tools) for r in rows]
+        return [
+            pair
+            if isinstance(pair, ValueError)
+            else EncodedAnswer(pair.prompt_ids, pair.chosen_ids, row.label, [])
+            for row, pair in zip(rows, self.pairs(both), strict=True)
+        ]
 
     def _reader(self, texts: Iterable[str]) -> Encode:
         """`encode`, with these texts tokenised here and now."""

@@ -96,6 +96,58 @@ class EncodedPair(NamedTuple):
         return EncodedPair(prompt_ids, self.chosen_ids[:answer], self.rejected_ids[:answer])
 
 
+class EncodedAnswer(NamedTuple):
+    """One unpaired row: a prompt, an answer that ends with its end-of-turn token, and whether it is a good one."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    label: bool
+    mismatched_ids: list[int]
+    """The answer of another row, which this prompt is given too (`paft.data.unpaired`); empty before that."""
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def answer_lengths(self) -> dict[str, int]:
+        return {"answer": len(self.answer_ids)}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence that a training step learns from."""
+        return [self.row_tokens]
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens it puts through the model."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.answer_ids)
+
+    @property
+    def text(self) -> Encoded:
+        return Encoded(
+            [*self.prompt_ids, *self.answer_ids], [*[IGNORE] * len(self.prompt_ids), *self.answer_ids]
+        )
+
+    @property
+    def mismatched(self) -> "EncodedAnswer":
+        """The prompt with the answer of the other row, of which there is no judgement."""
+        return EncodedAnswer(self.prompt_ids, self.mismatched_ids, False, [])
+
+    def fitted(self, source: Source, bos_token_id: int | None) -> "EncodedAnswer":
+        """As a pair's `fitted`."""
+        answer = len(self.answer_ids)
+        kept, length = kept_lengths(self.prompt_length, answer, source.max_prompt_length, source)
+        if (kept, length) == (self.prompt_length, answer):
+            return self
+        prompt_ids = _newest(self.prompt_ids, kept, keep_first=self.prompt_ids[0] == bos_token_id)
+        return self._replace(prompt_ids=prompt_ids, answer_ids=self.answer_ids[:length])
+
+
 def kept_lengths(prompt: int, answer: int, prompt_limit: int, source: Source) -> tuple[int, int]:
     """How many tokens of a prompt (its newest) and of its answer (its first) are kept.
 

@@ -221,6 +221,11 @@ class PreferenceConfig(Entry, BranchConfig):
         return False
 
     @property
+    def needs_kl(self) -> bool:
+        """Whether the loss asks what the policy says of answers to other prompts, by a forward pass of its own."""
+        return False
+
+    @property
     def learns_prompt(self) -> bool:
         """Whether the likelihood of the prompt is part of the loss."""
         return False

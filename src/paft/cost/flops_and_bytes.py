@@ -133,12 +133,11 @@ def penalty_flops(shape: ModelShape, lora: LoraConfig) -> float:
 
 
 def branch_flops(
-    shape: ModelShape, branch: BranchConfig, work: Work, *, steps: float, reference: bool, recompute: bool
+    shape: ModelShape, branch: BranchConfig, work: Work, *, steps: float, forwards: int, recompute: bool
 ) -> float:
-    """Training on rows of this work in `steps` optimizer steps; `reference` forwards them through the base too."""
+    """Training on rows of this work in `steps` optimizer steps, with so many other `forwards` of them."""
     flops = training_flops(shape, work, branch.lora, recompute=recompute)
-    if reference:
-        flops += forward_flops(shape, work)
+    flops += forwards * forward_flops(shape, work)
     if isinstance(branch, SFTConfig) and branch.l1.weight and branch.l1.of is L1Of.delta:
         flops += steps * penalty_flops(shape, branch.lora)
     return flops

@@ -7,7 +7,7 @@ own. Tokens are real ones, never padding.
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from paft.chat.tokens import Encoded, EncodedPair
+from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 from paft.config import BranchConfig, PreferenceConfig
 
 
@@ -45,17 +45,24 @@ def learns_prompt(branch: BranchConfig) -> bool:
     return isinstance(branch, PreferenceConfig) and branch.learns_prompt
 
 
-def forwards_reference(branch: BranchConfig, inputs: Container[str]) -> bool:
-    """DPO needs the reference's log-probabilities: from an input of that name, or from a forward pass of its own."""
-    return isinstance(branch, PreferenceConfig) and branch.needs_reference and "reference" not in inputs
+def other_forwards(branch: BranchConfig, inputs: Container[str]) -> int:
+    """How many times a training step forwards its rows beside what it learns from.
+
+    DPO and KTO need the reference's log-probabilities: from an input of that name, or from a forward pass of their own.
+    KTO's reference point takes a pass of each prompt with another answer, in the policy and in the reference.
+    """
+    if not isinstance(branch, PreferenceConfig):
+        return 0
+    answers = 2 if branch.needs_kl else 1
+    return int(branch.needs_kl) + (answers if branch.needs_reference and "reference" not in inputs else 0)
 
 
-def rows_work(rows: Iterable[Encoded | EncodedPair], branch: BranchConfig) -> Work:
+def rows_work(rows: Iterable[Encoded | EncodedPair | EncodedAnswer], branch: BranchConfig) -> Work:
     """What one forward pass of `rows` takes in this branch."""
     total = Work()
     for row in rows:
         if isinstance(row, EncodedPair):
             total += pair_work(*map(len, row), learns_prompt=learns_prompt(branch))
         else:
-            total += sequence_work(len(row.input_ids), row.num_labels)
+            total += sequence_work(row.row_tokens, row.num_labels)
     return total

@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import TypeVar
 
-from paft.chat.conversation import Conversation, PreferencePair, messages_of
+from paft.chat.conversation import Conversation, PreferencePair, TrainingRow, UnpairedRow, messages_of
 from paft.chat.unwritten import texts_in
 
-Row = TypeVar("Row", Conversation, PreferencePair)
+Row = TypeVar("Row", Conversation, PreferencePair, UnpairedRow)
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -38,7 +38,7 @@ def batches(rows: Iterable[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
         yield batch
 
 
-def _characters(row: Conversation | PreferencePair) -> int:
+def _characters(row: TrainingRow) -> int:
     texts = (message["content"] for message in messages_of(row))
     return sum(map(len, chain(texts, texts_in(row.tools))))
 

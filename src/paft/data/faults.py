@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from paft.chat.conversation import Conversation, PreferencePair, messages_of
+from paft.chat.conversation import Conversation, PreferencePair, TrainingRow, UnpairedRow, messages_of
 from paft.chat.encode import unmarked, without_end
-from paft.chat.tokens import Encoded, EncodedPair
+from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 from paft.config import RowFormat, Source
 
-Row = TypeVar("Row", Conversation, PreferencePair)
+Row = TypeVar("Row", Conversation, PreferencePair, UnpairedRow)
 
 ANSWER_FIELDS = {
     RowFormat.messages: "messages (last answer)",
@@ -20,7 +20,7 @@ ANSWER_FIELDS = {
 
 
 def fault(
-    row: Conversation | PreferencePair, kept: Encoded | EncodedPair, ends: tuple[str, ...]
+    row: TrainingRow, kept: Encoded | EncodedPair | EncodedAnswer, ends: tuple[str, ...]
 ) -> ValueError | None:
     """Why nothing can be learnt from a row of which the tokens `kept` are kept; `ends` are the `end_tokens`."""
     for message in messages_of(row):
@@ -44,7 +44,9 @@ def without_ends(row: Row, ends: tuple[str, ...]) -> Row:
     return replace(row, **texts)
 
 
-def excess(whole: Encoded | EncodedPair, source: Source, row_format: RowFormat) -> ValueError | None:
+def excess(
+    whole: Encoded | EncodedPair | EncodedAnswer, source: Source, row_format: RowFormat
+) -> ValueError | None:
     """What is wrong if an answer fills `max_length` alone and leaves no token to the prompt."""
     limit = source.max_length
     for name, length in whole.answer_lengths.items():

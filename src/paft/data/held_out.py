@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from paft.chat.conversation import Conversation, PreferencePair, TrainingRow
+from paft.chat.conversation import Conversation, TrainingRow
 
 FILE = "held_out.jsonl"
 
@@ -40,7 +40,7 @@ def draw(openings: Sequence[str], num_rows: int, seed: int) -> frozenset[int]:
     return frozenset(drawn)
 
 
-def write_held_out(rows: Sequence[Conversation | PreferencePair], folder: Path) -> None:
+def write_held_out(rows: Sequence[TrainingRow], folder: Path) -> None:
     """Write rows of texts alone: others are refused by `paft.data.notes`."""
     texts = ({name: part for name, part in asdict(row).items() if name != "tools"} for row in rows)
     with (folder / FILE).open("w", encoding="utf-8") as file:

@@ -9,22 +9,34 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from paft.chat.batch import BatchEncoder
-from paft.chat.conversation import Conversation, PreferencePair
+from paft.chat.conversation import Conversation, PreferencePair, UnpairedRow
 from paft.chat.limits import within
 from paft.chat.proof import proved_encoder
-from paft.chat.tokens import Encoded, EncodedPair
+from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 from paft.config import BadRows, Source, TooLong
 from paft.data.ahead import ahead, batches, processes_for
 from paft.data.faults import excess, fault, without_ends
 from paft.data.held_out import write_held_out
-from paft.data.sources import CheckedRows, Problems, Split, conversations, has_validation, preference_pairs
+from paft.data.sources import (
+    PAIR,
+    CheckedRows,
+    Problems,
+    Split,
+    conversations,
+    has_validation,
+    holds_pairs,
+    preference_pairs,
+    unpaired_rows,
+)
 from paft.data.tokens import write_rows
+from paft.data.unpaired import mismatched, of_both_labels, split_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = TypeVar("Row", Conversation, PreferencePair)
-Tokens = TypeVar("Tokens", Encoded, EncodedPair)
+Row = TypeVar("Row", Conversation, PreferencePair, UnpairedRow)
+Tokens = TypeVar("Tokens", Encoded, EncodedPair, EncodedAnswer)
+AnyTokens = Encoded | EncodedPair | EncodedAnswer
 Encode = Callable[[Sequence[Row]], list[Tokens | ValueError]]
 
 log = logging.getLogger("paft")
@@ -53,9 +65,8 @@ class Counts:
     longest: int = 0
     """Tokens of the longest sequence."""
 
-    def add(self, whole: Encoded | EncodedPair, kept: Encoded | EncodedPair) -> None:
+    def add(self, whole: AnyTokens, kept: AnyTokens) -> None:
         lengths = kept.lengths
-        self.rows += 1
         self.tokens += sum(lengths)
         self.label_tokens += kept.num_labels
         self.longest = max(self.longest, *lengths)
@@ -88,11 +99,31 @@ def prepare_preference(
     return _prepare(within(source, positions), preference_pairs, encoder.pairs, EncodedPair, encoder, out)
 
 
+def prepare_unpaired(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", out: Path, positions: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """As `prepare_sft`, with the columns `prompt_ids`, `answer_ids`, `label` and `mismatched_ids`.
+
+    A source whose first row is a pair holds pairs, each of which becomes two rows; see `paft.data.unpaired`. Raises
+    ValueError also if all rows have the same label, and for `held_out` of rows that are no pairs.
+    """
+    encoder = proved_encoder(tokenizer, source.special_tokens_in_text)
+    source = within(source, positions)
+    if holds_pairs(source):
+        return _prepare(source, preference_pairs, encoder.pairs, EncodedAnswer, encoder, out)
+    if source.held_out:
+        raise ValueError(
+            f"data.preference.held_out={source.held_out} keeps rows for tasks that compare two answers, and the source "
+            "has one answer a row; set it to 0"
+        )
+    return _prepare(source, unpaired_rows, encoder.answers, EncodedAnswer, encoder, out)
+
+
 def _prepare(
     source: Source,
     read: Callable[[Source, Split], CheckedRows[Row]],
     encode: Encode[Row, Tokens],
-    kind: type[Tokens],
+    kind: type[AnyTokens],
     encoder: BatchEncoder,
     out: Path,
 ) -> dict[str, dict[str, Any]]:
@@ -112,19 +143,38 @@ def _prepare_split(
     rows: CheckedRows[Row],
     encode: Encode[Row, Tokens],
     path: Path,
-    kind: type[Tokens],
+    kind: type[AnyTokens],
     encoder: BatchEncoder,
 ) -> dict[str, Any]:
     counts, name = Counts(bad_rows=rows.num_bad), f"{rows.split} of {rows.label}"
     if rows.ignored:
         log.info("%s: ignored: %s", name, ", ".join(rows.ignored))
-    write_rows(_encoded(rows, encode, encoder, counts), kind, path)
+    counts.rows = write_rows(_stored(_encoded(rows, encode, encoder, counts), rows, kind), kind, path)
     if counts.bad_rows or counts.dropped:
         log.info("%s: left out: %d bad rows, %d too long", name, counts.bad_rows, counts.dropped)
     if not counts.rows:
         raise ValueError(f"no row is left for {path.name}: {_why_none(counts, rows.source)}")
-    read_as = {"read_as": rows.read_as} if rows.read_as else {}
+    read_as: dict[str, Any] = {"read_as": rows.read_as} if rows.read_as else {}
+    if _splits_pairs(rows, kind):
+        read_as["split_pairs"] = counts.rows // 2
     return asdict(counts) | read_as | ({"ignored": rows.ignored} if rows.ignored else {})
+
+
+def _stored(rows: Iterator[Any], source: CheckedRows[Any], kind: type[AnyTokens]) -> Iterator[Any]:
+    """The rows as a training of this kind of row reads them."""
+    if kind is not EncodedAnswer:
+        return rows
+    name = f"{source.split} of {source.label}"
+    if _splits_pairs(source, kind):
+        log.info("%s: each pair is split into a good and a bad answer", name)
+        rows = split_pairs(rows)
+    if source.split == "train":
+        rows = of_both_labels(rows, name)
+    return mismatched(rows, source.source.max_length, name)
+
+
+def _splits_pairs(rows: CheckedRows[Any], kind: type[AnyTokens]) -> bool:
+    return kind is EncodedAnswer and rows.kind is PAIR
 
 
 def _why_none(counts: Counts, source: Source) -> str:

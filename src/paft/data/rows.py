@@ -109,7 +109,7 @@ def conversation_format(row: object, wanted: RowFormat) -> RowFormat:
 
 def unpaired_format(row: object, wanted: RowFormat) -> RowFormat:
     """`wanted`, or for `auto` the format that the columns of `row` show."""
-    return _format(row, wanted, UNPAIRED, "judged answers")
+    return _format(row, wanted, UNPAIRED, "pairs or judged answers")
 
 
 def preference_format(row: object, wanted: RowFormat) -> RowFormat:
@@ -120,6 +120,12 @@ def preference_format(row: object, wanted: RowFormat) -> RowFormat:
     if wanted is RowFormat.auto and _is_any(columns, UNPAIRED) and not _is_any(columns, PAIRS):
         raise ValueError(_unpaired_where_pairs_belong())
     return _format(row, wanted, PAIRS, "preference pairs")
+
+
+def shows_pair(row: object, wanted: RowFormat) -> bool:
+    """Whether the columns of `row` are those of a pair in the format `wanted`, in any for `auto`."""
+    shapes = [shape for name, shape in PAIRS.items() if wanted in (RowFormat.auto, name)]
+    return isinstance(row, Mapping) and any(shape.holds(row) for shape in shapes)
 
 
 def _is_any(columns: Mapping[str, Any], shapes: Shapes) -> bool:
@@ -151,11 +157,15 @@ def _is_transcript(row: Mapping[str, Any]) -> bool:
 
 
 def _unpaired_where_pairs_belong() -> str:
-    takers = [name for name, objective in OBJECTIVES.items() if objective.rows == "pairs"]
+    pairs, single = (
+        [name for name, objective in OBJECTIVES.items() if objective.rows == rows]
+        for rows in ("pairs", "unpaired")
+    )
+    set_other = f"set preference={single[0]}, which learns from such rows, " if single else ""
     return (
         "the file holds one answer a row with a judgement of it (label), and the preference objectives "
-        f"{', '.join(takers) or 'here'} learn from pairs (chosen, rejected); bring pairs, or train the SFT branch on "
-        "the good answers: data.sft.path=... data.sft.bad_rows=drop leaves out those whose label is false"
+        f"{', '.join(pairs) or 'here'} learn from pairs (chosen, rejected); {set_other}bring pairs, or train the SFT "
+        "branch on the good answers: data.sft.path=... data.sft.bad_rows=drop leaves out those whose label is false"
     )
 
 

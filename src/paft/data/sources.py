@@ -29,6 +29,7 @@ from paft.data.rows import (
     parse_preference_pair,
     parse_unpaired,
     preference_format,
+    shows_pair,
     unpaired_format,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "Split",
     "conversations",
     "has_validation",
+    "holds_pairs",
     "preference_pairs",
     "unpaired_rows",
 ]
@@ -134,6 +136,12 @@ def preference_pairs(source: Source, split: Split) -> CheckedRows[PreferencePair
 def unpaired_rows(source: Source, split: Split) -> CheckedRows[UnpairedRow]:
     """All judged answers of a source as (location, UnpairedRow); raises as `conversations` does."""
     return _checked(source, split, JUDGED)
+
+
+def holds_pairs(source: Source) -> bool:
+    """Whether the first row of the training part that can be read is a pair."""
+    rows = (raw.value for raw in raw_rows(source, "train") if not isinstance(raw.value, ValueError))
+    return shows_pair(next(rows, None), source.format)
 
 
 def _checked(source: Source, split: Split, kind: Kind[Row]) -> CheckedRows[Row]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from paft.chat.limits import max_positions
 from paft.config import FileSource
-from paft.data.prepare import prepare_preference, prepare_sft
+from paft.data.prepare import prepare_preference, prepare_sft, prepare_unpaired
 from paft.graph.build import refuse_changed
 from paft.graph.configs import DataStage
 from paft.graph.stage import Stage
@@ -22,7 +22,8 @@ def run(stage: Stage[DataStage], inputs: dict[str, Path], out: Path, context: Co
     config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
-    prepare = prepare_sft if config.branch == "sft" else prepare_preference
+    of_branch = {"sft": prepare_sft, "preference": prepare_preference}
+    prepare = prepare_unpaired if config.unpaired else of_branch[config.branch]
     refuse_changed(config)
     counts = prepare(config.source, tokenizer, out, max_positions(base))
     refuse_changed(config)

@@ -7,9 +7,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from paft.chat.tokens import IGNORE, Encoded, EncodedPair
+from paft.chat.tokens import IGNORE, Encoded, EncodedAnswer, EncodedPair
 
-Row = TypeVar("Row", bound=Encoded | EncodedPair)
+Row = TypeVar("Row", bound=Encoded | EncodedPair | EncodedAnswer)
 
 
 def micro_batches(

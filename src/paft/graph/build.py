@@ -3,13 +3,13 @@
             ┌─ data[sft] ─────────────────────────► sft (+ lambda * |delta|_1) ─┐
     config ─┤                                                                   ├─► merge ─► evaluate
             └─ data[preference] ─┬──────────────► preference (DPO | ORPO) ──────┘
-                                 └─► reference ───┘ (DPO)
+                                 └─► reference ───┘ (DPO, KTO)
 
 Each stage gets its own slice of the config and nothing else. `reference` holds the base model's log-probabilities
-of the pairs, whatever the DPO trainings that share it do with them. Baselines are graphs, not code paths: `sft` and
-`preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has none. A branch
-that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content. A merge that looks at data
-has one more input for each branch, `statistics` of its rows, or one of both, `coefficients`.
+of the answers, whatever the DPO or KTO trainings that share it do with them. Baselines are graphs, not code paths:
+`sft` and `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has
+none. A branch that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content. A merge
+that looks at data has one more input for each branch, `statistics` of its rows, or one of both, `coefficients`.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,6 @@ from typing import Any
 
 from paft.config import (
     BranchConfig,
-    DataConfig,
     DemoSource,
     FileSource,
     LocalModel,
@@ -88,7 +87,7 @@ def _measured(
             f"merge={method.name} measures LoRA branches on their training rows, and {', '.join(whole)} is taken as a "
             "whole model; give an adapter, or choose another merge"
         )
-    data = {f"{name}_data": _data(name, config.data, model) for name in branches}
+    data = {f"{name}_data": _data(name, config, model) for name in branches}
     if method.needs is Statistic.coefficients:
         names = [f.name for f in fields(CoefficientsStage) if f.name not in ("model", "preference")]
         given = {name: getattr(method, name) for name in names}
@@ -109,7 +108,7 @@ def _measured(
 def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
     """The data stages whose held-out rows are items of a task: `sft_data`, `preference_data`."""
     branches = dict.fromkeys(task.rows.value for task in config.evaluate.tasks.values() if task.rows)
-    return {f"{branch}_data": _data(branch, config.data, model) for branch in branches}
+    return {f"{branch}_data": _data(branch, config, model) for branch in branches}
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
@@ -148,7 +147,7 @@ def _joint(config: RunConfig, model: ModelConfig) -> Stage:
             )
     alone, sft = _branch("preference", config, model), config.sft
     rows = JointRows(config.joint.sft_weight, sft.global_batch_size, sft.epochs, sft.max_steps)
-    data = _data("sft", config.data, model.as_released())
+    data = _data("sft", config, model.as_released())
     return _stage("preference", replace(alone.config, joint=rows), **alone.inputs, sft_data=data)
 
 
@@ -158,7 +157,7 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
         return _stage(name, taken(name, branch, model.as_released()))
     if isinstance(branch, SFTConfig):
         branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
-    inputs = {"data": _data(name, config.data, model.as_released()), **inputs}
+    inputs = {"data": _data(name, config, model.as_released()), **inputs}
     if isinstance(branch, PreferenceConfig) and branch.has_reference_stage:
         reference = ReferenceStage(model, _first_steps(branch, config.seed), branch.weight_of_tail != 1)
         inputs["reference"] = _stage("reference", reference, **inputs)
@@ -171,10 +170,12 @@ def _first_steps(branch: BranchConfig, seed: int) -> FirstSteps | None:
     return FirstSteps(branch.max_steps, branch.global_batch_size, seed) if branch.max_steps else None
 
 
-def _data(name: str, data: DataConfig, model: ModelConfig) -> Stage:
-    source: Source = getattr(data, name)
+def _data(name: str, config: RunConfig, model: ModelConfig) -> Stage:
+    source: Source = getattr(config.data, name)
     generator = DEMO_VERSION if isinstance(source, DemoSource) else None
-    return _stage("data", DataStage(name, model, data.template, source, _files(source), generator))
+    unpaired = name == "preference" and config.preference.rows == "unpaired"
+    template, files = config.data.template, _files(source)
+    return _stage("data", DataStage(name, model, template, source, files, generator, unpaired))
 
 
 def _stage(name: str, config: object, **inputs: Stage) -> Stage:

@@ -34,6 +34,8 @@ class DataStage:
     """sha256 of the local files the source reads."""
     generator: int | None = None
     """Version of the embedded data's generator, where the source is one."""
+    unpaired: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """Whether rows are single answers with a judgement, into which pairs are split."""
 
 
 @dataclass

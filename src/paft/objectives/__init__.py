@@ -14,6 +14,7 @@ from paft.objectives.dpo import DPO, DPOLoss, FDivergence, ReferenceFrom
 from paft.objectives.orpo import ORPO, NLLScope
 from paft.objectives.simpo import SimPO
 from paft.objectives.cpo import CPO
+from paft.objectives.kto import KTO, KTOLoss
 
 # isort: on
 
@@ -23,10 +24,12 @@ for module in iter_modules(__path__):
 __all__ = [
     "CPO",
     "DPO",
+    "KTO",
     "OBJECTIVES",
     "ORPO",
     "DPOLoss",
     "FDivergence",
+    "KTOLoss",
     "NLLScope",
     "ReferenceFrom",
     "SimPO",

@@ -1,4 +1,4 @@
-"""What a preference objective is: options as a dataclass, and the loss of pairs of answers.
+"""What a preference objective is: options as a dataclass, and the loss of pairs of answers, or of single ones.
 
 A new one is a class in a file of `paft.objectives`:
 
@@ -14,10 +14,12 @@ A new one is a class in a file of `paft.objectives`:
 
         def losses(self, logps: PairLogps) -> Tensor:
             return (self.margin - logps.chosen + logps.rejected).clamp(min=0)
+
+One that learns from unpaired rows derives from `UnpairedObjective`.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from paft.config import PreferenceConfig
 
@@ -63,4 +65,32 @@ class Objective(PreferenceConfig):
 
     def losses(self, logps: PairLogps) -> "Tensor":
         """The loss of each pair, float32 [B]."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its loss is")
+
+
+class AnswerLogps(NamedTuple):
+    """Log-probabilities of B single answers, sums over their tokens: float32 [B]."""
+
+    policy: "Tensor"
+    reference: "Tensor"
+    """The same under the base model."""
+    desirable: "Tensor"
+    """Bool [B]: whether each is judged good."""
+    kl: "Tensor | float" = 0.0
+    """Scalar without a gradient, of the global batch; 0 unless the objective `needs_kl`."""
+
+
+@dataclass
+class UnpairedObjective(PreferenceConfig):
+    """An objective of answers that are judged one by one: the mean of `losses` over rows."""
+
+    rows: ClassVar[Literal["pairs", "unpaired"]] = "unpaired"
+
+    @property
+    def reward_scale(self) -> float:
+        """What a log-probability above the reference's is multiplied with to be a reward."""
+        return 1.0
+
+    def losses(self, logps: AnswerLogps) -> "Tensor":
+        """The loss of each answer, float32 [B]."""
         raise NotImplementedError(f"{type(self).__name__} must say what its loss is")

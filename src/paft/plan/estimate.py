@@ -18,7 +18,7 @@ from paft.cost.flops_and_bytes import (
     weight_bytes,
 )
 from paft.cost.merges import MERGED_PER_SECOND, merge_memory, merge_seconds
-from paft.cost.work import forwards_reference, pair_work
+from paft.cost.work import other_forwards, pair_work
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import TakenStage
 from paft.graph.stage import Stage
@@ -103,13 +103,13 @@ class Estimator:
         rows = count(stage.inputs["data"], self.store)
         steps = branch.max_steps or branch.epochs * (rows.num // branch.global_batch_size)
         trained = steps * branch.global_batch_size
-        reference, recompute = forwards_reference(branch, stage.inputs), trainer.gradient_checkpointing
+        forwards, recompute = other_forwards(branch, stage.inputs), trainer.gradient_checkpointing
         row = rows.work(branch)
         flops = branch_flops(
-            shape, branch, row * trained, steps=steps, reference=reference, recompute=recompute
+            shape, branch, row * trained, steps=steps, forwards=forwards, recompute=recompute
         )
         # held-out rows did not go through a reference stage
-        checked = min(rows.held_out, trainer.validation_rows) * (2 if forwards_reference(branch, ()) else 1)
+        checked = min(rows.held_out, trainer.validation_rows) * (1 + other_forwards(branch, ()))
         memory = training_memory(
             shape,
             branch.lora,

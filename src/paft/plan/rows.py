@@ -12,7 +12,6 @@ from paft.config import (
     FileSource,
     HubSource,
     ModelConfig,
-    SFTConfig,
     Skill,
     Source,
     TinyModel,
@@ -46,7 +45,7 @@ class Rows:
 
     def work(self, branch: BranchConfig) -> Work:
         """What a forward pass of a mean row takes in this branch."""
-        if isinstance(branch, SFTConfig):
+        if not self.pairs:
             return sequence_work(self.prompt + self.answer, self.answer)
         return pair_work(self.prompt, self.answer, self.answer, learns_prompt=learns_prompt(branch))
 
@@ -82,7 +81,7 @@ BYTES = 4.0
 
 def count(data: Stage, store: Store) -> Rows:
     """The rows a data stage has written, or those it may be expected to write."""
-    pairs = data.config.branch == "preference"
+    pairs = data.config.branch == "preference" and not data.config.unpaired
     try:
         splits = store.record(data)["metrics"]
         train, per_row = splits["train"], 2 if pairs else 1
@@ -91,7 +90,14 @@ def count(data: Stage, store: Store) -> Rows:
         held_out = splits.get("validation", {}).get("rows", 0)
         return Rows(train["rows"], prompt, answer, pairs, train["longest"], held_out)
     except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
-        return expected(data.config.source, data.config.model, pairs=pairs)
+        rows = expected(data.config.source, data.config.model, pairs=data.config.branch == "preference")
+        return in_two(rows) if data.config.unpaired else rows
+
+
+def in_two(rows: Rows) -> Rows:
+    """Pairs as two rows each."""
+    said = tuple(f"{text}, each split in two" for text in rows.assumed)
+    return replace(rows, num=2 * rows.num, held_out=2 * rows.held_out, pairs=False, assumed=said)
 
 
 def expected(source: Source, model: ModelConfig, *, pairs: bool) -> Rows:

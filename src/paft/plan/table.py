@@ -172,8 +172,9 @@ def describe(stage: Stage) -> str:
             return f"{stage.config.model.title}, {' '.join([branch.title, *own_options(branch)])}, lr={branch.lr:g}"
         case "reference":
             only = config.get("only")
-            pairs = f"{only['max_steps'] * only['global_batch_size']:,} pairs" if only else "every pair"
-            return f"{stage.config.model.title}, log-probabilities of {pairs}"
+            row = "row" if stage.inputs["data"].config.unpaired else "pair"
+            rows = f"{only['max_steps'] * only['global_batch_size']:,} {row}s" if only else f"every {row}"
+            return f"{stage.config.model.title}, log-probabilities of {rows}"
         case "statistics":
             return f"{config['statistic']} of {config['num_rows']} {config['branch']} rows, {stage.config.model.title}"
         case "coefficients":

@@ -31,6 +31,7 @@ CURVES = {
     "reward of chosen": "train/chosen_rewards",
     "reward of rejected": "train/rejected_rewards",
     "share of pairs ranked right": "train/accuracy",
+    "KL from the base": "train/kl",
 }
 """Panel -> column of history.csv."""
 

@@ -9,10 +9,11 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
-from paft.chat.tokens import Encoded, EncodedPair
+from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 
-Row = TypeVar("Row", bound=Encoded | EncodedPair)
+Row = TypeVar("Row", bound=Encoded | EncodedPair | EncodedAnswer)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class GlobalBatch(Generic[Row]):
     num_sequence_targets: int = 0
     """Tokens of prompt and chosen answer that have a past: ORPO's default likelihood scope."""
     num_chosen_targets: int = 0
+    num_good: int = 0
+    """Of unpaired rows those whose answer is judged good."""
+    kl: Tensor | None = None
+    """Of an objective that `needs_kl`: its reference point."""
     places: Sequence[int] = ()
     """Of its rows among those of all ranks: what tells them apart to dropout; () where they are all."""
 
@@ -95,6 +100,7 @@ class StepLoader(Generic[Row]):
             num_targets=sum(row.num_labels for row in whole),
             num_sequence_targets=sum(len(row.prompt_ids) + len(row.chosen_ids) - 1 for row in pairs),
             num_chosen_targets=sum(len(row.chosen_ids) for row in pairs),
+            num_good=sum(row.label for row in whole if isinstance(row, EncodedAnswer)),
             places=range(len(whole))[self.rank :: self.world],
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from paft.chat.tokens import Encoded, EncodedPair
+from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 from paft.data.tokens import read_preference, read_sft
 from paft.delta.statistics import LowRank, read_adapter
 from paft.files.jsonfile import write_json
@@ -25,17 +25,18 @@ from paft.forward.batches import sft_tensors
 from paft.forward.pairs import REJECTED, pair_tensors
 from paft.graph.configs import CoefficientsStage
 from paft.graph.stage import Stage
-from paft.losses import mean_nll
+from paft.losses import mean_nll, reference_point
 from paft.merge.methods.learned import FILE
 from paft.model.base import base_folder, pad_token_id
 from paft.model.policy import FrozenPolicy
-from paft.objectives.objective import Objective
+from paft.objectives.objective import Objective, UnpairedObjective
 from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.training.batches import row_order
 from paft.training.preference import pair_logps
 from paft.training.reference import scored
+from paft.training.unpaired import answer_logps
 
 
 class Mixed(nn.Module):
@@ -98,7 +99,7 @@ def run(
     policy = MixedPolicy(base, branches, config.weights)
     policy.train()
     texts = drawn(read_sft(inputs["sft_data"], "train"), config)
-    pairs: Sequence[EncodedPair] = read_preference(inputs["preference_data"], "train")
+    pairs: Sequence[Any] = read_preference(inputs["preference_data"], "train")
     pairs = scored(pairs, inputs["reference"]) if "reference" in inputs else pairs
     losses = learn(policy, config, texts, drawn(pairs, config), pad_token_id(folder, config.model), settings)
     write_json(out / FILE, {name: layer.coefficients.tolist() for name, layer in policy.mixed.items()})
@@ -126,14 +127,15 @@ def learn(
     policy: MixedPolicy,
     config: CoefficientsStage,
     texts: Sequence[Encoded],
-    pairs: Sequence[EncodedPair],
+    pairs: Sequence[Any],
     pad_id: int,
     settings: Any,
 ) -> list[float]:
     """Adam on the coefficients alone; the loss of every step, before it."""
     losses: list[float] = []
     objective = config.preference
-    assert isinstance(objective, Objective)
+    assert isinstance(objective, Objective | UnpairedObjective)
+    loss_of: Any = pair_loss if isinstance(objective, Objective) else answer_loss
     parameters = [layer.coefficients for layer in policy.mixed.values()]
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
     batches = zip(cycled(texts, config.batch_size), cycled(pairs, config.batch_size), strict=True)
@@ -148,7 +150,7 @@ def learn(
         optimizer.zero_grad()
         text = text_loss(policy, some_texts, pad_id)
         text.backward()
-        pair = config.preference_loss_weight * pair_loss(policy, objective, some_pairs, pad_id)
+        pair = config.preference_loss_weight * loss_of(policy, objective, some_pairs, pad_id)
         pair.backward()
         optimizer.step()
         losses.append(float(text.detach() + pair.detach()))
@@ -178,3 +180,14 @@ def pair_loss(policy: MixedPolicy, objective: Objective, rows: list[EncodedPair]
     return loss + objective.weight_of_nll * mean_nll(
         logps_RT * chosen, int((pairs.labels >= 0)[chosen].sum())
     )
+
+
+def answer_loss(
+    policy: MixedPolicy, objective: UnpairedObjective, rows: list[EncodedAnswer], pad_id: int
+) -> Tensor:
+    logps = answer_logps(policy, rows, pad_id)
+    if objective.needs_kl:
+        with torch.no_grad():
+            others = answer_logps(policy, [row.mismatched for row in rows], pad_id)
+        logps = logps._replace(kl=reference_point(others.policy - others.reference, len(rows)))
+    return objective.losses(logps).mean()

@@ -1,19 +1,22 @@
-"""Preference alignment: one module for every objective on pairs of answers to one prompt."""
+"""Preference alignment: one module for every objective, on pairs of answers to one prompt or on single answers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paft.chat.tokens import EncodedPair
+from paft.chat.tokens import EncodedAnswer, EncodedPair
+from paft.config import PreferenceConfig
 from paft.forward.pairs import REJECTED, PairTensors, pair_tensors
-from paft.losses import mean_nll
+from paft.losses import mean_nll, reference_point
 from paft.model.policy import Policy
-from paft.objectives.objective import Objective, PairLogps
+from paft.objectives.objective import AnswerLogps, Objective, PairLogps, UnpairedObjective
 from paft.training.batches import GlobalBatch
 from paft.training.module import BranchModule
 from paft.training.reference import ScoredPair
+from paft.training.unpaired import answer_logps, answer_values
 
 START_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """How far policy and reference may be apart before the first step; see `refuse_moved_start`.
@@ -23,24 +26,84 @@ up to 0.03 for one answer, 0.01 in the mean of a pass; with references of other 
 
 
 class PreferenceModule(BranchModule):
-    """Trains by the losses of its config, an `Objective`.
+    """Trains by the losses of its config, an `Objective` or an `UnpairedObjective`.
 
-    What the reference policy says of the pairs comes with rows that went through the `reference` stage; for others it
+    What the reference policy says of the rows comes with those that went through the `reference` stage; for others it
     is the backbone with its adapter off. Logs chosen and rejected rewards and log-probabilities apart, so that a
     falling chosen likelihood shows.
+
+    A reference point (`needs_kl`) is of the whole global batch: all its rows are forwarded without a gradient, by all
+    devices, before the first is learnt from, so that here too neither micro-batch nor device changes the update.
     """
 
-    config: Objective
+    config: PreferenceConfig
 
-    def micro_loss(
+    def training_step(self, batch: GlobalBatch[Any]) -> None:
+        super().training_step(self.with_reference_point(batch))
+
+    def validation_step(self, batch: GlobalBatch[Any]) -> None:
+        super().validation_step(self.with_reference_point(batch))
+
+    @torch.no_grad()
+    def with_reference_point(self, batch: GlobalBatch[Any]) -> GlobalBatch[Any]:
+        """The batch with its reference point, if the objective has one and there are rows for it."""
+        places = batch.places or range(len(batch.rows))
+        located = [
+            (row.mismatched, place)
+            for row, place in zip(batch.rows, places, strict=True)
+            if isinstance(row, EncodedAnswer)
+        ]
+        if not (self.config.needs_kl and located):
+            return batch
+        place_of = {id(row): place for row, place in located}
+        total = torch.zeros((), dtype=torch.float64)
+        for rows, share in self._passes(replace(batch, rows=[row for row, _ in located])):
+            lengths = [row.row_tokens for row in rows]
+            self.backbone.rows.begin(batch.step, [place_of[id(row)] for row in rows], lengths)
+            logps = self._answer_logps(rows, batch)
+            total = total + share * (logps.policy - logps.reference).double().sum()
+        return replace(batch, kl=reference_point(self._total(total), batch.num_rows))
+
+    def _answer_logps(self, rows: Sequence[EncodedAnswer], batch: GlobalBatch[Any]) -> AnswerLogps:
+        logps = answer_logps(self.backbone, rows, self.pad_id)
+        if self.training and batch.step == 0:
+            tokens = torch.tensor([len(row.answer_ids) for row in rows], device=self.device)
+            self._refuse_moved_start(logps.policy, logps.reference, tokens)
+        return logps
+
+    def micro_loss(self, rows: list[Any], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss_of = self._answers_loss if isinstance(rows[0], EncodedAnswer) else self._pairs_loss
+        return loss_of(rows, batch)
+
+    def _answers_loss(
+        self, rows: list[EncodedAnswer], batch: GlobalBatch[Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        c = self.config
+        assert isinstance(c, UnpairedObjective)
+        logps = self._answer_logps(rows, batch)
+        values = answer_values(logps, c.reward_scale, batch.num_rows, batch.num_good)
+        if batch.kl is not None:
+            logps = logps._replace(kl=batch.kl)
+            values["kl"] = batch.kl * len(rows) / batch.num_rows
+        if not self.training:  # what there is none of is left out: a finished training's metrics hold no NaN
+            values = {name: value for name, value in values.items() if not value.isnan()}
+        return c.losses(logps).sum() / batch.num_rows, values
+
+    def _pairs_loss(
         self, rows: list[EncodedPair], batch: GlobalBatch[Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(self.config, Objective)
         c = self.config
         pairs = pair_tensors(self.backbone, rows, self.pad_id, prompt_labels=c.learns_prompt).to(self.device)
         logps_RT = pairs.logps(self.backbone)
         logps = pair_logps(self.backbone, c, rows, pairs, logps_RT)
         if self.training and batch.step == 0 and c.needs_reference:
-            self._refuse_moved_start(logps)
+            assert logps.reference_chosen is not None and logps.reference_rejected is not None
+            self._refuse_moved_start(
+                torch.cat([logps.chosen, logps.rejected]),
+                torch.cat([logps.reference_chosen, logps.reference_rejected]),
+                torch.cat([logps.chosen_tokens, logps.rejected_tokens]),
+            )
         loss = c.losses(logps).sum() / batch.num_rows
         values = pair_values(logps, c.reward_scale, batch.num_rows)
         if not c.weight_of_nll:
@@ -49,15 +112,11 @@ class PreferenceModule(BranchModule):
         nll = mean_nll(logps_RT * (pairs.answers != REJECTED), num_tokens)
         return c.weight_of_nll * nll + loss, values | {"nll": nll, c.term: loss}
 
-    def _refuse_moved_start(self, logps: PairLogps) -> None:
-        assert logps.reference_chosen is not None and logps.reference_rejected is not None
-        tokens = torch.cat([logps.chosen_tokens, logps.rejected_tokens])
-        refuse_moved_start(
-            torch.cat([logps.chosen, logps.rejected]),
-            torch.cat([logps.reference_chosen, logps.reference_rejected]),
-            torch.ones_like(tokens) if self.config.per_token else tokens,
-            allowed=START_TOLERANCE[self.backbone.base.dtype],
-        )
+    def _refuse_moved_start(self, policy_N: Tensor, reference_N: Tensor, tokens_N: Tensor) -> None:
+        per_token = isinstance(self.config, Objective) and self.config.per_token
+        tokens_N = torch.ones_like(tokens_N) if per_token else tokens_N
+        allowed = START_TOLERANCE[self.backbone.base.dtype]
+        refuse_moved_start(policy_N, reference_N, tokens_N, allowed=allowed)
 
 
 def pair_logps(

@@ -1,4 +1,4 @@
-"""The `reference` stage: what DPO's reference policy says of the pairs, once for all trainings that ask.
+"""The `reference` stage: what the reference policy of DPO or KTO says of the rows, once for all trainings that ask.
 
 The reference never moves, so beta, loss, learning rate and adapter are no part of it. Pairs are scored in parts
 of a few hundred, like lengths together; on several devices each rank takes every so manieth part with the whole
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from paft.chat.tokens import EncodedPair
+from paft.chat.tokens import EncodedAnswer, EncodedPair
 from paft.config import Quantization, TrainerConfig
 from paft.data.tokens import read_preference
 from paft.forward.batches import micro_batches
@@ -33,6 +33,8 @@ from paft.training.batches import row_order
 FILE, PARTS = "reference.parquet", "part-*.parquet"
 PART_ROWS = 256
 SUMS = ("chosen_logps", "rejected_logps", "chosen_shorter_logps", "rejected_shorter_logps")
+OF_ANSWERS = {"chosen_logps": "answer_logps", "rejected_logps": "mismatched_logps"}
+"""What the sums are called of an unpaired row, which is scored as a pair of its two answers."""
 
 
 class ScoredPair(EncodedPair):
@@ -41,6 +43,19 @@ class ScoredPair(EncodedPair):
     reference: tuple[float, ...]
     """Log-probability of the chosen and of the rejected answer: sums over their tokens, and with `shorter` also over as
     many of each as the shorter one has."""
+
+
+class ScoredAnswer(EncodedAnswer):
+    """An unpaired row and what the reference policy says of its answer, and of the mismatched one."""
+
+    logps: float
+    mismatched_logps: float
+
+    @property
+    def mismatched(self) -> "ScoredAnswer":
+        row = ScoredAnswer(*super().mismatched)
+        row.logps = self.mismatched_logps
+        return row
 
 
 def run(stage: Stage[ReferenceStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -55,12 +70,14 @@ def run(stage: Stage[ReferenceStage], inputs: dict[str, Path], out: Path, contex
     ]
     policy, pad_id = load_reference(config, inputs, context, rank)
     hidden = rank > 0 or not settings.progress_bar
-    with tqdm(desc="reference", total=sum(map(len, parts)), unit=" pairs", disable=hidden) as bar:
+    with tqdm(desc="reference", total=sum(map(len, parts)), unit=" rows", disable=hidden) as bar:
         for ids in parts:
             file = out / f"part-{ids[0]:09d}.parquet"
             if not file.is_file():
-                pairs = {i: rows[i] for i in ids}
+                pairs = {i: as_pair(rows[i]) for i in ids}
                 scores = score_pairs(policy, pairs, pad_id, settings, shorter=config.shorter)
+                if isinstance(rows[ids[0]], EncodedAnswer):
+                    scores = scores.rename(columns=OF_ANSWERS)
                 scores.to_parquet(file.with_suffix(".tmp"), index=False)
                 os.replace(file.with_suffix(".tmp"), file)
             bar.update(len(ids))
@@ -80,6 +97,13 @@ def load_reference(
     if config.model.quantization is Quantization.nf4:
         quantize(base, device)
     return FrozenPolicy(base).to(device), pad_token_id(folder, config.model)
+
+
+def as_pair(row: EncodedPair | EncodedAnswer) -> EncodedPair:
+    """Of an unpaired row its own answer and the mismatched one, which share its prompt."""
+    if isinstance(row, EncodedPair):
+        return row
+    return EncodedPair(row.prompt_ids, row.answer_ids, row.mismatched_ids)
 
 
 @torch.no_grad()
@@ -117,7 +141,7 @@ def join(out: Path, context: Context) -> dict[str, Any]:
     scores.to_parquet(out / FILE, index=False)
     for part in parts:
         part.unlink()
-    means = scores[["chosen_logps", "rejected_logps"]].mean()
+    means = scores.iloc[:, 1:3].mean()
     return {
         "rows": len(scores),
         **{str(name): float(value) for name, value in means.items()},
@@ -136,12 +160,20 @@ def rows_read(num_rows: int, only: FirstSteps | None) -> list[int]:
     return sorted(row_order(num_rows, seed=only.seed, epoch=0)[: only.max_steps * size])
 
 
-def scored(rows: Sequence[EncodedPair], folder: Path) -> list[EncodedPair]:
+def scored(rows: Sequence[Any], folder: Path) -> list[Any]:
     """The rows in their order, those that the stage in `folder` scored with their reference."""
     scores = pd.read_parquet(folder / FILE)
-    pairs = list(rows)
+    known = list(rows)
     for i, *reference in scores.itertuples(index=False):
-        pair = ScoredPair(*pairs[i])
-        pair.reference = tuple(reference)
-        pairs[i] = pair
-    return pairs
+        known[i] = with_reference(known[i], reference)
+    return known
+
+
+def with_reference(row: EncodedPair | EncodedAnswer, reference: Sequence[float]) -> ScoredPair | ScoredAnswer:
+    if isinstance(row, EncodedAnswer):
+        answer = ScoredAnswer(*row)
+        answer.logps, answer.mismatched_logps = reference
+        return answer
+    pair = ScoredPair(*row)
+    pair.reference = tuple(reference)
+    return pair

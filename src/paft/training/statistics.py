@@ -7,6 +7,7 @@ called as it is. Layers of one input, as the projections of an attention, share 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from paft.chat.tokens import IGNORE, Encoded, EncodedPair
+from paft.chat.tokens import IGNORE, Encoded, EncodedAnswer, EncodedPair
 from paft.config import DType, Statistic
 from paft.data.tokens import read_preference, read_sft
 from paft.delta.adapter import read_adapter
@@ -71,14 +72,20 @@ def linear_layers(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.
 
 
 def texts(config: StatisticsStage, data: Path) -> list[Encoded]:
-    """The rows that are looked at, in the drawn order: SFT rows, or prompts with their chosen answers."""
+    """The rows that are looked at, in the drawn order: SFT rows, or prompts with their chosen or good answers."""
     rows: Sequence[Any] = (read_sft if config.branch == "sft" else read_preference)(data, "train")
-    drawn = row_order(len(rows), seed=config.seed, epoch=0)[: config.num_rows]
-    return [chosen_text(rows[i]) if config.branch == "preference" else rows[i] for i in drawn]
+    drawn = (rows[i] for i in row_order(len(rows), seed=config.seed, epoch=0))
+    wanted = (row for row in drawn if not isinstance(row, EncodedAnswer) or row.label)
+    return [chosen_text(row) for row in islice(wanted, config.num_rows)]
 
 
-def chosen_text(pair: EncodedPair) -> Encoded:
-    return Encoded([*pair.prompt_ids, *pair.chosen_ids], [*[IGNORE] * len(pair.prompt_ids), *pair.chosen_ids])
+def chosen_text(row: Encoded | EncodedPair | EncodedAnswer) -> Encoded:
+    match row:
+        case Encoded():
+            return row
+        case EncodedAnswer():
+            return row.text
+    return Encoded([*row.prompt_ids, *row.chosen_ids], [*[IGNORE] * len(row.prompt_ids), *row.chosen_ids])
 
 
 def grams(

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from paft.config import HardwareConfig, ModelConfig
 from paft.cost.flops_and_bytes import branch_flops, forward_flops, read_shape
-from paft.cost.work import forwards_reference, rows_work
+from paft.cost.work import other_forwards, rows_work
 from paft.graph.stage import Stage
 from paft.process.memory import peak_resident_bytes
 from paft.store.context import Context
@@ -97,7 +97,7 @@ class Throughput(Callback):
             branch,
             rows_work(batch.rows, branch),
             steps=1,
-            reference=forwards_reference(branch, self.stage.inputs),
+            forwards=other_forwards(branch, self.stage.inputs),
             recompute=self.running.trainer.gradient_checkpointing,
         )
 
@@ -106,7 +106,7 @@ class Throughput(Callback):
         if self.shape is None:
             return 0.0
         branch = self.stage.config.branch
-        passes = 2 if forwards_reference(branch, ()) else 1
+        passes = 1 + other_forwards(branch, ())
         return passes * forward_flops(self.shape, rows_work(batch.rows, branch))
 
     def _rates(self, spent: dict[str, float]) -> dict[str, float]:
