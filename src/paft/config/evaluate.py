@@ -96,6 +96,11 @@ class EvaluateConfig(Typed):
     """Share of a task's items that `split=validation` scores, where the task has no such split of its own."""
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Type the model is loaded and computed in; null is the model's own."""
+    data_dir: str | None = incidental(None)
+    """A folder whose files lm-eval's tasks read in place of the hub: `<data set>/<config>/<split>.jsonl` and other
+    endings, as docs/evaluation.md says. Its content is its identity; null: from the hub."""
+    data_sha256: str = field(default="", metadata=UNLESS_DEFAULT)
+    """Of that folder, filled in when the graph is built."""
     objective: str = incidental("average")
     """The column a search makes as good as it can."""
 

@@ -97,6 +97,7 @@ class JudgedConfig(EvaluateConfig):
         require(self.apply_chat_template, "evaluate.apply_chat_template", False, "true: answers are a chat's")
         split = self.split
         require(split is EvaluateSplit.full, "evaluate.split", split.value, "full where answers are judged")
+        require(self.data_dir is None, "evaluate.data_dir", self.data_dir, "null where answers are judged")
         for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
             at = f"evaluate.tasks.{column}"
             require(

@@ -13,6 +13,8 @@ from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
 from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
+from paft.evaluate.leaves import leaves
+from paft.evaluate.local import read_locally, require_rows
 from paft.files.hub import unavailable
 
 TASKS = Path(__file__).parent / "tasks"
@@ -68,21 +70,36 @@ def task_manager(tasks: Iterable[str], rows: Mapping[str, str] | None = None) ->
 
 
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
-    """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there."""
+    """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there.
+
+    With `config.data_dir` their rows are read there.
+    """
     judged = isinstance(config, JudgedConfig)
-    return task_manager({t.task for t in config.tasks.values() if not (t.file or judged)}, rows)
+    named = {t.task for t in config.tasks.values() if not (t.file or judged)}
+    manager = task_manager(named, rows)
+    if config.data_dir is not None:
+        read_locally(named, Path(config.data_dir), manager)
+    return manager
 
 
-def require_items(config: EvaluateConfig) -> None:
-    """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
+def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
+    """Fetch the items of lm-eval's own tasks, or look at those of `config.data_dir`.
+
+    Raises `ValueError` naming the tasks for what cannot be had, and file, row and field of what cannot be read.
+    """
     if isinstance(config, JudgedConfig):
         return
     named = {task.task for task in config.tasks.values() if not task.file}
     foreign = sorted(named - {path.stem for path in TASKS.glob("*.yaml")})
     if not foreign:
         return
+    if config.data_dir is not None:
+        for task in config.tasks.values():
+            for leaf in leaves([task.task], manager) if task.task in foreign else ():
+                require_rows(leaf, manager, task.num_fewshot, config)
+        return
     try:
-        task_manager(foreign).load(foreign)
+        manager.load(foreign)
     except (OSError, ValueError, ImportError) as error:
         what = f"the items of one of {', '.join(foreign)}"
         instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"

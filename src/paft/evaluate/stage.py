@@ -24,6 +24,7 @@ from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
 from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
+from paft.graph.tasks import refuse_changed_files
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
 from paft.proof.base import load_base
@@ -44,6 +45,7 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
     if isinstance(config.evaluate, JudgedConfig):
         return _judged(inputs["judge"], config.evaluate, config.template, out)
+    refuse_changed_files(config.evaluate)
     device = device_of(context.running.trainer)
     results = evaluate_model(
         model_folder(inputs, base, out / WORK / "model", config.evaluate.dtype),

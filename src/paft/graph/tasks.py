@@ -1,4 +1,4 @@
-"""What a task of the user's is known by in a stage key: the content of its files, not where they lie."""
+"""What tasks and rows of the user's are known by in a stage key: the content of their files, not where they lie."""
 
 import hashlib
 import re
@@ -7,16 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from paft.config import EvaluateConfig
-from paft.files.fingerprint import file_sha256
+from paft.files.fingerprint import file_sha256, tree_sha256
 
 INCLUDE = re.compile(r"""^include:\s*["']?([^"'\s#]+)""", re.MULTILINE)
 FUNCTION = re.compile(r"""!function\s+["']?([\w.]+)\.\w+""")
 
 
 def with_fingerprints(evaluate: EvaluateConfig) -> EvaluateConfig:
-    """Every task that is a file with its sha256. Raises `ValueError` for a file that is not there."""
+    """Every task that is a file, and the folder of rows, with its sha256. Raises `ValueError` for what is not there."""
     from_files = {c: replace(t, sha256=task_sha256(t.file)) for c, t in evaluate.tasks.items() if t.file}
-    return replace(evaluate, tasks=evaluate.tasks | from_files) if from_files else evaluate
+    if from_files:
+        evaluate = replace(evaluate, tasks=evaluate.tasks | from_files)
+    if evaluate.data_dir is not None:
+        evaluate = replace(evaluate, data_sha256=tree_sha256(Path(evaluate.data_dir), "evaluate.data_dir"))
+    return evaluate
+
+
+def refuse_changed_files(evaluate: EvaluateConfig) -> None:
+    """Raise `ValueError` where tasks or rows are not those that the stage's key was made from."""
+    if with_fingerprints(evaluate) != evaluate:
+        raise ValueError(
+            "files of evaluate.tasks or evaluate.data_dir changed after this run was planned; nothing was scored with "
+            "them: put the old files back, or give the same command again to run with the new ones"
+        )
 
 
 def task_sha256(file: Path) -> str:
