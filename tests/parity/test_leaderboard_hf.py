@@ -1,4 +1,4 @@
-"""`evaluate=open_llm` on local rows against lm-eval's own `HFLM`, item by item: the same answers and log-likelihoods."""
+"""`evaluate=open_llm` on local rows against lm-eval's own `HFLM`, item by item: answers and log-likelihoods."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def evaluated(kind: type[HFLM], column: str, rows: Path, model: ModelConfig, lim
     task = config.tasks[column]
     raw = simple_evaluate(
         lm,
-        [task.task],
+        tasks=[task.task],
         num_fewshot=task.num_fewshot,
         limit=limit,
         bootstrap_iters=2,
