@@ -101,6 +101,12 @@ class EvaluateConfig(Typed):
     endings, as docs/evaluation.md says. Its content is its identity; null: from the hub."""
     data_sha256: str = field(default="", metadata=UNLESS_DEFAULT)
     """Of that folder, filled in when the graph is built."""
+    include_path: str | None = incidental(None)
+    """A folder of lm-eval's task files, whose tasks, groups and tags columns may name. Its content is its identity."""
+    include_sha256: str = field(default="", metadata=UNLESS_DEFAULT)
+    """Of that folder and what its files refer to, filled in when the graph is built."""
+    trust_task_code: bool = incidental(False)
+    """Whether Python that task files of `include_path` name (`!function`) may run."""
     objective: str = incidental("average")
     """The column a search makes as good as it can."""
 

@@ -97,7 +97,9 @@ class JudgedConfig(EvaluateConfig):
         require(self.apply_chat_template, "evaluate.apply_chat_template", False, "true: answers are a chat's")
         split = self.split
         require(split is EvaluateSplit.full, "evaluate.split", split.value, "full where answers are judged")
-        require(self.data_dir is None, "evaluate.data_dir", self.data_dir, "null where answers are judged")
+        for name in ("data_dir", "include_path"):
+            value = getattr(self, name)
+            require(value is None, f"evaluate.{name}", value, "null where answers are judged")
         for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
             at = f"evaluate.tasks.{column}"
             require(

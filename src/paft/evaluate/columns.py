@@ -13,12 +13,11 @@ from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
 from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
-from paft.evaluate.leaves import leaves
+from paft.evaluate.included import is_included, refuse_code, require_included, unreadable
+from paft.evaluate.leaves import leaves, reached
 from paft.evaluate.local import read_locally, require_rows
 from paft.files.hub import unavailable
-
-TASKS = Path(__file__).parent / "tasks"
-"""Every YAML file in here is a task that a column may name."""
+from paft.graph.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -57,26 +56,32 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
     return Columns(replace(config, tasks=tasks), files)
 
 
-def task_manager(tasks: Iterable[str], rows: Mapping[str, str] | None = None) -> TaskManager:
+def task_manager(
+    tasks: Iterable[str], rows: Mapping[str, str] | None = None, include_path: str | None = None
+) -> TaskManager:
     """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
 
-    `rows` reach the functions that make a task's documents, by name.
+    `rows` reach the functions that make a task's documents, by name. A name that is in the folder `include_path` and
+    elsewhere is what it is there.
     """
     metadata = dict[str, Any](rows) if rows else None
-    own = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-    if set(tasks) <= set(own.all_tasks):
+    folders: list[str | Path] = [str(TASKS), *([include_path] if include_path else [])]
+    own = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
+    if set(reached(tasks, own)) <= set(own.all_tasks):
         return own
-    return TaskManager(include_path=str(TASKS), metadata=metadata)
+    return TaskManager(include_path=folders, metadata=metadata)
 
 
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
     """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there.
 
-    With `config.data_dir` their rows are read there.
+    With `config.data_dir` their rows are read there. Raises `ValueError` for code that is not trusted.
     """
     judged = isinstance(config, JudgedConfig)
     named = {t.task for t in config.tasks.values() if not (t.file or judged)}
-    manager = task_manager(named, rows)
+    manager = task_manager(named, rows, config.include_path)
+    if config.include_path is not None and not config.trust_task_code:
+        refuse_code(config, manager)
     if config.data_dir is not None:
         read_locally(named, Path(config.data_dir), manager)
     return manager
@@ -89,14 +94,14 @@ def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
     """
     if isinstance(config, JudgedConfig):
         return
-    named = {task.task for task in config.tasks.values() if not task.file}
-    foreign = sorted(named - {path.stem for path in TASKS.glob("*.yaml")})
+    for task in config.tasks.values() if config.data_dir is not None else ():
+        for leaf in _foreign([task], manager):
+            require_rows(leaf, manager, task.num_fewshot, config)
+    foreign = _foreign(config.tasks.values(), manager) if config.data_dir is None else []
+    for leaf in [leaf for leaf in foreign if is_included(leaf, manager)]:
+        require_included(leaf, manager)
+        foreign.remove(leaf)
     if not foreign:
-        return
-    if config.data_dir is not None:
-        for task in config.tasks.values():
-            for leaf in leaves([task.task], manager) if task.task in foreign else ():
-                require_rows(leaf, manager, task.num_fewshot, config)
         return
     try:
         manager.load(foreign)
@@ -106,6 +111,12 @@ def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
         raise unavailable(what, "datasets", error, instead) from None
 
 
+def _foreign(tasks: Iterable[TaskConfig], manager: TaskManager) -> list[str]:
+    """The single tasks of columns that are none of PAFT's own."""
+    own = {path.stem for path in TASKS.glob("*.yaml")}
+    return [leaf for leaf in leaves([t.task for t in tasks if not t.file], manager) if leaf not in own]
+
+
 def _refuse_several(at: str, task: TaskConfig, manager: TaskManager) -> None:
     """Refuse a name that is none of lm-eval's, or of several tasks without how to count them."""
     several = {*manager.all_groups, *manager.all_tags}
@@ -113,7 +124,7 @@ def _refuse_several(at: str, task: TaskConfig, manager: TaskManager) -> None:
         near = ", ".join(get_close_matches(task.task, manager.all_tasks)) or "lm-eval ls tasks lists them"
         raise ValueError(
             f"{at}.task={task.task} is no task of lm-eval or PAFT; near it: {near}. "
-            "A task of your own is the path of its file, which ends in .yaml"
+            f"A task of your own is the path of its file, which ends in .yaml{unreadable(manager)}"
         )
     if task.task in manager.all_tags:
         raise ValueError(f"{at}.task={task.task} is a tag of several tasks; give each a column of its own")

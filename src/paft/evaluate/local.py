@@ -90,9 +90,14 @@ def read_locally(names: Iterable[str], data_dir: Path, manager: TaskManager) -> 
     Raises `ValueError` for a task with code of its own in place of lm-eval's.
     """
     for name in leaves(names, manager):
-        entry = manager.task_index[name]
-        path = (entry.cfg or {}).get("dataset_path")
-        if entry.yaml_path is None or path in OF_FILES or (path is None and "class" not in (entry.cfg or {})):
+        entry = manager.task_index.get(name)
+        path = (entry.cfg or {}).get("dataset_path") if entry else None
+        if (
+            entry is None
+            or entry.yaml_path is None
+            or path in OF_FILES
+            or (path is None and "class" not in (entry.cfg or {}))
+        ):
             continue
         settings = task_settings(entry.yaml_path)
         if "class" in settings:
