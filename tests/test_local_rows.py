@@ -4,7 +4,7 @@ import gzip
 import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,13 @@ FOLDERS = ("arc", "hellaswag", "mmlu/default", "truthfulqa", "winogrande", "gsm8
 """Of lm-eval's tasks: reading all of them takes seconds."""
 
 
-def lm_evals() -> TaskManager:
+def lm_evals(folders: Iterable[str] = FOLDERS) -> TaskManager:
     tasks = Path(lm_eval.tasks.__file__).parent
-    return TaskManager(include_path=[tasks / folder for folder in FOLDERS], include_defaults=False)
+    return TaskManager(include_path=[tasks / folder for folder in folders], include_defaults=False)
 
 
-def local(config: EvaluateConfig) -> TaskManager:
-    manager = lm_evals()
+def local(config: EvaluateConfig, folders: Iterable[str] = FOLDERS) -> TaskManager:
+    manager = lm_evals(folders)
     read_locally({task.task for task in config.tasks.values()}, Path(str(config.data_dir)), manager)
     return manager
 

@@ -109,6 +109,8 @@ class JudgedConfig(EvaluateConfig):
             for name in ("num_fewshot", "mean_over", "rows", "num_items"):
                 value = getattr(task, name)
                 require(value is None, f"{at}.{name}", value, "null where answers are judged")
+            plain = not (task.pooled or task.mean_with or task.above_chance)
+            require(plain, at, task, "without pooled, mean_with and above_chance where answers are judged")
 
 
 WIN_RATE, LENGTH_CONTROLLED = "win_rate", "length_controlled_winrate"

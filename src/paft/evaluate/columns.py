@@ -3,6 +3,7 @@
 Whatever lm-eval's task files tell is refused in words before anything is trained. Loads no torch.
 """
 
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
 from paft.evaluate.included import is_included, refuse_code, require_included, unreadable
 from paft.evaluate.leaves import leaves, reached
 from paft.evaluate.local import read_locally, require_rows
+from paft.evaluate.packages import lacking, require_packages
 from paft.files.hub import unavailable
 from paft.graph.tasks import TASKS
 
@@ -47,7 +49,9 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
         else:
             _refuse_several(at, task, manager)
             name, metrics = task.task, _known_metrics(task, manager)
-        tasks[column] = replace(task, task=name, metric=_metric(at, task, metrics))
+        for metric in task.mean_with:
+            _metric(f"{at}.mean_with", replace(task, metric=metric), metrics)
+        tasks[column] = replace(task, task=name, metric=_metric(f"{at}.metric", task, metrics))
         if task.metric is None:  # one that is named was checked with the command line
             tasks[column].refuse_upside_down(column)
         if (other := sources.setdefault(name, task.task)) != task.task:
@@ -75,11 +79,13 @@ def task_manager(
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
     """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there.
 
-    With `config.data_dir` their rows are read there. Raises `ValueError` for code that is not trusted.
+    With `config.data_dir` their rows are read there. Raises `ValueError` for code that is not trusted, and for packages
+    that a task needs and that are not installed.
     """
     judged = isinstance(config, JudgedConfig)
     named = {t.task for t in config.tasks.values() if not (t.file or judged)}
     manager = task_manager(named, rows, config.include_path)
+    require_packages(leaves(named, manager))
     if config.include_path is not None and not config.trust_task_code:
         refuse_code(config, manager)
     if config.data_dir is not None:
@@ -94,6 +100,7 @@ def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
     """
     if isinstance(config, JudgedConfig):
         return
+    random.seed(config.seed)  # as `simple_evaluate` does: a task may shuffle its choices while it is loaded
     for task in config.tasks.values() if config.data_dir is not None else ():
         for leaf in _foreign([task], manager):
             require_rows(leaf, manager, task.num_fewshot, config)
@@ -105,6 +112,8 @@ def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
         return
     try:
         manager.load(foreign)
+    except ModuleNotFoundError as error:
+        raise lacking(f"one of lm-eval's tasks {', '.join(foreign)}", error) from None
     except (OSError, ValueError, ImportError) as error:
         what = f"the items of one of {', '.join(foreign)}"
         instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
@@ -163,19 +172,19 @@ def metric_keys(task: Mapping[str, Any]) -> list[str]:
     return [f"{name},{filter_name}" for name in names for filter_name in filters]
 
 
-def _metric(at: str, task: TaskConfig, metrics: list[str]) -> str:
-    """The metric a column asks for, or the first there is."""
+def _metric(key: str, task: TaskConfig, metrics: list[str]) -> str:
+    """The metric a column asks for under `key`, or the first there is."""
     if task.metric is None:
         if not metrics:
             raise ValueError(
-                f"{at}.metric must be given, as acc,none: lm-eval does not say which metrics {task.task} has"
+                f"{key} must be given, as acc,none: lm-eval does not say which metrics {task.task} has"
             )
         return metrics[0]
     if metrics and task.metric not in metrics:
         near = get_close_matches(task.metric, metrics, n=1, cutoff=0.3)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"{at}.metric={task.metric} is no metric of {task.task}, which has {' '.join(map(repr, metrics))}{meant}"
+            f"{key}={task.metric} is no metric of {task.task}, which has {' '.join(map(repr, metrics))}{meant}"
         )
     return task.metric
 

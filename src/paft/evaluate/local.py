@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from paft.config import EvaluateConfig, EvaluateSplit
 from paft.evaluate.leaves import leaves
+from paft.evaluate.packages import lacking
 from paft.evaluate.rows import LocalSplits
 from paft.evaluate.splits import has_own_validation
 from paft.private import task_settings
@@ -99,7 +100,10 @@ def read_locally(names: Iterable[str], data_dir: Path, manager: TaskManager) -> 
             or (path is None and "class" not in (entry.cfg or {}))
         ):
             continue
-        settings = task_settings(entry.yaml_path)
+        try:
+            settings = task_settings(entry.yaml_path)
+        except ModuleNotFoundError as error:
+            raise lacking(f"lm-eval's task {name}", error) from None
         if "class" in settings:
             if "custom_dataset" in settings:
                 continue  # its items are no rows of the hub

@@ -19,7 +19,8 @@ from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
 from paft.evaluate.judged import judged_scores
 from paft.evaluate.lm import SparingLM, lm_of
-from paft.evaluate.results import Score, as_json, items, score
+from paft.evaluate.parts import items
+from paft.evaluate.results import Score, as_json, score
 from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
 from paft.graph.configs import EvaluateStage
@@ -163,7 +164,8 @@ def _evaluated(
 
 
 def with_stderr(score: Score, scored: list[dict[str, Any]]) -> Score:
-    """Bits per byte has no error in lm-eval: it is a ratio of sums, (log-likelihood, bytes) per item."""
-    if score.stderr is not None or not scored or not isinstance(scored[0]["value"], tuple | list):
+    """Ratios of sums have no error in lm-eval: bits per byte, (log-likelihood, bytes) per item, and shares of all
+    instructions."""
+    if score.stderr is not None or not any(isinstance(s["value"], tuple | list | dict) for s in scored):
         return score
     return replace(score, stderr=from_samples(score.task, scored).stderr)
