@@ -16,7 +16,8 @@ import torch
 
 from paft.config import EvaluateConfig, TaskConfig
 from paft.evaluate.items import from_samples
-from paft.evaluate.results import Score, as_json, average, items, score, subtasks
+from paft.evaluate.parts import items, subtasks
+from paft.evaluate.results import Score, as_json, average, score
 from paft.evaluate.stage import with_stderr
 
 RECORDED = json.loads((Path(__file__).parent / "golden/openllm_results.json").read_text())

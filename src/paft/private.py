@@ -5,6 +5,7 @@ libraries load when a function is called.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # whoever expands a grid as Hydra does, or adds to it, needs the class
@@ -84,3 +85,10 @@ def rendered(
             messages=messages, tools=tools or None, documents=None, add_generation_prompt=generation, **names
         )
     )
+
+
+def task_settings(file: Path) -> dict[str, Any]:
+    """What lm-eval reads in a task's YAML file and those it includes, its `!function`s loaded."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return dict(load_yaml(file))

@@ -20,8 +20,10 @@ from paft.report.table import refuse_taken
 
 UNTYPED = ("lambda", "experiment")
 """Root keys that are no field of `RunConfig`."""
-NEW_TASK = re.compile(r"\+\+?evaluate\.tasks\.(\w+)[.=]")
-"""What adds a column of the table on the command line."""
+NEW_TASK = re.compile(
+    r"(?:\+\+?(?=evaluate\.tasks\.\w+[.=])|(?=evaluate\.tasks\.\w+=\{))evaluate\.tasks\.(\w+)"
+)
+"""What may add a column of the table on the command line."""
 ALL_LINEAR_WORD = re.compile(rf"^(\w+\.lora\.target_modules=)({ALL_LINEAR})$")
 """peft's word for a list of layers, where a list of names is expected."""
 OPEN_MAPPING = re.compile(r"data\.\w+\.(?:columns|mix)[.=]")
@@ -55,8 +57,8 @@ def _gpus(accelerator: str, devices: int) -> int:
 
 
 def with_new_tasks(words: list[str]) -> list[str]:
-    """The words of a command, with `+evaluate.tasks.<column>...`, mappings and `all-linear` in a form that Hydra can
-    follow.
+    """The words of a command, with `+evaluate.tasks.<column>...`, `evaluate.tasks.<column>={...}`, mappings and
+    `all-linear` in a form that Hydra can follow.
 
     OmegaConf sets no mapping where a config of a stated type belongs, but merges one into such a config; so a new
     column begins empty, and what is said of it is a change. Names that a mapping has not yet are added only by `++`,

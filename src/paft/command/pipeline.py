@@ -13,7 +13,7 @@ from paft.command.devices import on_devices
 from paft.command.failures import Failures
 from paft.command.judged import require_judged_cell
 from paft.command.libraries import in_four_bits, quiet_libraries
-from paft.command.preflight import before_stages, refuse_columns
+from paft.command.preflight import before_stages, require_columns
 from paft.config import RunConfig
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
@@ -73,10 +73,7 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     if missing:
         before_stages(config, missing)
     if any(s.name == "evaluate" for s in here):
-        from paft.evaluate.columns import require_items
-
-        refuse_columns([config.evaluate])
-        require_items(config.evaluate)
+        require_columns(config.evaluate)
 
 
 def prove_bases(missing: Iterable[Stage], context: Context) -> None:

@@ -53,6 +53,15 @@ def refuse_columns(evaluations: Iterable[EvaluateConfig]) -> None:
         columns_of(evaluate, manager_for(evaluate))
 
 
+def require_columns(evaluate: EvaluateConfig) -> None:
+    """Raise `ValueError` for a column that lm-eval cannot fill, and for items that cannot be had or read."""
+    from paft.evaluate.columns import columns_of, manager_for, require_items
+
+    manager = manager_for(evaluate)
+    columns_of(evaluate, manager)
+    require_items(evaluate, manager)
+
+
 def require_taken(branches: Mapping[str, TakenStage], *, offline: bool) -> None:
     """Raise `ValueError` for a taken branch that is no change of its base; names, shapes and tokens are looked at."""
     folders = {}

@@ -50,6 +50,13 @@ class TaskConfig(Typed):
     """Whether the column enters the average of the row, which is better when higher: no column that is not may."""
     mean_over: str | None = None
     """Average this metric over the group's subtasks whose name starts so, each subtask counting once."""
+    pooled: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """With `mean_over`: every item counts once, in place of every subtask."""
+    mean_with: list[str] = field(default_factory=list, metadata=UNLESS_DEFAULT)
+    """Average `metric` with these other metrics of the task, each counting once."""
+    above_chance: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """Rescale the score of each task so that guessing among its choices gives 0 and right answers alone give 1; what is
+    below guessing is 0. As the Open LLM Leaderboard v2 does."""
     rows: Rows | None = field(default=None, metadata=UNLESS_DEFAULT)
     """The items are rows that `data.<branch>.held_out` keeps from training."""
     num_items: int | None = field(default=None, metadata=UNLESS_DEFAULT)
@@ -96,6 +103,17 @@ class EvaluateConfig(Typed):
     """Share of a task's items that `split=validation` scores, where the task has no such split of its own."""
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Type the model is loaded and computed in; null is the model's own."""
+    data_dir: str | None = incidental(None)
+    """A folder whose files lm-eval's tasks read in place of the hub: `<data set>/<config>/<split>.jsonl` and other
+    endings, as docs/evaluation.md says. Its content is its identity; null: from the hub."""
+    data_sha256: str = field(default="", metadata=UNLESS_DEFAULT)
+    """Of that folder, filled in when the graph is built."""
+    include_path: str | None = incidental(None)
+    """A folder of lm-eval's task files, whose tasks, groups and tags columns may name. Its content is its identity."""
+    include_sha256: str = field(default="", metadata=UNLESS_DEFAULT)
+    """Of that folder and what its files refer to, filled in when the graph is built."""
+    trust_task_code: bool = incidental(False)
+    """Whether Python that task files of `include_path` name (`!function`) may run."""
     objective: str = incidental("average")
     """The column a search makes as good as it can."""
 
@@ -117,6 +135,8 @@ class EvaluateConfig(Typed):
         for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
             name, num_items = f"evaluate.tasks.{column}.num_items", task.num_items
             require(num_items is None or num_items > 0, name, num_items, "positive or null")
+            at = f"evaluate.tasks.{column}.pooled"
+            require(not task.pooled or task.mean_over is not None, at, True, "false without mean_over")
             first = drawn.setdefault(task.task, num_items)
             require(num_items == first, name, num_items, f"as in the other column of {task.task}, {first}")
 

@@ -97,6 +97,9 @@ class JudgedConfig(EvaluateConfig):
         require(self.apply_chat_template, "evaluate.apply_chat_template", False, "true: answers are a chat's")
         split = self.split
         require(split is EvaluateSplit.full, "evaluate.split", split.value, "full where answers are judged")
+        for name in ("data_dir", "include_path"):
+            value = getattr(self, name)
+            require(value is None, f"evaluate.{name}", value, "null where answers are judged")
         for column, task in self.tasks.items() if isinstance(self.tasks, dict) else ():
             at = f"evaluate.tasks.{column}"
             require(
@@ -106,6 +109,8 @@ class JudgedConfig(EvaluateConfig):
             for name in ("num_fewshot", "mean_over", "rows", "num_items"):
                 value = getattr(task, name)
                 require(value is None, f"{at}.{name}", value, "null where answers are judged")
+            plain = not (task.pooled or task.mean_with or task.above_chance)
+            require(plain, at, task, "without pooled, mean_with and above_chance where answers are judged")
 
 
 WIN_RATE, LENGTH_CONTROLLED = "win_rate", "length_controlled_winrate"

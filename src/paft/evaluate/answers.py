@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paft.config import TaskConfig
-from paft.evaluate.results import counted, metric_of
+from paft.evaluate.parts import counted, parts
 
 FILE = "answers.parquet"
 TEXTS = ("prompt", "expected", "answer")
@@ -16,10 +16,13 @@ LENGTHS = {"acc": lambda text: 1, "acc_norm": len, "acc_bytes": lambda text: len
 """Metric -> what lm-eval divides a choice's log-likelihood by."""
 
 
-def answers(config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+def answers(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was said in every one of a column's `items`, in their order; `raw` are lm-eval's results."""
-    metric = metric_of(config).partition(",")[0]
-    return [said(sample, metric) for _, sample in counted(config, raw)]
+    return [
+        said(sample, of.metric.partition(",")[0])
+        for of in parts(config, raw)
+        for _, sample, _ in counted(column, of, config, raw)
+    ]
 
 
 def said(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Whatever lm-eval's task files tell is refused in words before anything is trained. Loads no torch.
 """
 
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -13,10 +14,12 @@ from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
 from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
+from paft.evaluate.included import is_included, refuse_code, require_included, unreadable
+from paft.evaluate.leaves import leaves, reached
+from paft.evaluate.local import read_locally, require_rows
+from paft.evaluate.packages import lacking, require_packages
 from paft.files.hub import unavailable
-
-TASKS = Path(__file__).parent / "tasks"
-"""Every YAML file in here is a task that a column may name."""
+from paft.graph.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
         else:
             _refuse_several(at, task, manager)
             name, metrics = task.task, _known_metrics(task, manager)
-        tasks[column] = replace(task, task=name, metric=_metric(at, task, metrics))
+        for metric in task.mean_with:
+            _metric(f"{at}.mean_with", replace(task, metric=metric), metrics)
+        tasks[column] = replace(task, task=name, metric=_metric(f"{at}.metric", task, metrics))
         if task.metric is None:  # one that is named was checked with the command line
             tasks[column].refuse_upside_down(column)
         if (other := sources.setdefault(name, task.task)) != task.task:
@@ -55,38 +60,70 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
     return Columns(replace(config, tasks=tasks), files)
 
 
-def task_manager(tasks: Iterable[str], rows: Mapping[str, str] | None = None) -> TaskManager:
+def task_manager(
+    tasks: Iterable[str], rows: Mapping[str, str] | None = None, include_path: str | None = None
+) -> TaskManager:
     """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
 
-    `rows` reach the functions that make a task's documents, by name.
+    `rows` reach the functions that make a task's documents, by name. A name that is in the folder `include_path` and
+    elsewhere is what it is there.
     """
     metadata = dict[str, Any](rows) if rows else None
-    own = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-    if set(tasks) <= set(own.all_tasks):
+    folders: list[str | Path] = [str(TASKS), *([include_path] if include_path else [])]
+    own = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
+    if set(reached(tasks, own)) <= set(own.all_tasks):
         return own
-    return TaskManager(include_path=str(TASKS), metadata=metadata)
+    return TaskManager(include_path=folders, metadata=metadata)
 
 
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
-    """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there."""
+    """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there.
+
+    With `config.data_dir` their rows are read there. Raises `ValueError` for code that is not trusted, and for packages
+    that a task needs and that are not installed.
+    """
     judged = isinstance(config, JudgedConfig)
-    return task_manager({t.task for t in config.tasks.values() if not (t.file or judged)}, rows)
+    named = {t.task for t in config.tasks.values() if not (t.file or judged)}
+    manager = task_manager(named, rows, config.include_path)
+    require_packages(leaves(named, manager))
+    if config.include_path is not None and not config.trust_task_code:
+        refuse_code(config, manager)
+    if config.data_dir is not None:
+        read_locally(named, Path(config.data_dir), manager)
+    return manager
 
 
-def require_items(config: EvaluateConfig) -> None:
-    """Fetch the items of lm-eval's own tasks. Raises `ValueError` naming the tasks for what cannot be had."""
+def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
+    """Fetch the items of lm-eval's own tasks, or look at those of `config.data_dir`.
+
+    Raises `ValueError` naming the tasks for what cannot be had, and file, row and field of what cannot be read.
+    """
     if isinstance(config, JudgedConfig):
         return
-    named = {task.task for task in config.tasks.values() if not task.file}
-    foreign = sorted(named - {path.stem for path in TASKS.glob("*.yaml")})
+    random.seed(config.seed)  # as `simple_evaluate` does: a task may shuffle its choices while it is loaded
+    for task in config.tasks.values() if config.data_dir is not None else ():
+        for leaf in _foreign([task], manager):
+            require_rows(leaf, manager, task.num_fewshot, config)
+    foreign = _foreign(config.tasks.values(), manager) if config.data_dir is None else []
+    for leaf in [leaf for leaf in foreign if is_included(leaf, manager)]:
+        require_included(leaf, manager)
+        foreign.remove(leaf)
     if not foreign:
         return
     try:
-        task_manager(foreign).load(foreign)
+        manager.load(foreign)
+    except ModuleNotFoundError as error:
+        raise lacking(f"one of lm-eval's tasks {', '.join(foreign)}", error) from None
     except (OSError, ValueError, ImportError) as error:
         what = f"the items of one of {', '.join(foreign)}"
         instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
         raise unavailable(what, "datasets", error, instead) from None
+
+
+def _foreign(tasks: Iterable[TaskConfig], manager: TaskManager) -> list[str]:
+    """The single tasks of columns that are none of PAFT's own."""
+    own = {path.stem for path in TASKS.glob("*.yaml")}
+    return [leaf for leaf in leaves([t.task for t in tasks if not t.file], manager) if leaf not in own]
 
 
 def _refuse_several(at: str, task: TaskConfig, manager: TaskManager) -> None:
@@ -96,7 +133,7 @@ def _refuse_several(at: str, task: TaskConfig, manager: TaskManager) -> None:
         near = ", ".join(get_close_matches(task.task, manager.all_tasks)) or "lm-eval ls tasks lists them"
         raise ValueError(
             f"{at}.task={task.task} is no task of lm-eval or PAFT; near it: {near}. "
-            "A task of your own is the path of its file, which ends in .yaml"
+            f"A task of your own is the path of its file, which ends in .yaml{unreadable(manager)}"
         )
     if task.task in manager.all_tags:
         raise ValueError(f"{at}.task={task.task} is a tag of several tasks; give each a column of its own")
@@ -135,19 +172,19 @@ def metric_keys(task: Mapping[str, Any]) -> list[str]:
     return [f"{name},{filter_name}" for name in names for filter_name in filters]
 
 
-def _metric(at: str, task: TaskConfig, metrics: list[str]) -> str:
-    """The metric a column asks for, or the first there is."""
+def _metric(key: str, task: TaskConfig, metrics: list[str]) -> str:
+    """The metric a column asks for under `key`, or the first there is."""
     if task.metric is None:
         if not metrics:
             raise ValueError(
-                f"{at}.metric must be given, as acc,none: lm-eval does not say which metrics {task.task} has"
+                f"{key} must be given, as acc,none: lm-eval does not say which metrics {task.task} has"
             )
         return metrics[0]
     if metrics and task.metric not in metrics:
         near = get_close_matches(task.metric, metrics, n=1, cutoff=0.3)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"{at}.metric={task.metric} is no metric of {task.task}, which has {' '.join(map(repr, metrics))}{meant}"
+            f"{key}={task.metric} is no metric of {task.task}, which has {' '.join(map(repr, metrics))}{meant}"
         )
     return task.metric
 

@@ -90,7 +90,8 @@ def over_items(contributions: Floats, starts: Places) -> Floats:
 def from_samples(task: str, samples: Sequence[Mapping[str, Any]]) -> Items:
     """`Items` of one column's lines of samples.jsonl.
 
-    lm-eval gives (log-likelihood, bytes) for bits per byte, else one number an item.
+    lm-eval gives (log-likelihood, bytes) for bits per byte, else one number an item; of several instructions in one
+    item {"sum": those that were followed, "of": all}.
     """
     return from_pairs(task, [(str(s["item"]), *_pair(s["value"])) for s in samples])
 
@@ -109,6 +110,8 @@ def from_pairs(task: str, pairs: Iterable[tuple[str, float, float]]) -> Items:
 
 
 def _pair(value: Any) -> tuple[float, float]:
+    if isinstance(value, dict):
+        return float(value["sum"]), float(value["of"])
     if isinstance(value, list | tuple):
         likelihood, num_bytes = value
         return -float(likelihood) / math.log(2), float(num_bytes)

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
+from paft.evaluate.parts import metric_of, metrics_of, part, parts, sizes, subtasks
 from paft.files.jsonfile import read_object
 
 log = logging.getLogger("paft")
@@ -32,26 +33,19 @@ def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
     """One column of the table from lm-eval's results. Raises `ValueError` naming what is missing."""
     names = subtasks(config, raw)
     _warn_of_direction(column, config, raw.get("higher_is_better", {}).get(names[0], {}))
-    values = [_value(column, raw["results"], name, metric_of(config)) for name in names]
-    errors = [_stderr(raw["results"][name], metric_of(config)) for name in names]
+    scored = [part(column, of, config, raw) for of in parts(config, raw)]
     versions = {str(raw.get("versions", {}).get(name)) for name in names}
     return Score(
         task=config.task,
-        metric=metric_of(config),
-        score=sum(values) / len(values),
-        stderr=_mean_error(errors),
+        metric=" ".join(metrics_of(config)),
+        score=sum(p.score for p in scored) / len(scored),
+        stderr=_mean_error([p.stderr for p in scored]),
         higher_is_better=config.higher_is_better,
         in_average=config.in_average,
         num_fewshot=raw.get("n-shot", {}).get(names[0]),
         version=",".join(sorted(versions)),
-        num_items=sum(raw.get("n-samples", {}).get(n, {}).get("effective", 0) for n in names) or None,
+        num_items=sum(sizes(names, raw)) or None,
     )
-
-
-def metric_of(config: TaskConfig) -> str:
-    """The metric a column is scored by, once `columns_of` has chosen where the config does not."""
-    assert config.metric is not None
-    return config.metric
 
 
 def _warn_of_direction(column: str, config: TaskConfig, directions: Mapping[str, bool | None]) -> None:
@@ -63,62 +57,6 @@ def _warn_of_direction(column: str, config: TaskConfig, directions: Mapping[str,
             config.metric,
             config.task,
         )
-
-
-def subtasks(config: TaskConfig, raw: Mapping[str, Any]) -> list[str]:
-    """The results a column is the plain mean of: one task, or every member of a group.
-
-    lm-eval weighs MMLU's 57 subjects by their number of questions; the leaderboard counts each subject once.
-    """
-    if config.mean_over is None:
-        return [config.task]
-    members = sorted(set(_members(config.task, raw.get("group_subtasks", {}))))
-    averaged = [name for name in members if name.startswith(config.mean_over)]
-    if not averaged:
-        raise ValueError(
-            f"no subtask of {config.task} starts with {config.mean_over!r}; lm-eval gave {members}"
-        )
-    return averaged
-
-
-def _members(name: str, groups: Mapping[str, list[str]]) -> list[str]:
-    """The tasks of a group and of the groups in it; of a task, itself."""
-    if name not in groups:
-        return [name]
-    return [member for child in groups[name] for member in _members(child, groups)]
-
-
-def items(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The column's metric of every item, under the column's filter: lm-eval keeps an item once per filter.
-
-    `item` is the document's number, with its subtask before it where the column is a mean over several.
-    """
-    metric = metric_of(config).partition(",")[0]
-    return [{"column": column, "item": item, "value": s[metric]} for item, s in counted(config, raw)]
-
-
-def counted(config: TaskConfig, raw: Mapping[str, Any]) -> Iterator[tuple[int | str, Mapping[str, Any]]]:
-    """lm-eval's own samples behind `items`, each with its `item`."""
-    metric, _, filter_name = metric_of(config).partition(",")
-    for name in subtasks(config, raw):
-        for s in raw.get("samples", {}).get(name, []):
-            if s["filter"] == filter_name and metric in s:
-                yield s["doc_id"] if config.mean_over is None else f"{name}/{s['doc_id']}", s
-
-
-def _value(column: str, results: Mapping[str, Any], task: str, metric: str) -> float:
-    if task not in results or metric not in results[task]:
-        given = [k for k in results.get(task, {}) if "," in k and "stderr" not in k]
-        raise ValueError(
-            f"evaluate.tasks.{column}: lm-eval gave no {metric!r} for {task}; it gave {given or list(results)}"
-        )
-    return float(results[task][metric])
-
-
-def _stderr(result: Mapping[str, Any], metric: str) -> float | None:
-    name, _, filter_name = metric.partition(",")
-    value = result.get(f"{name}_stderr,{filter_name}")
-    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _mean_error(errors: list[float | None]) -> float | None:

@@ -29,6 +29,7 @@ def choose(
     sources = {name: (files or {}).get(name, name) for name in names}
     if config.split is EvaluateSplit.full and not any(num_items.values()):
         return list(sources.values()), None
+    random.seed(config.seed)  # as `simple_evaluate` does: a task may shuffle its choices while it is loaded
     loaded = manager.load(list(sources.values()))
     samples: Samples = {}
     for name, task in loaded["tasks"].items():

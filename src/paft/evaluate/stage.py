@@ -20,11 +20,13 @@ from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
 from paft.evaluate.judged import judged_scores
 from paft.evaluate.lm import SparingLM, lm_of
-from paft.evaluate.results import Score, as_json, items, score
+from paft.evaluate.parts import items
+from paft.evaluate.results import Score, as_json, score
 from paft.evaluate.splits import choose
 from paft.files.jsonfile import write_json
 from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
+from paft.graph.tasks import refuse_changed_files
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
 from paft.proof.base import load_base
@@ -48,6 +50,7 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         shutil.copy(inputs["model"] / "merge.json", out / "merge.json")
     if isinstance(config.evaluate, JudgedConfig):
         return _judged(inputs["judge"], config.evaluate, config.template, out)
+    refuse_changed_files(config.evaluate)
     device = device_of(context.running.trainer)
     results = evaluate_model(
         model_folder(inputs, base, out / WORK / "model", config.evaluate.dtype),
@@ -136,7 +139,7 @@ def score_tasks(
         raw = _evaluated(lm, known, columns, shots, manager)
         for column, task in columns.items():
             scored = items(column, task, raw)
-            samples += [item | texts for item, texts in zip(scored, answers(task, raw), strict=True)]
+            samples += [item | texts for item, texts in zip(scored, answers(column, task, raw), strict=True)]
             scores[column] = with_stderr(score(column, task, raw), scored)
     return {column: scores[column] for column in config.tasks}, samples
 
@@ -171,7 +174,8 @@ def _evaluated(
 
 
 def with_stderr(score: Score, scored: list[dict[str, Any]]) -> Score:
-    """Bits per byte has no error in lm-eval: it is a ratio of sums, (log-likelihood, bytes) per item."""
-    if score.stderr is not None or not scored or not isinstance(scored[0]["value"], tuple | list):
+    """Ratios of sums have no error in lm-eval: bits per byte, (log-likelihood, bytes) per item, and shares of all
+    instructions."""
+    if score.stderr is not None or not any(isinstance(s["value"], tuple | list | dict) for s in scored):
         return score
     return replace(score, stderr=from_samples(score.task, scored).stderr)

@@ -59,6 +59,23 @@ def files_sha256(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def tree_sha256(folder: Path, name: str) -> str:
+    """Hex sha256 over relative paths and contents of every file below a folder, but for hidden ones and caches.
+
+    Raises `ValueError` with the `name` of the setting for a path that is no folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(
+            f"{name} must be a folder, got {folder}; paths are relative to the folder you run train.py in"
+        )
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        inside = path.relative_to(folder)
+        if not any(part.startswith(".") or part == "__pycache__" for part in inside.parts):
+            digest.update(f"{inside.as_posix()}\0{file_sha256(path)}\0".encode())
+    return digest.hexdigest()
+
+
 def folder_sha256(folder: Path) -> str:
     """Hex sha256 over names and contents of a model folder's JSON, tokenizer and safetensors files.
 

@@ -1,4 +1,4 @@
-"""What a task of the user's is known by in a stage key: the content of its files, not where they lie."""
+"""What tasks and rows of the user's are known by in a stage key: the content of their files, not where they lie."""
 
 import hashlib
 import re
@@ -6,17 +6,76 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import paft
 from paft.config import EvaluateConfig
-from paft.files.fingerprint import file_sha256
+from paft.files.fingerprint import file_sha256, tree_sha256
+from paft.graph.task_files import read_task_file, with_included
 
+TASKS = Path(paft.__file__).parent / "evaluate" / "tasks"
+"""Every YAML file in here is a task that a column may name."""
+SHIPPED = (
+    "paft_answers",
+    "paft_gsm8k",
+    "paft_gsm8k_choice",
+    "paft_honesty",
+    "paft_mmlu_dev",
+    "paft_preference",
+    "paft_tool_call",
+)
+"""PAFT's own, whose content no key holds: the version in the file tells when it changes."""
 INCLUDE = re.compile(r"""^include:\s*["']?([^"'\s#]+)""", re.MULTILINE)
 FUNCTION = re.compile(r"""!function\s+["']?([\w.]+)\.\w+""")
 
 
 def with_fingerprints(evaluate: EvaluateConfig) -> EvaluateConfig:
-    """Every task that is a file with its sha256. Raises `ValueError` for a file that is not there."""
-    from_files = {c: replace(t, sha256=task_sha256(t.file)) for c, t in evaluate.tasks.items() if t.file}
-    return replace(evaluate, tasks=evaluate.tasks | from_files) if from_files else evaluate
+    """Every task that is a file, and the folders of rows and of tasks, with their sha256.
+
+    Raises `ValueError` for what is not there.
+    """
+    added = _added()
+    files = {column: task.file or added.get(task.task) for column, task in evaluate.tasks.items()}
+    from_files = {
+        c: replace(evaluate.tasks[c], sha256=task_sha256(file)) for c, file in files.items() if file
+    }
+    if from_files:
+        evaluate = replace(evaluate, tasks=evaluate.tasks | from_files)
+    if evaluate.data_dir is not None:
+        evaluate = replace(evaluate, data_sha256=tree_sha256(Path(evaluate.data_dir), "evaluate.data_dir"))
+    if evaluate.include_path is not None:
+        evaluate = replace(evaluate, include_sha256=included_sha256(Path(evaluate.include_path)))
+    return evaluate
+
+
+def _added() -> dict[str, Path]:
+    """Name -> file of the tasks that were put beside PAFT's own."""
+    others = sorted(path for path in TASKS.glob("*.yaml") if path.stem not in SHIPPED)
+    return {str(read_task_file(path).content.get("task")): path for path in others}
+
+
+def included_sha256(folder: Path) -> str:
+    """Hex sha256 over a folder of task files, with what they include, run and read outside of it.
+
+    Raises `ValueError` for a path that is no folder.
+    """
+    digests = [tree_sha256(folder, "evaluate.include_path")]
+    inside = folder.resolve()
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            files = with_included(path)
+        except ValueError:
+            continue  # no task, or one that lm-eval passes over
+        used = [other for file in files for other in (file.path, *file.modules, *file.data)]
+        digests += [file_sha256(other) for other in used if not other.resolve().is_relative_to(inside)]
+    return hashlib.sha256("\0".join(dict.fromkeys(digests)).encode()).hexdigest()
+
+
+def refuse_changed_files(evaluate: EvaluateConfig) -> None:
+    """Raise `ValueError` where tasks or rows are not those that the stage's key was made from."""
+    if with_fingerprints(evaluate) != evaluate:
+        raise ValueError(
+            "files of evaluate.tasks, evaluate.include_path or evaluate.data_dir changed after this run was planned; "
+            "nothing was scored with them: put the old ones back, or give the same command again to run with the new"
+        )
 
 
 def task_sha256(file: Path) -> str:
