@@ -24,7 +24,13 @@ BRANCHES = {
     "orpo": branch(ORPO, **SETTINGS),
     "kto": branch(KTO, beta=0.5, **SETTINGS),
 }
-STAGES = {"sft": "sft", "dpo": "preference", "orpo": "preference", "kto": "preference", "evaluate": "evaluate"}
+STAGES = {
+    "sft": "sft",
+    "dpo": "preference",
+    "orpo": "preference",
+    "kto": "preference",
+    "evaluate": "evaluate",
+}
 TASKS = {
     "tool_call": TaskConfig(task="paft_tool_call", metric="exact_match,none"),
     "honesty": TaskConfig(task="paft_honesty", metric="acc,none"),
