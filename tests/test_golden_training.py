@@ -12,7 +12,7 @@ from paft.config import DType, EvaluateConfig, L1Config, Schedule, SFTConfig, Ta
 from paft.evaluate.stage import score_tasks
 from paft.graph import stages
 from paft.model.base import base_folder, load_tokenizer
-from paft.objectives import DPO, ORPO
+from paft.objectives import DPO, KTO, ORPO
 from paft.proof.base import load_base
 
 FILE = Path(__file__).parent / "golden/training.json"
@@ -22,8 +22,15 @@ BRANCHES = {
     "sft": branch(SFTConfig, l1=L1Config(1e-3), **SETTINGS),
     "dpo": branch(DPO, **SETTINGS),
     "orpo": branch(ORPO, **SETTINGS),
+    "kto": branch(KTO, beta=0.5, **SETTINGS),
 }
-STAGES = {"sft": "sft", "dpo": "preference", "orpo": "preference", "evaluate": "evaluate"}
+STAGES = {
+    "sft": "sft",
+    "dpo": "preference",
+    "orpo": "preference",
+    "kto": "preference",
+    "evaluate": "evaluate",
+}
 TASKS = {
     "tool_call": TaskConfig(task="paft_tool_call", metric="exact_match,none"),
     "honesty": TaskConfig(task="paft_honesty", metric="acc,none"),

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import train
 from tiny import BRANCHES, PAD, judged, make, move, pairs, run, whole_batch
 
 from paft.chat.encode import encode_pair
@@ -23,6 +24,7 @@ from paft.data.tokens import read_preference
 from paft.data.unpaired import mismatched, split_pairs
 from paft.graph.build import build
 from paft.model.base import byte_tokenizer
+from paft.objectives import OBJECTIVES
 from paft.store.store import Store
 from paft.training.reference import FILE, ScoredAnswer, as_pair, score_pairs, scored
 from paft.training.statistics import chosen_text
@@ -231,3 +233,24 @@ def test_smoke_cell_trains_on_judged_answers(tmp_path, compose):
     )  # all weights 1, policy and reference equal
     assert (history["train/kl"].dropna() >= 0).all()
     assert not torch.isnan(torch.tensor(history["train/chosen_logps"].iloc[0]))
+
+
+def test_command_trains_on_the_embedded_pairs_up_to_its_table(tmp_path):
+    words = ("experiment=smoke", "preference=kto", "callbacks=none", "trainer.progress_bar=false")
+    done = train(*words, f"logs={tmp_path}", cwd=tmp_path, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert "SFT_sparse+KTO" in done.stdout
+    assert "each pair is split into a good and a bad answer" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("objective", [n for n, o in OBJECTIVES.items() if o.rows == "pairs"])
+def test_judged_answers_are_refused_by_objectives_of_pairs(tmp_path, compose, objective):
+    path = answers(tmp_path / "a.jsonl", True, False)
+    words = ("experiment=smoke", "data=jsonl", "paradigm=preference", f"preference={objective}")
+    config = compose(*words, f"data.preference.path={path}", f"logs={tmp_path}")
+    cell = build(config)
+    context = context_of(config, Store(config.store), cell)
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl, row 1: .* set preference=kto, which learns from such rows"
+    ):
+        context.store.ensure(cell, context.run)

@@ -82,7 +82,7 @@ def prepare_sft(
 
     Columns `input_ids` and `labels`, lists of int32. With `held_out` also those rows, as text. The result maps each
     split to the fields of `Counts`, `read_as`: what rows of files were taken for, and, where rows have fields that are
-    not used, `ignored`: in how many rows each is.
+    not used, `ignored`: in how many rows each is; where pairs were split, `split_pairs`: how many.
     A model of `positions` reads no longer rows. Memory does not grow with the number of rows.
     Raises ValueError for a template that does not prove right, listing bad rows (before anything is tokenised) and,
     under `too_long=error`, rows whose answer does not fit; also if no row is left.
@@ -154,10 +154,9 @@ def _prepare_split(
         log.info("%s: left out: %d bad rows, %d too long", name, counts.bad_rows, counts.dropped)
     if not counts.rows:
         raise ValueError(f"no row is left for {path.name}: {_why_none(counts, rows.source)}")
-    read_as: dict[str, Any] = {"read_as": rows.read_as} if rows.read_as else {}
-    if _splits_pairs(rows, kind):
-        read_as["split_pairs"] = counts.rows // 2
-    return asdict(counts) | read_as | ({"ignored": rows.ignored} if rows.ignored else {})
+    split = counts.rows // 2 if _splits_pairs(rows, kind) else 0
+    said = {"read_as": rows.read_as, "ignored": rows.ignored, "split_pairs": split}
+    return asdict(counts) | {name: what for name, what in said.items() if what}
 
 
 def _stored(rows: Iterator[Any], source: CheckedRows[Any], kind: type[AnyTokens]) -> Iterator[Any]:

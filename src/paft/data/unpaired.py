@@ -8,14 +8,15 @@ from paft.chat.tokens import EncodedAnswer, EncodedPair
 log = logging.getLogger("paft")
 
 APART = 2
-"""How many pairs after a chosen answer's own the rejected answer stands in that follows it."""
+"""How many pairs later than a chosen answer's own that of the rejected answer behind it is: with 1, the next row of a
+rejected answer would be its own pair's chosen one."""
 
 
 def split_pairs(pairs: Iterable[EncodedPair]) -> Iterator[EncodedAnswer]:
     """Two rows of each pair, as TRL's `unpair_preference_dataset` makes: good the chosen answer, bad the rejected one.
 
-    They alternate, and a rejected answer comes two pairs early, the first two last: of three pairs or more no row is
-    followed by one with its own prompt.
+    They alternate, and a rejected answer comes two pairs early, the first two last, so that of three pairs or more no
+    row is followed by one with its own prompt. TRL has all the good ones first.
     """
     chosen, rejected = list[EncodedAnswer](), list[EncodedAnswer]()
     for pair in pairs:

@@ -113,7 +113,7 @@ def by_layer(tensors: Mapping[str, Mapping[str, Any]], measure: str) -> dict[int
 
 
 def training_curves(histories: Mapping[str, pd.DataFrame], title: str = "Training") -> Figure | None:
-    """The step logs (label -> history.csv): loss, its L1 part, sparsity, rewards, accuracy.
+    """The step logs (label -> history.csv): loss, its L1 part, sparsity, rewards, accuracy, KL.
 
     A panel appears where a log has two values of its column or more. Rewards of chosen and rejected stand apart, so
     that a chosen likelihood that falls with the rejected one shows.
