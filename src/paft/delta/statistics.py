@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paft.delta import adapter as stored_adapter
-from paft.delta.delta import Delta, Factors
+from paft.delta.delta import Delta, Factors, StoredDelta
 
 SMALL = 1e-5
 """The absolute threshold of the PAFT paper's sparsity."""
@@ -38,6 +38,9 @@ class LowRank(NamedTuple):
     def shape(self) -> torch.Size:
         """[out, in]"""
         return torch.Size((self.B.shape[0], self.A.shape[1]))
+
+    def to(self, device: torch.device) -> "LowRank":
+        return LowRank(self.A.to(device), self.B.to(device), self.scaling)
 
     def dense(self) -> Tensor:
         """Float32 [out, in]."""
@@ -111,6 +114,11 @@ def adapter_statistics(
     over_elements = {key: sum(row["numel"] * row[key] for row in rows) / numel for key in shares}
     over_elements |= {"numel": numel, "l1": l1, "l2": l2, "rms": l2 / math.sqrt(numel)}
     return {"layers": layers, "mean_over_layers": _mean_of(rows), "over_elements": over_elements}
+
+
+def measured(deltas: Mapping[str, StoredDelta]) -> dict[str, Any]:
+    """`adapter_statistics` of stored deltas, of which one is in memory at a time."""
+    return adapter_statistics((name, in_torch(stored.load())) for name, stored in deltas.items())
 
 
 def _share(mask: Tensor) -> float:
