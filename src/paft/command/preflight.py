@@ -28,7 +28,8 @@ def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
     models = {stage.config.model.name: stage.config.model for stage in stages}
     for model in models.values():
         trained = (s for s in stages if s.kind.trains and s.config.model.name == model.name)
-        targets = {stage.name: stage.config.branch.lora.target_modules for stage in trained}
+        adapted = {stage.name: stage.config.branch for stage in trained if not stage.config.branch.is_full}
+        targets = {name: branch.lora.target_modules for name, branch in adapted.items()}
         require_base(model, targets, offline=config.offline)
     for merge in (stage for stage in stages if stage.name == "merge"):
         branches = {name: stage.config for name, stage in merge.inputs.items()}

@@ -56,3 +56,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 def base_fingerprint(model: ModelConfig) -> str:
     """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
     return f"{model.name}-{text_digest(json.dumps(canonical(model.as_released()), sort_keys=True))}"
+
+
+def save_fingerprints(folder: Path, fingerprints: dict[str, str]) -> None:
+    """Write paft.json: the base, tokenizer and template that a delta is for."""
+    (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))

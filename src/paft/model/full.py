@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from paft.delta.full import FOLDER, save_full_delta
 from paft.delta.rows import matrix_shape
 from paft.logps import Head
-from paft.model.policy import FrozenPolicy, save_fingerprints
+from paft.model.adapters import save_fingerprints
+from paft.model.policy import FrozenPolicy
 from paft.model.shards import own_rows, whole
 
 DELTA = "{}_delta"

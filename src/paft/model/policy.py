@@ -1,6 +1,5 @@
 """The LoRA backbone the three objectives share: attach, switch off, read factors, save."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from paft.config import LoraConfig
 from paft.delta.statistics import LowRank
 from paft.logps import IGNORE, Head, label_logps
+from paft.model.adapters import save_fingerprints
 from paft.model.architecture import refuse_not_causal
 from paft.model.layers.attention import pack, shared_prompt_bias
 from paft.model.layers.dropout import RowDropout, Rows
@@ -245,8 +245,3 @@ class FrozenPolicy(Policy):
     @property
     def base(self) -> PreTrainedModel:
         return self.frozen
-
-
-def save_fingerprints(folder: Path, fingerprints: dict[str, str]) -> None:
-    """Write paft.json: the base, tokenizer and template that a delta is for."""
-    (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))

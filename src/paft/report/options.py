@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from paft.config import Tuning
 from paft.config.checks import TYPES, UNLESS_DEFAULT, default_of
 from paft.graph.stage import canonical
 from paft.report.lineage import Identity, branches, is_taken
@@ -84,9 +85,10 @@ def applies(row: Row, option: str) -> bool:
 
 
 def _in_effect(branch: Mapping[str, Any]) -> Mapping[str, Any]:
-    if (branch.get("l1") or {}).get("weight"):
-        return branch
-    return {name: value for name, value in branch.items() if name != "l1"}
+    """Without what the training did not read: a penalty of weight 0, the adapter where all weights were trained."""
+    unread = set() if (branch.get("l1") or {}).get("weight") else {"l1"}
+    unread |= {"lora"} if branch.get("tuning") == Tuning.full.value else set()
+    return {name: value for name, value in branch.items() if name not in unread}
 
 
 def _flat(at: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
