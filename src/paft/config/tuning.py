@@ -45,7 +45,8 @@ def _conflicts(config: "RunConfig") -> Iterator[str]:
             "merge"
         )
     if merge.space in (Space.core, Space.svd):
+        instead = "set merge.space=delta" if Space.delta in merge.spaces else "choose another merge"
         yield (
             f"gives a delta of full rank, and merge={merge.name} merge.space={merge.space.value} is of low-rank "
-            "factors: set merge.space=delta or another merge"
+            f"factors: {instead}"
         )

@@ -67,9 +67,12 @@ def column_of(name: str) -> str:
 
 
 def applies(row: Row, option: str) -> bool:
-    """Whether the row could have the option at all: its branch was trained, its penalty had a weight."""
+    """Whether the row could have the option at all: its branch was trained, its penalty had a weight, it has a LoRA."""
     if option.startswith("sft.l1."):
         return bool(row.weight)
+    branch, _, rest = option.partition(".")
+    if rest.startswith("lora.") and row.option(f"{branch}.tuning") == Tuning.full.value:
+        return False
     if not is_option(option):
         return True
     if option == "model.quantization":
