@@ -90,7 +90,6 @@ class FullPolicy(FrozenPolicy):
             if floats:
                 self.moving[module] = list(floats)
                 module.register_forward_pre_hook(self._lead)
-        self.register_load_state_dict_post_hook(lambda *_: self.follow())
 
     def _lead(self, module: nn.Module, _: Any = None) -> None:
         """Before a module runs: what it reads under a parameter's name leads back to the delta."""

@@ -126,6 +126,12 @@ class BranchModule(L.LightningModule):
         factor = schedule(c.schedule, steps=self.num_steps, warmup_ratio=c.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
+    def on_train_start(self) -> None:
+        self.backbone.follow()  # what a checkpoint has put into the trained parameters
+
+    def on_validation_start(self) -> None:
+        self.backbone.follow()  # also of a run that was killed after its last step
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """A global batch is lists of tokens; its micro-batches move when they become tensors."""
         return batch
