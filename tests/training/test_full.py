@@ -1,5 +1,6 @@
 """Full fine-tuning as a choice: its weights, its penalty, its checkpoints, its stages and what it is refused with."""
 
+import math
 import os
 import signal
 import subprocess
@@ -7,8 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from conftest import train as command
 from resumable import configured, stage_of, train
 from safetensors.torch import load_file
 from tiny import BFLOAT16, MODEL, branch, distance, make, pairs, run, sft_rows
@@ -64,7 +67,7 @@ def test_weights_are_the_base_plus_their_deltas_rounded_once(model):
 
 
 def test_what_bfloat16_cannot_hold_is_not_lost():
-    """Steps of 1e-6 are below the rounding of most weights in bfloat16; measured 2e-2 from the float32 base's deltas."""
+    """Steps of 1e-6 are below the rounding of most weights in bfloat16; measured 2e-2 from the deltas of float32."""
     config, rows = full(SFTConfig, lr=1e-6), sft_rows(32)
     modules = [make(config, steps=4, model=model) for model in (BFLOAT16, MODEL)]
     before = stored(modules[0])
@@ -251,3 +254,24 @@ def test_what_full_does_not_go_with_is_refused_by_name(tmp_path, words, said):
 )
 def test_what_is_not_read_is_not_refused(tmp_path, words):
     configured(tmp_path, *words)
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+def test_the_command_says_that_an_option_of_lora_has_no_effect(tmp_path):
+    done = command("experiment=smoke", "sft.tuning=full", "sft.lora.rank=8", "plan=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "sft.lora.rank=8 has no effect: sft.tuning=full trains every weight" in done.stderr
+
+
+def test_a_grid_of_both_tunings_is_one_table(tmp_path):
+    words = ("experiment=smoke", "preference.tuning=full", "preference.lr=1e-3", "trainer.progress_bar=false")
+    done = command(*words, f"logs={tmp_path}", "-m", "sft.tuning=lora,full", "merge=linear", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "preference.lr=0.001 is high for preference.tuning=full" in done.stdout + done.stderr
+    table = pd.read_csv(tmp_path / "report/results.csv")
+    assert sorted(table["sft.tuning"]) == ["full", "lora"] and set(table["preference.tuning"]) == {"full"}
+    ranks = dict(zip(table["sft.tuning"], table["sft.lora.rank"], strict=True))
+    assert ranks["lora"] == 16 and math.isnan(ranks["full"]) and "preference.lora.rank" not in table
+    assert "tuning=full" in done.stdout and "lora.rank" not in done.stdout
