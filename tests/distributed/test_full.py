@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from ranks import train
+from small_bases import small_base
 from test_strategies import CHECKPOINTED, HYBRID, OFFLOAD
 from tiny import distance
 from torch import Tensor
@@ -71,6 +72,25 @@ def test_several_processes_give_the_deltas_of_one(logs, one, tmp_path, branch, r
     # what is scored after training was scored with the trained weights, DPO's with the base's too
     scores = [name for name in theirs if name.startswith("validation/")]
     assert all(ours[n].iloc[-1] == pytest.approx(theirs[n].iloc[-1], rel=1e-3) for n in scores)
+
+
+@pytest.mark.parametrize("run", ["ddp 2", "fsdp 2"])
+def test_a_tied_head_stays_tied_in_several_processes(logs, tmp_path, run):
+    small_base(tmp_path / "base", "llama", tie_word_embeddings=True)
+    model = (
+        "model=local",
+        f"model.path={tmp_path / 'base'}",
+        *SHORT,
+        "lambda=1e-3",
+        "sft.l1.method=proximal",
+    )
+    world, how = RUNS[run]
+    one = train(logs, tmp_path / "one", "sft", *model)
+    several = train(logs, tmp_path / "several", "sft", *model, *how, world=world)
+
+    found, expected = deltas_of(several), deltas_of(one)
+    assert "model.embed_tokens.weight" in found and "lm_head.weight" not in found
+    assert distance(found, expected) < SAME
 
 
 @pytest.mark.parametrize(("before", "after"), [("fsdp 2", "checkpointing"), ("checkpointing", "fsdp 2")])

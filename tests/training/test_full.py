@@ -1,5 +1,6 @@
 """Full fine-tuning as a choice: its weights, its penalty, its checkpoints, its stages and what it is refused with."""
 
+import json
 import math
 import os
 import signal
@@ -16,6 +17,7 @@ from resumable import configured, stage_of, train
 from safetensors.torch import load_file
 from tiny import BFLOAT16, MODEL, branch, distance, make, pairs, run, sft_rows
 from torch import Tensor
+from wandb_file import records
 
 from paft.config import L1Config, L1Method, L1Of, LoraConfig, SFTConfig, Sparsity, Tuning
 from paft.delta.statistics import dense, read_adapter
@@ -207,6 +209,20 @@ def test_sequential_training_starts_from_the_base_plus_the_first_delta(tmp_path)
     train(
         config, "preference", tmp_path / "out"
     )  # policy and reference agree at its start, or it would refuse
+
+
+@pytest.mark.slow
+def test_wandb_is_told_of_the_delta_and_keeps_no_copy(tmp_path):
+    words = ("experiment=smoke", "logger=wandb", "paradigm=sft", *FULL[:1], "sft.lr=1e-4", "callbacks=none")
+    done = command(*words, f"logs={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (stage,) = (tmp_path / "stages/sft").glob("*/stage.json")
+    (file,) = tmp_path.glob("wandb/offline-run-*-sft-*/run-*.wandb")
+    (artifact,) = (r.artifact for r in records(file) if r.WhichOneof("record_type") == "artifact")
+    assert (artifact.type, artifact.name) == ("delta", f"sft-{stage.parent.name}")
+    kept = {entry.path for entry in artifact.manifest.contents}
+    assert "paft.json" in kept and "delta.safetensors" not in kept
+    assert json.loads(artifact.metadata)["folder"] == str(stage.parent / "delta")
 
 
 # --- keys and refusals -------------------------------------------------------------------------------

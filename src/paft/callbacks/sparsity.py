@@ -1,6 +1,6 @@
 """How sparse the delta is while it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -34,7 +34,7 @@ class DeltaSparsity(Callback):
 
 
 @torch.no_grad()
-def share_below(deltas: Sequence[LowRank | Tensor], threshold: float = SMALL) -> float:
+def share_below(deltas: Iterable[LowRank | Tensor], threshold: float = SMALL) -> float:
     """Share of elements below `threshold` in magnitude, mean over layers; holds one layer's delta at a time."""
     shares = [(dense(delta).abs() < threshold).float().mean() for delta in deltas]
     return float(torch.stack(shares).mean())

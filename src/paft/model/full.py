@@ -132,9 +132,9 @@ class FullPolicy(FrozenPolicy):
             finally:
                 self._write(moved=True)
 
-    def deltas(self) -> Sequence[Tensor]:
-        """Float32 [out, in] of every trained tensor as a matrix, whole."""
-        return [_matrix(whole(t.delta.detach())) for t in self.trained]
+    def deltas(self) -> Iterator[Tensor]:
+        """Float32 [out, in] of every trained tensor as a matrix, whole, one at a time."""
+        return (_matrix(whole(t.delta.detach())) for t in self.trained)
 
     def stored_deltas(self) -> Sequence[Tensor]:
         return [t.delta for t in self.trained]

@@ -1,6 +1,6 @@
 """The LoRA backbone the three objectives share: attach, switch off, read factors, save."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -177,7 +177,7 @@ class Policy(nn.Module):
             LowRank(m.lora_A[ADAPTER].weight, m.lora_B[ADAPTER].weight, m.scaling[ADAPTER]) for m in layers
         ]
 
-    def deltas(self) -> Sequence[LowRank | Tensor]:
+    def deltas(self) -> Iterable[LowRank | Tensor]:
         """What is added to each weight, whole: a product of factors, or a float32 matrix."""
         return self.factors()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.config import Wandb
-from paft.delta.full import trained_folder
+from paft.delta.full import FILE, trained_folder
 from paft.graph.build import lambda_of
 from paft.graph.stage import Stage, canonical
 from paft.store.context import Context
@@ -48,10 +48,12 @@ def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Con
             return True
         run.summary.update(metrics)
         trained = trained_folder(out)
-        artifact = wandb.Artifact(
-            branch_id(stage), type=trained.name, metadata={"key": stage.key, "stage": stage.name}
-        )
-        artifact.add_dir(str(trained))
+        place = str(context.store.path(stage) / trained.name)
+        metadata = {"key": stage.key, "stage": stage.name, "folder": place}
+        artifact = wandb.Artifact(branch_id(stage), type=trained.name, metadata=metadata)
+        for path in sorted(trained.iterdir()):
+            if path.name != FILE:  # as large as the model: `folder` says where it is
+                artifact.add_file(str(path))
         run.log_artifact(artifact)
         run.finish()
         return True

@@ -17,7 +17,7 @@ so, and read the sparsity that was reached in sparsity.json.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def _logit(share: float) -> float:
 
 
 @torch.no_grad()
-def measured_share(deltas: Sequence[LowRank | Tensor], measure: Sparsity) -> float:
+def measured_share(deltas: Iterable[LowRank | Tensor], measure: Sparsity) -> float:
     """The share of the delta that counts as zero by `measure`, mean over layers, of `SAMPLE_ROWS` rows of each.
 
     `deltas` are (A [r, in], B [out, r], scaling) or matrices [out, in], whole.
