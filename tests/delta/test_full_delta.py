@@ -5,17 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from full_models import save_base, weights_of
+from full_models import save_adapter, save_base, weights_of
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
+from tiny import MODEL
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from paft.delta.adapter import read_adapter
+from paft.config import SFTConfig
+from paft.delta.adapter import NAMES_OF_BASE, read_adapter
 from paft.delta.full import FILE, StoredSparse, read_full_delta, save_full_delta, trained_folder
 from paft.delta.statistics import dense, measured
 from paft.delta.statistics import read_adapter as in_memory
+from paft.graph.taken import taken
 from paft.merge.apply import merge_adapters
+from paft.merge.mergekit.written import mergekit_config
 from paft.merge.methods import METHODS
 
 SHAPES = {"wide": (40, 96), "tall": (96, 40), "vector": (64,), "stacked": (3, 8, 16)}
@@ -160,6 +164,24 @@ def test_merged_deltas_are_the_bytes_of_merged_models(branches, tmp_path, method
     assert of_deltas == of_models
     one, other = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("models", "deltas"))
     assert one == other
+
+
+def test_one_of_each_is_the_merge_of_the_model_and_the_adapter(branches, tmp_path):
+    base, models, deltas = branches
+    adapter = save_adapter(base, tmp_path / "adapter", 3)
+    for name, folder in (("model", models["sft"]), ("delta", deltas["sft"])):
+        mixed = {"sft": folder, "preference": adapter}
+        merge_adapters(base, mixed, METHODS["ties"](), tmp_path / name, same=NAMES_OF_BASE)
+    one, other = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("model", "delta"))
+    assert one == other
+
+
+def test_what_else_takes_adapters_says_that_it_does_not_take_deltas(branches, tmp_path):
+    base, _, deltas = branches
+    with pytest.raises(ValueError, match="delta of full fine-tuning; merge it here"):
+        mergekit_config(base, deltas, METHODS["ties"]())
+    with pytest.raises(ValueError, match="is not a PEFT adapter folder"):
+        taken("sft", SFTConfig(adapter=str(deltas["sft"])), MODEL)
 
 
 def test_in_memory_a_delta_is_its_matrix(branches):
