@@ -34,7 +34,8 @@ def profile_step(model: str, rows: int, tokens: int) -> dict[str, float]:
 
     from paft.command.choices import CONF
     from paft.command.compose import register_schemas, to_config
-    from paft.cost.flops_and_bytes import read_shape, training_flops
+    from paft.cost.flops_and_bytes import training_flops
+    from paft.cost.shape import read_shape
     from paft.cost.work import Work, sequence_work
     from paft.model.base import base_folder
     from paft.model.policy import Policy

@@ -1,4 +1,5 @@
-"""A branch that can be killed: `python resumable.py <folder> <sft|preference> <step> [words]` dies after that step."""
+"""A branch that can be killed: `python resumable.py <folder> <sft|preference> <step> [overrides]` dies after that
+step."""
 
 import os
 import signal
@@ -69,6 +70,6 @@ def train(config: RunConfig, name: str, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    folder, branch, step = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    folder, branch, step, *overrides = Path(sys.argv[1]), *sys.argv[2:]
     kill = "{_target_: resumable.KillAfter, step: " + step + "}"
-    train(configured(folder, f"+callbacks.kill={kill}", *sys.argv[4:]), branch, folder / branch)
+    train(configured(folder, f"+callbacks.kill={kill}", *overrides), branch, folder / branch)

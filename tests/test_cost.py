@@ -16,11 +16,10 @@ from paft.cost.flops_and_bytes import (
     lora_parameters,
     parameters,
     penalty_flops,
-    read_shape,
-    shape_of,
     training_flops,
     training_memory,
 )
+from paft.cost.shape import read_shape, shape_of
 from paft.cost.work import Work, other_forwards, pair_work, rows_work, sequence_work
 from paft.losses import l1_penalty
 from paft.model.base import base_folder

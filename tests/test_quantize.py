@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from paft.command.pipeline import run_cell
 from paft.config import Quantization, SFTConfig
-from paft.cost.flops_and_bytes import base_memory, item_bytes, read_shape, weight_bytes
+from paft.cost.flops_and_bytes import base_memory, item_bytes, weight_bytes
+from paft.cost.shape import read_shape
 from paft.delta.statistics import read_adapter
 from paft.graph.build import build
 from paft.graph.stage import canonical

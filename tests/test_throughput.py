@@ -10,7 +10,8 @@ import torch
 from resumable import configured, stage_of, train
 
 from paft.config import HardwareConfig
-from paft.cost.flops_and_bytes import branch_flops, read_shape
+from paft.cost.flops_and_bytes import branch_flops
+from paft.cost.shape import read_shape
 from paft.cost.work import rows_work
 from paft.data.tokens import read_preference, read_sft
 from paft.model.base import base_folder

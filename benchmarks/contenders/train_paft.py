@@ -22,7 +22,8 @@ from hydra import compose, initialize_config_dir
 from paft.command.compose import register_schemas, to_config
 from paft.command.pipeline import context_of
 from paft.config import BranchConfig, RunConfig
-from paft.cost.flops_and_bytes import read_shape, training_flops
+from paft.cost.flops_and_bytes import training_flops
+from paft.cost.shape import read_shape
 from paft.cost.work import rows_work
 from paft.data.tokens import read_preference, read_sft
 from paft.graph.build import build

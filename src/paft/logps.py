@@ -1,4 +1,4 @@
-"""Log-probabilities of labels, in float32, from hidden states and a frozen output head a block of tokens at a time.
+"""Log-probabilities of labels, in float32, from hidden states and an output head a block of tokens at a time.
 
 Shapes: B rows, T tokens, H hidden, V vocabulary, N selected tokens. Labels are token ids, -100 where a token
 is not a target. All log-probabilities are natural logarithms.
@@ -18,7 +18,7 @@ SOFTMAX_ROWS = 16
 
 
 class Head(NamedTuple):
-    """A frozen output head: logits = cap tanh(scale (h W^T + bias) / cap), without a cap scale (h W^T + bias).
+    """An output head: logits = cap tanh(scale (h W^T + bias) / cap), without a cap scale (h W^T + bias).
 
     The bias is phi's and CodeGen's, the scale Cohere's, Granite's and Falcon-H1's, the cap Gemma 2's.
     """
@@ -51,11 +51,12 @@ class Head(NamedTuple):
 
 
 class _HeadLogps(torch.autograd.Function):
-    """Log-probability of each target under a frozen output head, without ever holding all logits.
+    """Log-probability of each target under an output head, without ever holding all logits.
 
     The gradient of a token's log-probability to its hidden state, e_target W - softmax W, does not depend on
     what comes later; only its scalar factor does. So it is formed block by block in the forward pass and
-    multiplied by that factor in the backward pass: as much arithmetic as the plain way, N x H memory.
+    multiplied by that factor in the backward pass: as much arithmetic as the plain way, N x H memory. A head that is
+    trained makes its logits once more in the backward pass, where its own gradient is added up in float32.
     """
 
     @staticmethod
@@ -80,13 +81,40 @@ class _HeadLogps(torch.autograd.Function):
             if slope_NH is not None:
                 slope_NH[block] = head.pull(logits_NV, damping_NV) / totals_N[:, None]
         if slope_NH is not None:
-            ctx.save_for_backward(slope_NH)
+            trained = any(ctx.needs_input_grad[1:3])
+            ctx.save_for_backward(slope_NH, *([hidden_NH, targets_N, weight_VH, bias_V] if trained else []))
+            ctx.form = scale, cap
         return logps_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        (slope_NH,) = ctx.saved_tensors
-        return (grad_N[:, None] * slope_NH.float()).to(slope_NH.dtype), *[None] * 5
+        slope_NH, *rest = ctx.saved_tensors
+        grad_NH = (grad_N[:, None] * slope_NH.float()).to(slope_NH.dtype)
+        if not rest:
+            return grad_NH, *[None] * 5
+        hidden_NH, targets_N, weight_VH, bias_V = rest
+        head = Head(weight_VH, bias_V, *ctx.form)
+        return grad_NH, *_head_gradients(head, hidden_NH, targets_N, grad_N), None, None, None
+
+
+def _head_gradients(
+    head: Head, hidden_NH: Tensor, targets_N: Tensor, grad_N: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Of the head's weight [V, H] and bias [V], for the gradients of the targets' log-probabilities."""
+    W, bias = head.weight, head.bias
+    grad_VH = torch.zeros_like(W, dtype=torch.float32)
+    grad_V = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+    for start in range(0, len(targets_N), BLOCK_N):
+        block = slice(start, start + BLOCK_N)
+        logits_NV = head.logits(hidden_NH[block])
+        damping_NV = head.damping(logits_NV)
+        _, totals_N = _softmax_residual_(logits_NV, targets_N[block])
+        pull_NV = logits_NV.mul_((head.scale * grad_N[block] / totals_N)[:, None])
+        pull_NV = pull_NV if damping_NV is None else pull_NV.mul_(damping_NV)
+        grad_VH += pull_NV.T @ hidden_NH[block]
+        if grad_V is not None:
+            grad_V += pull_NV.sum(0)
+    return grad_VH.to(W.dtype), None if grad_V is None or bias is None else grad_V.to(bias.dtype)
 
 
 def _softmax_residual_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:

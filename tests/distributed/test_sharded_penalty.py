@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny import BRANCHES, distance, gradients, make, move
 from torch.distributed.device_mesh import init_device_mesh
 
-from paft.model.policy import whole
+from paft.model.shards import whole
 from paft.training.strategy import shard
 
 SAME = 1e-6

@@ -24,7 +24,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paft.config import LocalModel
-from paft.cost.flops_and_bytes import read_shape
+from paft.cost.shape import read_shape
 from paft.files.fingerprint import folder_sha256
 from paft.files.safetensors import read_checkpoint
 from paft.merge.apply import apply_adapters

@@ -86,7 +86,7 @@ class MergeThenEvaluate(Callback):
         if trainer.global_step < pl_module.num_steps:  # stopped: this adapter is not the branch's
             return
         context, started = self.context, time.time()
-        pl_module.backbone.save(self.out / "adapter", self.fingerprints)
+        pl_module.backbone.save(self.out / pl_module.backbone.folder, self.fingerprints)
         with context.store.lend(self.stage, self.out):
             folder = context.store.ensure(context.cell, context.run)
         self._log(trainer, Results.read(folder), trainer.global_step)
@@ -99,7 +99,7 @@ class MergeThenEvaluate(Callback):
         shutil.rmtree(here, ignore_errors=True)
         for name in ("branch", "model", "scores"):
             (here / name).mkdir(parents=True)
-        module.backbone.save(here / "branch" / "adapter", self.fingerprints)
+        module.backbone.save(here / "branch" / module.backbone.folder, self.fingerprints)
         key = self.stage.key
         inputs = {
             name: here / "branch" if s.key == key else self.context.store.path(s)

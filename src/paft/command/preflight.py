@@ -17,6 +17,9 @@ from paft.store.store import Store
 
 log = logging.getLogger("paft")
 
+HIGHEST_OF_FULL = 1e-4
+"""Learning rate above which full fine-tuning of a language model is more likely to spoil it than to teach it."""
+
 
 def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
     """Raise `ValueError` for what the `missing` stages would fail of, be it hours later: no GPU, a base that cannot be
@@ -28,13 +31,28 @@ def before_stages(config: RunConfig, missing: Iterable[Stage]) -> None:
     models = {stage.config.model.name: stage.config.model for stage in stages}
     for model in models.values():
         trained = (s for s in stages if s.kind.trains and s.config.model.name == model.name)
-        targets = {stage.name: stage.config.branch.lora.target_modules for stage in trained}
+        adapted = {stage.name: stage.config.branch for stage in trained if not stage.config.branch.is_full}
+        targets = {name: branch.lora.target_modules for name, branch in adapted.items()}
         require_base(model, targets, offline=config.offline)
+    for stage in (stage for stage in stages if stage.kind.trains and stage.config.branch.is_full):
+        warn_of_rate(stage.name, stage.config.branch.lr)
     for merge in (stage for stage in stages if stage.name == "merge"):
         branches = {name: stage.config for name, stage in merge.inputs.items()}
         taken = {name: of for name, of in branches.items() if isinstance(of, TakenStage)}
         require_taken(taken, offline=config.offline)
         require_template(merge.config, taken, alone=len(taken) == len(branches), offline=config.offline)
+
+
+def warn_of_rate(branch: str, lr: float) -> None:
+    """Say so where all weights are to be trained with a learning rate that is one of LoRA's by its size."""
+    if lr > HIGHEST_OF_FULL:
+        log.warning(
+            "%s.lr=%g is high for %s.tuning=full, which usually takes 1e-6 to 5e-5; set %s.lr",
+            branch,
+            lr,
+            branch,
+            branch,
+        )
 
 
 def refuse_columns_of(cells: Iterable[tuple[RunConfig, Stage]]) -> None:

@@ -47,12 +47,17 @@ def _needs_rows(cfg: DictConfig) -> bool:
 
 
 def refuse_unused(words: Iterable[str], configs: Sequence[RunConfig]) -> None:
-    """Raise `ValueError` for a word of a command that says how to train a branch which every cell takes as it is."""
+    """Raise `ValueError` for a word of a command that says how to train a branch which every cell takes as it is, or of
+    an adapter where every cell trains all weights."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
         branch = "sft" if key == "lambda" else key.partition(".")[0]
         if branch not in BRANCHES or key in {f"{branch}.{kind.value}" for kind in TakenKind}:
             continue
+        if is_in(key, [f"{branch}.lora"]) and all(getattr(config, branch).is_full for config in configs):
+            raise ValueError(
+                f"{word} has no effect: {branch}.tuning=full trains every weight and no adapter; leave one of them out"
+            )
         taken = [getattr(config, branch).taken for config in configs]
         if taken and all(taken):
             kind, place = taken[0]

@@ -57,6 +57,7 @@ from paft.config.model import (
     WheelModel,
 )
 from paft.config.paradigms import Paradigm
+from paft.config.penalty import L1Config, L1Method, L1Of, Sparsity
 from paft.config.root import RunConfig
 from paft.config.running import (
     Csv,
@@ -74,15 +75,12 @@ from paft.config.training import (
     LINEAR_MODULES,
     OBJECTIVES,
     BranchConfig,
-    L1Config,
-    L1Method,
-    L1Of,
     LoraConfig,
     PreferenceConfig,
     Schedule,
     SFTConfig,
-    Sparsity,
     TakenKind,
+    Tuning,
 )
 
 __all__ = [
@@ -154,6 +152,7 @@ __all__ = [
     "TinyModel",
     "TooLong",
     "TrainerConfig",
+    "Tuning",
     "Wandb",
     "WandbMode",
     "WheelModel",

@@ -22,6 +22,7 @@ from paft.config.running import (
     TrainerConfig,
 )
 from paft.config.training import PreferenceConfig, SFTConfig
+from paft.config.tuning import refuse_full
 
 
 @dataclass
@@ -68,6 +69,7 @@ class RunConfig(Typed):
         self._check_tasks()
         self._check_taken()
         self._check_output()
+        refuse_full(self)
         loaded_as = self.evaluate.dtype or self.model.dtype
         if self.merge.dtype is DType.float32 and loaded_as is DType.bfloat16:
             raise ValueError(

@@ -1,10 +1,11 @@
 """How a branch is trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
+from paft.config.penalty import L1Config, L1Of
 
 ALL_LINEAR = "all-linear"
 """In place of names: every linear layer but the output head, as in peft."""
@@ -27,29 +28,11 @@ class TakenKind(str, Enum):
     checkpoint = "checkpoint"
 
 
-class L1Of(str, Enum):
-    """`delta`: sum of |alpha/rank * B A| (equation 1 read literally); `factors`: sum of |A| and |B|."""
+class Tuning(str, Enum):
+    """What is trained: `lora`, two factors of low rank a layer; `full`, every weight of the base."""
 
-    delta = "delta"
-    factors = "factors"
-
-
-class L1Method(str, Enum):
-    """How the penalty acts: its subgradient joins the loss's, or a proximal step after each optimizer step.
-
-    Only the second gives exact zeros; see `paft.training.proximal`.
-    """
-
-    subgradient = "subgradient"
-    proximal = "proximal"
-
-
-class Sparsity(str, Enum):
-    """What counts as zero: below 1e-5 (the paper's), below a tenth of the layer's RMS (no scale), or exactly zero."""
-
-    below_threshold = "below_threshold"
-    below_tenth_rms = "below_tenth_rms"
-    zero = "zero"
+    lora = "lora"
+    full = "full"
 
 
 @dataclass
@@ -80,10 +63,14 @@ class LoraConfig(Typed):
 
 @dataclass
 class BranchConfig(Typed):
-    """What SFT and preference training share: one LoRA, AdamW, one schedule, one global batch."""
+    """What SFT and preference training share: what is trained, AdamW, one schedule, one global batch."""
 
     lora: LoraConfig = field(default_factory=LoraConfig)
     """The adapter that is trained."""
+    tuning: Tuning = field(default=Tuning.lora, metadata=UNLESS_DEFAULT)
+    """`lora` trains the adapter; `full` every weight of the base, embeddings, norms and head too, as a float32
+    difference from it. Give `full` a learning rate of its own, such as 1e-5: those of LoRA are ten to a hundred times
+    too high."""
     lr: float = 2e-4
     """Learning rate of AdamW at its highest."""
     schedule: Schedule = Schedule.cosine
@@ -91,13 +78,13 @@ class BranchConfig(Typed):
     warmup_ratio: float = 0.1
     """Share of all steps over which the learning rate rises to `lr`."""
     weight_decay: float = 0.0
-    """Of AdamW, on both factors."""
+    """Of AdamW, on both factors, or on the difference from the base, which it pulls to 0."""
     beta1: float = 0.9
     """AdamW's decay of the mean of gradients."""
     beta2: float = 0.999
     """AdamW's decay of the mean of their squares."""
     max_grad_norm: float = 1.0
-    """Longer gradients are cut to this L2 norm, over all factors together."""
+    """Longer gradients are cut to this L2 norm, over all that is trained together."""
     global_batch_size: int = 16
     """Rows between two optimizer steps, over all devices."""
     epochs: int = 1
@@ -146,41 +133,14 @@ class BranchConfig(Typed):
             return TakenKind.adapter, self.adapter
         return None if self.checkpoint is None else (TakenKind.checkpoint, self.checkpoint)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every weight is trained here."""
+        return self.tuning is Tuning.full and self.taken is None
 
-@dataclass
-class L1Config(Typed):
-    """The penalty of equation 1: weight * |delta_sft|_1, summed over every element."""
-
-    weight: float = 0.0
-    """The root key `lambda`; with `target_sparsity` the value that lambda starts from."""
-    of: L1Of = L1Of.delta
-    method: L1Method = field(default=L1Method.subgradient, metadata=UNLESS_DEFAULT)
-    target_sparsity: float | None = field(default=None, metadata=UNLESS_DEFAULT)
-    """Move lambda while training so that the finished delta is as sparse as this, a share; null keeps it fixed."""
-    target_measure: Sparsity = field(default=Sparsity.below_threshold, metadata=UNLESS_DEFAULT)
-    """What the target is a share of."""
-    target_every: int = field(default=1, metadata=UNLESS_DEFAULT)
-    """Optimizer steps between two measurements, each of some rows of every layer's delta."""
-    target_gain: float = field(default=5.0, metadata=UNLESS_DEFAULT)
-    """How fast lambda follows; see `paft.training.sparsity_control`."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.weight < float("inf"), "lambda", self.weight, "a finite number, at least 0")
-        target = self.target_sparsity
-        require(
-            target is None or 0 < target < 1, "sft.l1.target_sparsity", target, "between 0 and 1, or null"
-        )
-        require(self.target_every > 0, "sft.l1.target_every", self.target_every, "at least 1 step")
-        require(self.target_gain > 0, "sft.l1.target_gain", self.target_gain, "positive")
-        if target is not None and self.weight == 0:
-            raise ValueError(
-                f"sft.l1.target_sparsity={target} moves lambda by factors, so lambda must be positive, got 0; "
-                "give a value to start from, as lambda=1e-4, or sft.l1.target_sparsity=null"
-            )
-
-    def in_effect(self) -> "L1Config":
-        """What a training depends on: without a weight nothing else matters."""
-        return self if self.weight else L1Config()
+    def in_effect(self) -> Self:
+        """What the training depends on: where all weights are trained no adapter matters."""
+        return replace(self, lora=LoraConfig()) if self.is_full else self
 
 
 @dataclass
@@ -189,9 +149,20 @@ class SFTConfig(BranchConfig):
 
     l1: L1Config = field(default_factory=L1Config)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.is_full and self.l1.of is L1Of.factors:
+            raise ValueError(
+                "sft.l1.of=factors is a penalty of LoRA's factors, which sft.tuning=full has none of; "
+                "set sft.l1.of=delta, or sft.tuning=lora"
+            )
+
     @property
     def branch(self) -> str:
         return "sft"
+
+    def in_effect(self) -> Self:
+        return replace(super().in_effect(), l1=self.l1.in_effect())
 
 
 OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}

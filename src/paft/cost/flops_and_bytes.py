@@ -5,16 +5,13 @@ activations and the optimizer, below one percent together, are left out. Tokens 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 from paft.config import (
     ALL_LINEAR,
     BranchConfig,
     DType,
-    HubModel,
     L1Of,
-    LocalModel,
     LoraConfig,
     ModelConfig,
     ModelShape,
@@ -22,45 +19,11 @@ from paft.config import (
     SFTConfig,
 )
 from paft.cost.work import Work
-from paft.files.jsonfile import read_object
 
 BLOCK_N = 512
 """Tokens whose vocabulary-sized logits exist at once."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: four bits, its block's maximum in a byte, and the scale of 256 such maxima in float32."""
-MIXTURE_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
-"""In the config.json of models whose layers hold several experts: not the layers counted here."""
-
-
-def shape_of(model: ModelConfig) -> ModelShape | None:
-    """From the base's config.json where it is on this disk, else `model.shape`; None if neither is known."""
-    match model:
-        case LocalModel():
-            return read_shape(Path(model.path) / "config.json") or model.shape
-        case HubModel():
-            from huggingface_hub.constants import HF_HUB_CACHE
-
-            folder = Path(HF_HUB_CACHE) / f"models--{model.repo.replace('/', '--')}"
-            return read_shape(folder / "snapshots" / model.revision / "config.json") or model.shape
-    return model.shape
-
-
-def read_shape(config_json: Path) -> ModelShape | None:
-    """The shape of a Llama-like model from its config.json; None if there is none or it is of another kind."""
-    try:
-        data = read_object(config_json)
-        if any(key in data for key in MIXTURE_KEYS):
-            return None
-        heads = data["num_attention_heads"]
-        defaults = {
-            "num_key_value_heads": heads,
-            "head_dim": data["hidden_size"] // heads,
-            "tie_word_embeddings": False,
-        }
-        known = defaults | {k: v for k, v in data.items() if v is not None}
-        return ModelShape(**{f.name: known[f.name] for f in fields(ModelShape)})
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
-        return None
 
 
 # --- parameters --------------------------------------------------------------------------------------
@@ -114,13 +77,18 @@ def forward_flops(shape: ModelShape, work: Work) -> float:
     return _layer_flops(shape, work) + 2 * head_parameters(shape) * work.labels
 
 
-def training_flops(shape: ModelShape, work: Work, lora: LoraConfig, *, recompute: bool = False) -> float:
-    """Forward and backward pass of a LoRA on a frozen base.
+def training_flops(
+    shape: ModelShape, work: Work, lora: LoraConfig | None, *, recompute: bool = False
+) -> float:
+    """Forward and backward pass of a LoRA on a frozen base; without one, of training every weight.
 
     The base's weights need no gradient, so its backward pass is one product, as the forward pass, and a LoRA
     parameter costs six FLOPs a token; attention's backward pass is twice its forward pass. `recompute`
-    (gradient checkpointing) adds a forward pass of the layers.
+    (gradient checkpointing) adds a forward pass of the layers. A weight that is trained takes one product more, and the
+    head's another, for logits that were not kept.
     """
+    if lora is None:
+        return _layer_flops(shape, work) * (4 if recompute else 3) + 8 * head_parameters(shape) * work.labels
     factors = 2 * lora_parameters(shape, lora) * work.tokens
     forward = _layer_flops(shape, work) + factors
     backward = _layer_flops(shape, Work(work.tokens, 2 * work.attended)) + 2 * factors
@@ -136,10 +104,11 @@ def branch_flops(
     shape: ModelShape, branch: BranchConfig, work: Work, *, steps: float, forwards: int, recompute: bool
 ) -> float:
     """Training on rows of this work in `steps` optimizer steps, with so many other `forwards` of them."""
-    flops = training_flops(shape, work, branch.lora, recompute=recompute)
+    lora = None if branch.is_full else branch.lora
+    flops = training_flops(shape, work, lora, recompute=recompute)
     flops += forwards * forward_flops(shape, work)
-    if isinstance(branch, SFTConfig) and branch.l1.weight and branch.l1.of is L1Of.delta:
-        flops += steps * penalty_flops(shape, branch.lora)
+    if lora and isinstance(branch, SFTConfig) and branch.l1.weight and branch.l1.of is L1Of.delta:
+        flops += steps * penalty_flops(shape, lora)
     return flops
 
 
@@ -183,7 +152,7 @@ class Batch:
 
 def training_memory(
     shape: ModelShape,
-    lora: LoraConfig,
+    lora: LoraConfig | None,
     batch: Batch,
     *,
     item_bytes: int,
@@ -195,21 +164,31 @@ def training_memory(
     """Bytes by what holds them, at the end of a forward pass.
 
     `weight_bytes` is of a linear layer's weight if that is not `item_bytes`. `shards` devices share the base and the
-    factors. `stored_scores` is for an attention that keeps its weights.
+    factors. `stored_scores` is for an attention that keeps its weights. Without a LoRA every weight is trained.
     """
-    layers = shape.num_hidden_layers
+    layers, beside = (
+        shape.num_hidden_layers,
+        8 if lora is None else 0,
+    )  # a whole weight's delta and its gradient
     base = base_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes) / shards
     if shards > 1:  # whole while they are used: this decoder layer and the next, embeddings and head
-        base += 2 * linear_parameters(shape) / layers * (weight_bytes or item_bytes)
-        base += 2 * head_parameters(shape) * item_bytes
+        base += 2 * linear_parameters(shape) / layers * ((weight_bytes or item_bytes) + beside)
+        base += 2 * head_parameters(shape) * (item_bytes + beside)
     one = layer_activations(shape, batch, item_bytes=item_bytes, stored_scores=stored_scores)
     stream = shape.hidden_size * batch.tokens * item_bytes
     return {
         "base": base + unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes),
-        "adapter": 16.0 * lora_parameters(shape, lora) / shards,  # float32 value, gradient, two Adam moments
+        "adapter": trained_memory(shape, lora, item_bytes=item_bytes) / shards,
         "activations": layers * stream + one if recompute else layers * one,
         "head": head_memory(shape, batch, item_bytes=item_bytes),
     }
+
+
+def trained_memory(shape: ModelShape, lora: LoraConfig | None, *, item_bytes: int) -> float:
+    """A float32 value, gradient and two Adam moments each; of every weight also the base's own, and one at work."""
+    if lora:
+        return 16.0 * lora_parameters(shape, lora)
+    return (16.0 + item_bytes) * parameters(shape) + 8.0 * head_parameters(shape)
 
 
 def layer_activations(shape: ModelShape, batch: Batch, *, item_bytes: int, stored_scores: bool) -> float:

@@ -1,4 +1,4 @@
-"""PEFT LoRA folders as deltas, read from their files without torch or peft.
+"""PEFT LoRA folders, and those of full fine-tuning, as deltas, read from their files without torch or peft.
 
 Whatever peft writes that is a change of the base's tensors is read: factors of linear layers and embeddings, those of
 DoRA, weights that were trained whole (`modules_to_save`, biases), under every prefix in use.
@@ -13,6 +13,7 @@ import numpy as np
 from paft.delta.base import BaseTensors
 from paft.delta.delta import StoredDelta
 from paft.delta.dora import StoredDora
+from paft.delta.full import StoredSparse, is_full_delta, read_full_delta
 from paft.delta.peft_config import PeftConfig
 from paft.delta.peft_deltas import PeftDeltas
 from paft.delta.peft_keys import read_adapter_file
@@ -49,21 +50,22 @@ def read_adapters(
 def _origins(a: Path, b: Path) -> list[dict[str, str | None]]:
     if all((folder / "paft.json").is_file() for folder in (a, b)):
         return [read_object(folder / "paft.json") for folder in (a, b)]
-    configs = [read_object(folder / "adapter_config.json") for folder in (a, b)]
+    configs = [{} if is_full_delta(f) else read_object(f / "adapter_config.json") for f in (a, b)]
     return [{key: c.get(key) for key in ("base_model_name_or_path", "revision")} for c in configs]
 
 
 def read_adapter(folder: Path, base: Path | None = None) -> dict[str, StoredDelta]:
-    """The delta of every changed tensor, under its name in the base checkpoint, of a PEFT LoRA folder.
+    """The delta of every changed tensor, under its name in the base checkpoint, of a branch's folder: a PEFT LoRA or
+    what full fine-tuning has saved.
 
     Every value is read once and checked, none is kept; a saved weight that is the base's own is no delta. Without a
-    `base` only factors of linear layers can be read, under peft's names. Raises `ValueError` naming the folder for
-    what `describe_adapter` refuses, and for values that are not finite.
+    `base` only factors of linear layers and full fine-tuning can be read, under the names they were saved with, and
+    deltas of 0 are kept. Raises `ValueError` naming the folder for what `describe_adapter` refuses, and for values that
+    are not finite.
     """
-    checked = {
-        name: _checked(folder, name, stored) for name, stored in describe_adapter(folder, base).items()
-    }
-    return {name: stored for name, stored in checked.items() if stored is not None}
+    described = describe_adapter(folder, base)
+    checked = {name: _checked(folder, name, stored) for name, stored in described.items()}
+    return described if base is None else {n: stored for n, stored in checked.items() if stored is not None}
 
 
 def describe_adapter(folder: Path, base: Path | None = None) -> dict[str, StoredDelta]:
@@ -72,6 +74,8 @@ def describe_adapter(folder: Path, base: Path | None = None) -> dict[str, Stored
     Raises `ValueError` naming the folder for an adapter that no change of the base's tensors stands for, for parts
     that are missing, and for tensors that the base does not hold or that have another shape there.
     """
+    if is_full_delta(folder):
+        return dict(read_full_delta(folder, None if base is None else BaseTensors.of(base)))
     config, file = PeftConfig.of(folder), read_adapter_file(folder)
     return PeftDeltas(config, file, None if base is None else BaseTensors.of(base)).read()
 
@@ -82,7 +86,7 @@ def _checked(folder: Path, name: str, stored: StoredDelta) -> StoredDelta | None
         case StoredSum(parts):
             left = [part for p in parts if (part := _checked(folder, name, p)) is not None]
             return StoredSum(left) if len(left) > 1 else next(iter(left), None)
-        case StoredDifference():
+        case StoredDifference() | StoredSparse():
             return stored if _differs(folder, name, stored) else None
         case StoredDora():
             _refuse_infinite(folder, name, _largest(stored.magnitude[:]))
@@ -94,7 +98,7 @@ def _checked(folder: Path, name: str, stored: StoredDelta) -> StoredDelta | None
     return stored
 
 
-def _differs(folder: Path, name: str, stored: StoredDifference) -> bool:
+def _differs(folder: Path, name: str, stored: StoredDifference | StoredSparse) -> bool:
     """Whether any value is not 0."""
     differs = False
     for rows in row_blocks(stored.shape, PANEL):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paft.delta import adapter as stored_adapter
-from paft.delta.delta import Delta, Factors
+from paft.delta.delta import Delta, Factors, StoredDelta
 
 SMALL = 1e-5
 """The absolute threshold of the PAFT paper's sparsity."""
@@ -38,6 +38,9 @@ class LowRank(NamedTuple):
     def shape(self) -> torch.Size:
         """[out, in]"""
         return torch.Size((self.B.shape[0], self.A.shape[1]))
+
+    def to(self, device: torch.device) -> "LowRank":
+        return LowRank(self.A.to(device), self.B.to(device), self.scaling)
 
     def dense(self) -> Tensor:
         """Float32 [out, in]."""
@@ -113,6 +116,11 @@ def adapter_statistics(
     return {"layers": layers, "mean_over_layers": _mean_of(rows), "over_elements": over_elements}
 
 
+def measured(deltas: Mapping[str, StoredDelta]) -> dict[str, Any]:
+    """`adapter_statistics` of stored deltas, of which one is in memory at a time."""
+    return adapter_statistics((name, in_torch(stored.load())) for name, stored in deltas.items())
+
+
 def _share(mask: Tensor) -> float:
     return mask.count_nonzero().item() / mask.numel()
 
@@ -129,12 +137,18 @@ def _gini(magnitude: Tensor) -> float:
 
 
 def _effective_rank(delta: Tensor | LowRank) -> float:
-    core = delta.double() if isinstance(delta, Tensor) else _core(delta)
-    singular = torch.linalg.svdvals(core.reshape(core.shape[0], -1))
+    singular = _singular_values(delta) if isinstance(delta, Tensor) else torch.linalg.svdvals(_core(delta))
     if singular.sum() == 0:
         return 0.0
     p = singular / singular.sum()
     return math.exp(torch.special.entr(p).sum().item())
+
+
+def _singular_values(delta: Tensor) -> Tensor:
+    """Float64, by the eigenvalues of D D^T: a quarter of the time; those below 1e-8 of the largest are rounding."""
+    matrix = delta.double().reshape(delta.shape[0], -1)
+    shorter = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    return torch.linalg.eigvalsh(shorter @ shorter.T).clamp_(min=0).sqrt_()
 
 
 def _core(delta: LowRank) -> Tensor:

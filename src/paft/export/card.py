@@ -69,7 +69,7 @@ class Card:
         data = sorted({source.repo for source in sources if isinstance(source, HubSource)})
         kinds = [
             "merge",
-            "lora",
+            *([] if all(map(_is_full, self.branches.values())) else ["lora"]),
             self.row.merge,
             *(["sft"] if self.row["sft_key"] else []),
             self.row.preference,
@@ -181,20 +181,26 @@ class Card:
         )
 
 
+def _is_full(stage: Stage) -> bool:
+    return isinstance(stage.config, BranchStage) and stage.config.branch.is_full
+
+
 def _facts(stage: Stage) -> dict[str, str]:
     config = stage.config
     if isinstance(config, TakenStage):
         return {"taken": config.title, "sha256": config.sha256[:16] or DASH}
     assert isinstance(config, BranchStage)
     branch: Any = config.branch
+    lora = None if branch.is_full else branch.lora
     length = {"steps": branch.max_steps} if branch.max_steps else {"epochs": branch.epochs}
     facts = {
         "objective": getattr(branch, "title", "") or "SFT",
         "learning rate": branch.lr,
         **length,
         "rows a step": branch.global_batch_size,
-        "LoRA rank": branch.lora.rank,
-        "LoRA alpha": branch.lora.alpha,
+        "tuning": "all weights" if branch.is_full else None,
+        "LoRA rank": lora and lora.rank,
+        "LoRA alpha": lora and lora.alpha,
         "beta": getattr(branch, "beta", None),
         "lambda": branch.l1.weight if stage.name == "sft" else None,
         "seed": config.seed,

@@ -155,8 +155,7 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
     branch: BranchConfig = getattr(config, name)
     if branch.taken:
         return _stage(name, taken(name, branch, model.as_released()))
-    if isinstance(branch, SFTConfig):
-        branch = replace(branch, l1=branch.l1.in_effect())  # plain SFT is one training, however it is put
+    branch = branch.in_effect()  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config, model.as_released()), **inputs}
     if isinstance(branch, PreferenceConfig) and branch.has_reference_stage:
         reference = ReferenceStage(model, _first_steps(branch, config.seed), branch.weight_of_tail != 1)

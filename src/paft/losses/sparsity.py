@@ -36,19 +36,29 @@ class _DeltaL1(torch.autograd.Function):
         return grad * grad_A, grad * grad_B, None, None
 
 
-def l1_penalty(
-    factors: Sequence[tuple[Tensor, Tensor, float]], *, of: str = "delta", block_rows: int = 512
-) -> Tensor:
+Layer = tuple[Tensor, Tensor, float] | Tensor
+"""(A [r, in], B [out, r], scaling), whose delta is scaling * B A; or the delta itself, of any shape."""
+
+
+def l1_penalty(layers: Sequence[Layer], *, of: str = "delta", block_rows: int = 512) -> Tensor:
     """Sum of absolute values over all layers: float32 scalar (equation 1 of the paper, before lambda).
 
-    `factors` are (A [r, in], B [out, r], scaling) per layer. `of="delta"` sums |scaling * B A| and never holds
-    more than `block_rows` rows of one delta; `of="factors"` sums |A| + |B|.
+    `of="delta"` sums |scaling * B A| and never holds more than `block_rows` rows of one delta; `of="factors"` sums
+    |A| + |B|. Of a delta itself both are the sum of its elements' absolute values.
     """
-    if of == "factors":
-        return torch.stack([A.abs().sum() + B.abs().sum() for A, B, _ in factors]).sum()
-    if of != "delta":
+    if of not in ("delta", "factors"):
         raise ValueError(f"of must be delta or factors, got {of!r}")
-    return torch.stack([_DeltaL1.apply(A, B, scaling, block_rows) for A, B, scaling in factors]).sum()
+    return torch.stack([_l1(layer, of, block_rows) for layer in layers]).sum()
+
+
+def _l1(layer: Layer, of: str, block_rows: int) -> Tensor:
+    if isinstance(layer, Tensor):
+        return layer.abs().sum()
+    A, B, scaling = layer
+    if of == "factors":
+        return A.abs().sum() + B.abs().sum()
+    total: Tensor = _DeltaL1.apply(A, B, scaling, block_rows)
+    return total
 
 
 def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from paft.chat.standalone import copy_tokenizer, tokenizer_folder, write_tokenizer
 from paft.config import HubModel, MergeOutput
 from paft.delta.adapter import NAMES_OF_BASE
+from paft.delta.full import trained_folder
 from paft.files.hub import folder_of
 from paft.files.jsonfile import write_json
 from paft.graph.configs import Apply, MergeStage, TakenStage
@@ -31,7 +32,7 @@ def run(stage: Stage[MergeStage], inputs: dict[str, Path], out: Path, context: C
     base = base_folder(config.model, offline=context.running.offline)
     models = models_of(stage, offline=context.running.offline)
     branches = [name for name in inputs if name in TRAINED]
-    adapters = {name: inputs[name] / "adapter" for name in branches if name not in models}
+    adapters = {name: trained_folder(inputs[name]) for name in branches if name not in models}
     folders = {name: models.get(name) or adapters[name] for name in branches}
     taken = any(isinstance(stage.inputs[name].config, TakenStage) for name in branches)
     same = NAMES_OF_BASE if taken else ()  # the user says what a taken one is a change of

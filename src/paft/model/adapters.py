@@ -17,21 +17,26 @@ from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
 
 
-def refuse_unstored(weights: list[str], folder: Path) -> None:
-    """Every adapted weight must be a tensor of the base's files: into another the adapter could never be merged."""
+def refuse_unstored(weights: list[str], folder: Path, *, left_out: bool = True) -> None:
+    """Every trained weight must be a tensor of the base's files: into another its delta could never be merged.
+
+    Raises `ValueError` naming one that is not; it says how it can be `left_out`, if it can.
+    """
     stored = {name for tensors in read_checkpoint(folder).values() for name in tensors}
     unstored = [name for name in weights if find_name(name, stored) is None]
     if unstored:
+        instead = "Leave it out of lora.target_modules, or save" if left_out else "Save"
         raise ValueError(
             f"{unstored[0]} is not among the tensors of {folder}, so no adapter of it can be merged: it is tied to "
-            "another one, or the base was saved without its head. Leave it out of lora.target_modules, or save the "
-            "whole model again with save_pretrained"
+            f"another one, or the base was saved without its head. {instead} the whole model again with "
+            "save_pretrained"
         )
 
 
 @torch.no_grad()
 def add_deltas(base: PreTrainedModel, adapters: list[Path], folder: Path) -> None:
-    """Add adapters' deltas to the weights of a base that was loaded from `folder`: in float32, cast once."""
+    """Add the deltas in `adapters`, of LoRA or of full fine-tuning, to the weights of a base that was loaded from
+    `folder`: in float32, cast once."""
     weights = dict(base.named_parameters())
     deltas: dict[str, list[StoredDelta]] = {}
     for adapter in adapters:
@@ -51,3 +56,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 def base_fingerprint(model: ModelConfig) -> str:
     """What identifies the base model in an adapter folder: its name and a hash of its configuration."""
     return f"{model.name}-{text_digest(json.dumps(canonical(model.as_released()), sort_keys=True))}"
+
+
+def save_fingerprints(folder: Path, fingerprints: dict[str, str]) -> None:
+    """Write paft.json: the base, tokenizer and template that a delta is for."""
+    (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))

@@ -1,7 +1,6 @@
 """The LoRA backbone the three objectives share: attach, switch off, read factors, save."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -11,13 +10,13 @@ import torch.distributed as dist
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paft.config import LoraConfig
 from paft.delta.statistics import LowRank
 from paft.logps import IGNORE, Head, label_logps
+from paft.model.adapters import save_fingerprints
 from paft.model.architecture import refuse_not_causal
 from paft.model.layers.attention import pack, shared_prompt_bias
 from paft.model.layers.dropout import RowDropout, Rows
@@ -25,6 +24,7 @@ from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
 from paft.model.paths import can_share, outputs_of, packs, pads, paths_of
 from paft.model.quantize import is_quantized
+from paft.model.shards import own_rows, summing_over_shards, whole
 from paft.model.targets import in_peft
 from paft.private import register_lora
 
@@ -37,6 +37,9 @@ class Policy(nn.Module):
     With the adapter switched off it is the reference policy: no second model exists. In training mode the adapter's
     dropout is on and nothing of the base's own.
     """
+
+    folder = "adapter"
+    """Of a branch's stage, where what is trained is saved."""
 
     def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -163,7 +166,7 @@ class Policy(nn.Module):
         gradients go where they belong: summed over ranks for the whole A, kept for a rank's own rows.
         """
         return [
-            LowRank(_summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
+            LowRank(summing_over_shards(A) if whole_A else own_rows(A), own_rows(B), scaling)
             for A, B, scaling in self.stored_factors()
         ]
 
@@ -173,6 +176,24 @@ class Policy(nn.Module):
         return [
             LowRank(m.lora_A[ADAPTER].weight, m.lora_B[ADAPTER].weight, m.scaling[ADAPTER]) for m in layers
         ]
+
+    def deltas(self) -> Iterable[LowRank | Tensor]:
+        """What is added to each weight, whole: a product of factors, or a float32 matrix."""
+        return self.factors()
+
+    def stored_deltas(self) -> Sequence[LowRank | Tensor]:
+        """The same of the parameters themselves, in shards where they are."""
+        return self.stored_factors()
+
+    def own_deltas(self, *, whole_A: bool = True) -> Sequence[LowRank | Tensor]:
+        """As `own_factors`; of matrices this rank's rows."""
+        return self.own_factors(whole_A=whole_A)
+
+    def hold_base(self) -> None:
+        """Called once, when every parameter is where it stays."""
+
+    def follow(self) -> None:
+        """Called when the trained parameters have moved: what is made of them follows; here nothing is."""
 
     def _adapted(self) -> list[tuple[str, LoraLayer]]:
         """The adapted layers under the base's names."""
@@ -208,7 +229,7 @@ class Policy(nn.Module):
             str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=state
         )
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        (folder / "paft.json").write_text(json.dumps(fingerprints, indent=1))
+        save_fingerprints(folder, fingerprints)
 
 
 class FrozenPolicy(Policy):
@@ -224,20 +245,3 @@ class FrozenPolicy(Policy):
     @property
     def base(self) -> PreTrainedModel:
         return self.frozen
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor behind a sharded one; any other tensor is itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def own_rows(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; any other tensor is itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _summing_over_shards(tensor: Tensor) -> Tensor:
-    """The full tensor, whose gradient is the sum of what the ranks of a shard group each send back."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    return tensor.full_tensor(grad_placements=[Partial() if p.is_shard() else p for p in tensor.placements])

@@ -13,11 +13,11 @@ from paft.cost.flops_and_bytes import (
     forward_memory,
     item_bytes,
     parameters,
-    shape_of,
     training_memory,
     weight_bytes,
 )
 from paft.cost.merges import MERGED_PER_SECOND, merge_memory, merge_seconds
+from paft.cost.shape import shape_of
 from paft.cost.work import other_forwards, pair_work
 from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import TakenStage
@@ -112,7 +112,7 @@ class Estimator:
         checked = min(rows.held_out, trainer.validation_rows) * (1 + other_forwards(branch, ()))
         memory = training_memory(
             shape,
-            branch.lora,
+            None if branch.is_full else branch.lora,
             largest_batch(rows, row, trainer, most=math.ceil(branch.global_batch_size / self.devices)),
             item_bytes=item_bytes(stage.config.model),
             weight_bytes=weight_bytes(stage.config.model),

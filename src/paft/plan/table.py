@@ -9,7 +9,7 @@ from rich.table import Table
 
 from paft.config import PreferenceConfig, RunConfig
 from paft.config.judge import JUDGES
-from paft.graph.configs import TakenStage
+from paft.graph.configs import BranchStage, TakenStage
 from paft.graph.stage import Stage, canonical
 from paft.plan.estimate import Estimate, Figure, memory_limit
 from paft.plan.judged import CellEstimator
@@ -153,6 +153,11 @@ def own_options(objective: PreferenceConfig) -> list[str]:
     ]
 
 
+def trained(stage: Stage[BranchStage]) -> str:
+    """The base, and that all of its weights are trained if they are."""
+    return stage.config.model.title + (", tuning=full" if stage.config.branch.is_full else "")
+
+
 def describe(stage: Stage) -> str:
     """One line a person can tell stages apart by."""
     config = stage.identity["config"]
@@ -165,11 +170,11 @@ def describe(stage: Stage) -> str:
             label = source.get("skill") or source.get("repo") or "file"
             return f"{config['branch']} rows of {label}, template {config['template']}"
         case "sft":
-            branch = config["branch"]
-            return f"{stage.config.model.title}, lambda={branch['l1']['weight']:g}, lr={branch['lr']:g}"
+            branch = stage.config.branch
+            return f"{trained(stage)}, lambda={branch.l1.weight:g}, lr={branch.lr:g}"
         case "preference":
             branch = stage.config.branch
-            return f"{stage.config.model.title}, {' '.join([branch.title, *own_options(branch)])}, lr={branch.lr:g}"
+            return f"{trained(stage)}, {' '.join([branch.title, *own_options(branch)])}, lr={branch.lr:g}"
         case "reference":
             only = config.get("only")
             row = "row" if stage.inputs["data"].config.unpaired else "pair"

@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from paft.config import Tuning
 from paft.config.checks import TYPES, UNLESS_DEFAULT, default_of
 from paft.graph.stage import canonical
 from paft.report.lineage import Identity, branches, is_taken
@@ -66,9 +67,12 @@ def column_of(name: str) -> str:
 
 
 def applies(row: Row, option: str) -> bool:
-    """Whether the row could have the option at all: its branch was trained, its penalty had a weight."""
+    """Whether the row could have the option at all: its branch was trained, its penalty had a weight, it has a LoRA."""
     if option.startswith("sft.l1."):
         return bool(row.weight)
+    branch, _, rest = option.partition(".")
+    if rest.startswith("lora.") and row.option(f"{branch}.tuning") == Tuning.full.value:
+        return False
     if not is_option(option):
         return True
     if option == "model.quantization":
@@ -84,9 +88,10 @@ def applies(row: Row, option: str) -> bool:
 
 
 def _in_effect(branch: Mapping[str, Any]) -> Mapping[str, Any]:
-    if (branch.get("l1") or {}).get("weight"):
-        return branch
-    return {name: value for name, value in branch.items() if name != "l1"}
+    """Without what the training did not read: a penalty of weight 0, the adapter where all weights were trained."""
+    unread = set() if (branch.get("l1") or {}).get("weight") else {"l1"}
+    unread |= {"lora"} if branch.get("tuning") == Tuning.full.value else set()
+    return {name: value for name, value in branch.items() if name not in unread}
 
 
 def _flat(at: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

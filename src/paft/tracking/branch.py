@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft.config import Wandb
+from paft.delta.full import FILE, trained_folder
 from paft.graph.build import lambda_of
 from paft.graph.stage import Stage, canonical
 from paft.store.context import Context
@@ -36,7 +37,7 @@ def branch_logger(stage: Stage, context: Context) -> "Logger | None":
 
 
 def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Context) -> None:
-    """Summary and adapter artifact of a branch's run, then close it."""
+    """Summary of a branch's run and the artifact of what it trained, then close it."""
     if not isinstance(context.running.logger, Wandb):
         return
     import wandb
@@ -46,11 +47,14 @@ def finish_branch(stage: Stage, out: Path, metrics: dict[str, Any], context: Con
         if run is None:
             return True
         run.summary.update(metrics)
-        adapter = wandb.Artifact(
-            branch_id(stage), type="adapter", metadata={"key": stage.key, "stage": stage.name}
-        )
-        adapter.add_dir(str(out / "adapter"))
-        run.log_artifact(adapter)
+        trained = trained_folder(out)
+        place = str(context.store.path(stage) / trained.name)
+        metadata = {"key": stage.key, "stage": stage.name, "folder": place}
+        artifact = wandb.Artifact(branch_id(stage), type=trained.name, metadata=metadata)
+        for path in sorted(trained.iterdir()):
+            if path.name != FILE:  # as large as the model: `folder` says where it is
+                artifact.add_file(str(path))
+        run.log_artifact(artifact)
         run.finish()
         return True
 

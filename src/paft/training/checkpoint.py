@@ -10,7 +10,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import torch
@@ -32,11 +32,28 @@ class WholeFiles(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()  # torch's own writer hides why a write failed
-        torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(exist_ok=True)
         with replacing(Path(path), durable=True) as file:
-            file.write(buffer.getbuffer())
+            target: Any = _Told(file)
+            try:
+                torch.save(checkpoint, target)
+            except Exception as error:
+                raise target.error or error from None
+
+
+class _Told(io.RawIOBase):
+    """A file that keeps why it could not be written, which torch's writer hides."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 class Checkpoints(Callback):

@@ -67,7 +67,7 @@ class MixedPolicy(FrozenPolicy):
         self.mixed: dict[str, Mixed] = {}
         for name in dict.fromkeys(name for branch in branches for name in branch):
             path = name.removesuffix(".weight")
-            deltas = [_on(branch[name], device) if name in branch else None for branch in branches]
+            deltas = [branch[name].to(device) if name in branch else None for branch in branches]
             self.mixed[name] = Mixed(base.get_submodule(path), deltas, start).to(device)
             parent, _, last = path.rpartition(".")
             setattr(base.get_submodule(parent), last, self.mixed[name])
@@ -80,10 +80,6 @@ class MixedPolicy(FrozenPolicy):
             yield
         for layer in self.mixed.values():
             layer.on = True
-
-
-def _on(delta: LowRank, device: torch.device) -> LowRank:
-    return LowRank(delta.A.to(device), delta.B.to(device), delta.scaling)
 
 
 def run(

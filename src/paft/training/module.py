@@ -1,4 +1,4 @@
-"""What the LightningModules share: the LoRA backbone, the optimizer step, what a checkpoint holds.
+"""What the LightningModules share: the backbone, the optimizer step, what a checkpoint holds.
 
 One Lightning batch is one global batch. It is cut into micro-batches whose losses are divided by the global
 batch's totals, so the update depends neither on the micro-batch size nor on the number of devices.
@@ -13,14 +13,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from paft.config import Quantization, Schedule, TrainerConfig
+from paft.config import Schedule, TrainerConfig
 from paft.forward.batches import micro_batches
 from paft.graph.configs import BranchStage
-from paft.model.adapters import add_deltas, refuse_unstored
-from paft.model.paths import FastPaths, paths_of
+from paft.model.paths import FastPaths
 from paft.model.policy import Policy
-from paft.model.quantize import quantize
-from paft.proof.base import load_base
+from paft.training.backbone import make_policy, recompute_activations
 from paft.training.batches import GlobalBatch
 from paft.training.nonfinite import LeftOut
 from paft.training.strategy import largest_of_ranks, shard
@@ -50,7 +48,7 @@ def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[in
 class BranchModule(L.LightningModule):
     """Base of `SFTModule` and `PreferenceModule`: subclasses say what a micro-batch's loss is.
 
-    `base` is the base model's folder, `deltas` adapter folders added to it before the new adapter is attached
+    `base` is the base model's folder, `deltas` folders of what is added to it before a new delta is trained
     (sequential training), `num_steps` the length of the whole run, `paths` what the base was proved to take (None:
     it is proved when it is loaded).
     """
@@ -69,7 +67,7 @@ class BranchModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a batch is many passes, see the module's docstring
-        self.strict_loading = False  # checkpoints hold the adapter only
+        self.strict_loading = False  # checkpoints hold what is trained only
         self.base_folder, self.model_config, self.config = base, stage.model, stage.branch
         self.seed, self.num_steps, self.settings = stage.seed, num_steps, settings
         self.pad_id, self.deltas, self.paths = pad_id, deltas, paths
@@ -96,33 +94,16 @@ class BranchModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        self.policy = self._make_policy()
+        policy = make_policy(
+            self.base_folder, self.model_config, self.config, self.deltas, self.paths,
+            seed=self.seed, device=self._root_device(),
+        )  # fmt: skip
         if self.settings.gradient_checkpointing:
-            if self.config.lora.dropout and not paths_of(self.policy.base).padded:
-                raise ValueError(
-                    f"lora.dropout={self.config.lora.dropout:g} and trainer.gradient_checkpointing=true do not go "
-                    f"together on {self.policy.base.config.model_type}, whose rows are run one by one; switch one off"
-                )
-            self.policy.base.enable_input_require_grads()
-            self.policy.base.activation_checkpointing_enable({"use_reentrant": False})
-        self.policy.train()
+            recompute_activations(policy, self.config)
+        self.policy = policy.train()
         if self.device_mesh is not None:
-            self.num_shards = shard(self.policy, self.device_mesh, cpu_offload=self.cpu_offload)
-
-    def _make_policy(self) -> Policy:
-        # Some of Lightning's strategies make their device the default one. A factor's first values depend on the
-        # device that draws them, and must not depend on the strategy
-        cpu = torch.device("cpu")
-        with cpu:
-            base = load_base(self.base_folder, self.model_config, self.paths)
-            add_deltas(base, list(self.deltas), self.base_folder)
-        if self.model_config.quantization is Quantization.nf4:
-            quantize(base, self._root_device())
-        with cpu, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            policy = Policy(base, self.config.lora, seed=self.seed)
-        refuse_unstored(policy.adapted_weights(), self.base_folder)
-        return policy
+            self.num_shards = shard(policy, self.device_mesh, cpu_offload=self.cpu_offload)
+        policy.hold_base()
 
     def _root_device(self) -> torch.device:
         """Where the trainer will put the parameters; the CPU without a trainer."""
@@ -145,6 +126,12 @@ class BranchModule(L.LightningModule):
         factor = schedule(c.schedule, steps=self.num_steps, warmup_ratio=c.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
+    def on_train_start(self) -> None:
+        self.backbone.follow()  # what a checkpoint has put into the trained parameters
+
+    def on_validation_start(self) -> None:
+        self.backbone.follow()  # also of a run that was killed after its last step
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """A global batch is lists of tokens; its micro-batches move when they become tensors."""
         return batch
@@ -159,6 +146,7 @@ class BranchModule(L.LightningModule):
         if self.left_out.must_leave_out(batch.step, logs):
             optimizer.zero_grad()  # type: ignore[union-attr]  # a step without gradients changes nothing but is counted
         optimizer.step()  # type: ignore[union-attr]
+        self.backbone.follow()
         logs["lr"] = torch.tensor(optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self._log(logs)
@@ -221,7 +209,7 @@ class BranchModule(L.LightningModule):
         named = {f"validation/{name}": self._total(value) for name, value in sums.items()}
         self.log_dict(named, batch_size=1, rank_zero_only=True)
 
-    # --- checkpoints: adapter and optimizer, never the base ----------------------------------------
+    # --- checkpoints: what is trained and the optimizer, never the base ----------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Trainable parameters and optimizer by name: what is written on some devices is read on any other number."""

@@ -1,6 +1,6 @@
 """The L1 penalty as a proximal step after each optimizer step: what it does not move past zero, it makes zero.
 
-With z the factors after AdamW's step, metric d = sqrt(v) + eps (v its bias-corrected second moment) and step size
+With z the parameters after AdamW's step, metric d = sqrt(v) + eps (v its bias-corrected second moment) and step size
 eta = lr * lambda, a proximal step minimises (1/2) sum d (x - z)^2 + eta * penalty(x): the optimizer's own metric, for
 in any other the two would balance elsewhere than where the penalised loss is least (Yun et al. 2021, ProxGen).
 
@@ -9,9 +9,10 @@ in any other the two would balance elsewhere than where the penalised loss is le
   else, column j of A column j, so each is shrunk along its own direction, where the penalty is linear: row b by
   max(0, 1 - eta p / sum d b^2) with p the L1 norm of the delta's row. A row or column that reaches 0 is a row or
   column of exact zeros in the delta. Values that are small on their own stay what they are.
+- In full fine-tuning the delta itself is the parameter: the soft threshold eta / d of every element.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,32 +23,57 @@ from torch.optim import Optimizer
 from paft.config import L1Of
 from paft.delta.statistics import LowRank
 from paft.losses import soft_threshold
-from paft.model.policy import whole
+from paft.model.shards import own_rows, whole
 
 BLOCK_ROWS = 512
 """Rows of a delta that exist at once."""
 
 
 @torch.no_grad()
-def proximal_step(factors: list[LowRank], optimizer: Optimizer, *, of: L1Of, weight: float) -> Tensor:
-    """Shrink factors in place, after a step of AdamW; returns the penalty before, weight included: a float32 scalar.
+def proximal_step(
+    deltas: Sequence[LowRank | Tensor], optimizer: Optimizer, *, of: L1Of, weight: float
+) -> Tensor:
+    """Shrink deltas in place, after a step of AdamW; returns the penalty before, weight included: a float32 scalar.
 
-    `factors` are the optimizer's own parameters A [r, in] and B [out, r], and the scaling. Those in shards are
-    gathered, a layer at a time, and every rank must call this. A factor without a gradient has not been stepped and
-    is left alone.
+    `deltas` are the optimizer's own parameters: A [r, in] and B [out, r] with their scaling, or deltas themselves.
+    Every rank must call this for those in shards; factors are gathered, a layer at a time. What has no gradient has not
+    been stepped and is left alone.
     """
     group = optimizer.param_groups[0]
     total = torch.zeros(())
-    for A_stored, B_stored, scaling in factors:
-        if A_stored.grad is None or B_stored.grad is None:
+    for delta in deltas:
+        parameters = [delta] if isinstance(delta, Tensor) else delta[:2]
+        if any(p.grad is None for p in parameters):
             continue
-        metrics = [_metric(optimizer.state[p], group) for p in (A_stored, B_stored)]
-        A, B = whole(A_stored), whole(B_stored)
-        A, B, penalty = shrink(A, B, scaling, *metrics, step=group["lr"] * weight, of=of)
+        states = [optimizer.state[p] for p in parameters]
+        if isinstance(delta, Tensor):
+            penalty = _shrink_elements(delta, states[0], group, weight)
+        else:
+            penalty = _shrink_factors(delta, states, group, weight, of)
         total = total + weight * penalty.cpu()
-        for stored, value in ((A_stored, A), (B_stored, B)):
-            stored.copy_(_like(stored, value))
     return total
+
+
+def _shrink_elements(
+    delta: Tensor, state: Mapping[str, Any], group: Mapping[str, Any], weight: float
+) -> Tensor:
+    """Every element by itself, so that a shard needs no other; returns the L1 norm before, of all shards."""
+    penalty = whole(delta.detach().abs().sum())
+    own, metric = own_rows(delta), _metric(own_rows(state["exp_avg_sq"]), state, group)
+    own.copy_(soft_threshold(own, group["lr"] * weight / metric))
+    return penalty
+
+
+def _shrink_factors(
+    delta: LowRank, states: Sequence[Mapping[str, Any]], group: Mapping[str, Any], weight: float, of: L1Of
+) -> Tensor:
+    A_stored, B_stored, scaling = delta
+    metrics = [_metric(whole(state["exp_avg_sq"]), state, group) for state in states]
+    step = group["lr"] * weight
+    A, B, penalty = shrink(whole(A_stored), whole(B_stored), scaling, *metrics, step=step, of=of)
+    A_stored.copy_(_like(A_stored, A))
+    B_stored.copy_(_like(B_stored, B))
+    return penalty
 
 
 def shrink(
@@ -78,10 +104,10 @@ def _sums(A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     return rows.mul_(abs(scaling)), columns.mul_(abs(scaling))
 
 
-def _metric(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+def _metric(second_moment: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
     """sqrt(v) + eps of AdamW's last step: what it divided by."""
     corrected = 1 - group["betas"][1] ** float(state["step"])
-    return (whole(state["exp_avg_sq"]) / corrected).sqrt_().add_(group["eps"])
+    return (second_moment / corrected).sqrt_().add_(group["eps"])
 
 
 def _like(stored: Tensor, value: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from paft.chat.tokens import EncodedAnswer, EncodedPair
 from paft.config import Quantization, TrainerConfig
 from paft.data.tokens import read_preference
+from paft.delta.full import trained_folder
 from paft.forward.batches import micro_batches
 from paft.forward.pairs import pair_tensors
 from paft.graph.configs import FirstSteps, ReferenceStage
@@ -91,7 +92,7 @@ def load_reference(
     settings = context.running.trainer
     folder = base_folder(config.model, offline=context.running.offline)
     base = load_base(folder, config.model, proved_paths(folder, config.model, device_of(settings)))
-    add_deltas(base, [inputs["sft"] / "adapter"] if "sft" in inputs else [], folder)
+    add_deltas(base, [trained_folder(inputs["sft"])] if "sft" in inputs else [], folder)
     gpu = settings.accelerator == "gpu"
     device = torch.device("cuda", rank % settings.devices) if gpu else torch.device("cpu")
     if config.model.quantization is Quantization.nf4:

@@ -44,10 +44,10 @@ class SFTModule(BranchModule):
         l1 = self.config.l1
         if l1.weight == 0 or self.proximal:
             return None
-        own = self.backbone.own_factors(whole_A=l1.of is L1Of.delta)
-        # offloaded factors too
-        factors = [(A.to(self.device), B.to(self.device), scaling) for A, B, scaling in own]
-        return self.control.weight * l1_penalty(factors, of=l1.of.value)
+        own = self.backbone.own_deltas(whole_A=l1.of is L1Of.delta)
+        # offloaded ones too
+        layers = [d.to(self.device) for d in own]
+        return self.control.weight * l1_penalty(layers, of=l1.of.value)
 
     # --- the proximal step ---------------------------------------------------------------------------
 
@@ -65,8 +65,8 @@ class SFTModule(BranchModule):
 
     def _shrink(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         kept, weight = self.kept_of_gradient, self.control.weight
-        factors = self.backbone.stored_factors()
-        penalty = proximal_step(factors, optimizer, of=self.config.l1.of, weight=weight * kept)
+        deltas = self.backbone.stored_deltas()
+        penalty = proximal_step(deltas, optimizer, of=self.config.l1.of, weight=weight * kept)
         self.shrunk_by = penalty / kept if kept else penalty
 
     # --- the controller --------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class SFTModule(BranchModule):
         """Measure what the steps before this one have made; all ranks go by what rank 0 finds."""
         if not self.control.due(batch.step):
             return
-        share = measured_share(self.backbone.factors(), self.config.l1.target_measure)
+        share = measured_share(self.backbone.deltas(), self.config.l1.target_measure)
         share = self.trainer.strategy.broadcast(share)
         self.control.update(share, batch.step)
         for logger in self.trainer.loggers:  # not self.log, which would repeat the value at every later step

@@ -17,14 +17,14 @@ so, and read the sparsity that was reached in sparsity.json.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from paft.config import L1Config, L1Method, Sparsity
-from paft.delta.statistics import SMALL, LowRank
+from paft.delta.statistics import SMALL, LowRank, dense
 
 SAMPLE_ROWS = 64
 """Rows of each layer's delta that a measurement looks at, evenly spaced."""
@@ -71,17 +71,20 @@ def _logit(share: float) -> float:
 
 
 @torch.no_grad()
-def measured_share(factors: list[LowRank], measure: Sparsity) -> float:
+def measured_share(deltas: Iterable[LowRank | Tensor], measure: Sparsity) -> float:
     """The share of the delta that counts as zero by `measure`, mean over layers, of `SAMPLE_ROWS` rows of each.
 
-    `factors` are (A [r, in], B [out, r], scaling), whole.
+    `deltas` are (A [r, in], B [out, r], scaling) or matrices [out, in], whole.
     """
-    shares = [_share(LowRank(A, _some_rows(B), scaling).dense().abs_(), measure) for A, B, scaling in factors]
+    shares = [_share(dense(_some_rows(delta)).abs(), measure) for delta in deltas]
     return float(torch.stack(shares).mean())
 
 
-def _some_rows(B: Tensor) -> Tensor:
-    return B[:: max(1, len(B) // SAMPLE_ROWS)]
+def _some_rows(delta: LowRank | Tensor) -> LowRank | Tensor:
+    if isinstance(delta, Tensor):
+        return delta[:: max(1, len(delta) // SAMPLE_ROWS)]
+    A, B, scaling = delta
+    return LowRank(A, B[:: max(1, len(B) // SAMPLE_ROWS)], scaling)
 
 
 def _share(magnitude: Tensor, measure: Sparsity) -> Tensor:

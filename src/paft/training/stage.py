@@ -1,4 +1,4 @@
-"""The `sft` and `preference` stages: data folder in, adapter folder out."""
+"""The `sft` and `preference` stages: data folder in, adapter or delta folder out."""
 
 import logging
 import signal
@@ -11,7 +11,9 @@ import lightning as L
 from paft.chat.standalone import write_tokenizer
 from paft.config import BranchConfig, SFTConfig
 from paft.data.tokens import read_preference, read_sft
-from paft.delta.statistics import adapter_statistics, read_adapter
+from paft.delta.adapter import read_adapter
+from paft.delta.full import trained_folder
+from paft.delta.statistics import measured
 from paft.files.fingerprint import text_digest
 from paft.files.jsonfile import read_object, write_json
 from paft.graph.callbacks import targets, watches
@@ -44,7 +46,8 @@ READERS: dict[str, Callable[[Path, Any], Sequence[Any]]] = {"sft": read_sft, "pr
 
 
 def run(stage: Stage[BranchStage], inputs: dict[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Train the stage's branch into `out`: `adapter/` with its tokenizer, `sparsity.json`, `history.csv`.
+    """Train the stage's branch into `out`: `adapter/`, or `delta/` of full fine-tuning, with its tokenizer,
+    `sparsity.json`, `history.csv`.
 
     Continues from a checkpoint in `out/work` where a killed run left one. Returns the metrics for stage.json. Raises
     `ValueError` for a training that ended before its last step, which is no result.
@@ -69,11 +72,12 @@ def run(stage: Stage[BranchStage], inputs: dict[str, Path], out: Path, context: 
     metrics: dict[str, Any] = validate(
         trainer, module, stage.name, inputs["data"], context.running.trainer.validation_rows
     )
-    module.backbone.save(out / "adapter", fingerprints)
+    trained = out / module.backbone.folder
+    module.backbone.save(trained, fingerprints)
     metrics |= training_metrics(module, throughput, len(rows))
     if trainer.is_global_zero:
         trusted = config.model.trust_remote_code
-        write_tokenizer(tokenizer, base, out / "adapter", trust_remote_code=trusted)
+        write_tokenizer(tokenizer, base, trained, trust_remote_code=trusted)
         metrics = last_averages(history) | metrics | finish(out, history)
         warn_of_missed_target(config.branch, out)
         finish_branch(stage, out, metrics, context)
@@ -113,7 +117,7 @@ def make_module(
         settings,
         num_steps=steps,
         pad_id=pad_id,
-        deltas=tuple(inputs[name] / "adapter" for name in TRAINED if name in inputs),
+        deltas=tuple(trained_folder(inputs[name]) for name in TRAINED if name in inputs),
         cpu_offload=context.running.strategy.cpu_offload,
         paths=proved_paths(base, config.model, device_of(settings)),
     )
@@ -227,7 +231,7 @@ def last_averages(history: History) -> dict[str, float]:
 
 def finish(out: Path, history: History) -> dict[str, Any]:
     """Measure the finished adapter and turn the step log into a CSV."""
-    sparsity = adapter_statistics(read_adapter(out / "adapter"))
+    sparsity = measured(read_adapter(trained_folder(out)))
     write_json(out / "sparsity.json", sparsity)
     history.table().to_csv(out / "history.csv", index=False)
     return {

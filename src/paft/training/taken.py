@@ -10,7 +10,7 @@ from paft.config import TakenKind
 from paft.delta.adapter import read_adapter
 from paft.delta.checkpoint import read_difference
 from paft.delta.delta import StoredDelta
-from paft.delta.statistics import adapter_statistics, in_torch
+from paft.delta.statistics import measured
 from paft.files.fingerprint import adapter_files, files_sha256
 from paft.files.hub import folder_of
 from paft.files.jsonfile import read_object, write_json
@@ -45,11 +45,6 @@ def run(stage: Stage[TakenStage], inputs: dict[str, Path], out: Path, context: C
     write_json(out / "sparsity.json", sparsity)
     shares = {name: sparsity[name] for name in ("mean_over_layers", "over_elements")}
     return {"taken": config.title, "kind": config.kind.value, "stated_base": stated, "sparsity": shares}
-
-
-def measured(deltas: Mapping[str, StoredDelta]) -> dict[str, Any]:
-    """`adapter_statistics` of stored deltas, of which one is in memory at a time."""
-    return adapter_statistics((name, in_torch(stored.load())) for name, stored in deltas.items())
 
 
 def _refuse_diverged(folder: Path, layers: Mapping[str, Mapping[str, float]]) -> None:

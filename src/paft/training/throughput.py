@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from paft.config import HardwareConfig, ModelConfig
-from paft.cost.flops_and_bytes import branch_flops, forward_flops, read_shape
+from paft.cost.flops_and_bytes import branch_flops, forward_flops
+from paft.cost.shape import read_shape
 from paft.cost.work import other_forwards, rows_work
 from paft.graph.stage import Stage
 from paft.process.memory import peak_resident_bytes

@@ -9,6 +9,7 @@ import yaml
 
 from paft.config import Election, ElectOn, MergeConfig, Norm, Normalize, Rescale, Scope, Space
 from paft.delta.checkpoint import is_checkpoint
+from paft.delta.full import is_full_delta
 from paft.files.safetensors import read_checkpoint
 from paft.merge.apply import variant
 from paft.merge.layout import STORED
@@ -42,6 +43,11 @@ def mergekit_config(base: Path, branches: Mapping[str, Path], method: MergeConfi
     if options := _not_in_mergekit(method):
         raise ValueError(
             f"mergekit has no {', '.join(options)}, so it cannot be told this merge: {variant(method)}"
+        )
+    for folder in filter(is_full_delta, branches.values()):
+        raise ValueError(
+            f"mergekit reads whole models and LoRA adapters, and {folder} is the delta of full fine-tuning; merge it "
+            "here, or give the model that train.py paradigm=sft or paradigm=preference makes of it"
         )
     name, of_model, shared = _expressed(method)
     models = [_model(base, folder) for folder in branches.values()]

@@ -1,4 +1,4 @@
-"""RMSNorm with a frozen weight as one autograd node: three passes backward in place of ten."""
+"""RMSNorm as one autograd node: three passes backward in place of ten."""
 
 from types import MethodType
 from typing import Any, cast
@@ -22,11 +22,14 @@ class _RMSNorm(torch.autograd.Function):
         return (x * scale).to(x.dtype) * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         pull, unit = (grad * weight).float(), x.float() * scale
+        grad_weight = None
+        if ctx.needs_input_grad[1]:  # of full fine-tuning
+            grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight.dtype)
         along = torch.linalg.vecdot(pull, unit).unsqueeze(-1) / x.shape[-1]
-        return pull.addcmul_(unit, along, value=-1).mul_(scale).to(grad.dtype), None, None
+        return pull.addcmul_(unit, along, value=-1).mul_(scale).to(grad.dtype), grad_weight, None
 
 
 def _forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -34,7 +37,7 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 
 def fuse_norms(model: nn.Module) -> None:
-    """Let every frozen RMSNorm of a known formula compute itself in one node; other layers stay as they are."""
+    """Let every RMSNorm of a known formula compute itself in one node; other layers stay as they are."""
     for module in model.modules():
-        if type(module).__name__ in SAME_FORMULA and not module.weight.requires_grad:
+        if type(module).__name__ in SAME_FORMULA:
             module.forward = MethodType(_forward, module)
