@@ -47,7 +47,7 @@ def test_training_flops_against_torch(policy, shape):
 
 
 def test_a_branch_trains_all_weights_whatever_its_lora_and_penalty(shape):
-    how = {"steps": 5, "reference": False, "recompute": False}
+    how = {"steps": 5, "forwards": 0, "recompute": False}
     expected = training_flops(shape, WORK, None)
     for branch in (FULL, replace(FULL, lora=LoraConfig(rank=99), l1=L1Config(1e-4))):
         assert branch_flops(shape, branch, WORK, **how) == expected
