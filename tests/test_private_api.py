@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 
 import lightning as L
+import lm_eval.tasks
 import pytest
 import torch
 from chat_tokenizers import TEMPLATES, tokenizer_of
@@ -127,3 +128,11 @@ def test_a_tokenizer_that_renders_in_its_own_way_is_asked():
 
     own = Own(tokenizer_object=tokenizer_of("byte level", "chatml").backend_tokenizer)
     assert private.rendered(own, [], generation=True) == "its own way"
+
+
+def test_lm_evals_task_file_is_read_with_what_it_includes_and_its_functions():
+    tasks = Path(lm_eval.tasks.__file__).parent
+
+    challenge = private.task_settings(tasks / "arc/arc_challenge.yaml")
+    assert (challenge["task"], challenge["dataset_path"]) == ("arc_challenge", "allenai/ai2_arc")
+    assert callable(private.task_settings(tasks / "hellaswag/hellaswag.yaml")["process_docs"])

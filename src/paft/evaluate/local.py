@@ -37,9 +37,8 @@ class LocalTask(ConfigurableTask):
         except Exception as error:
             if not hasattr(self, "task_docs"):
                 raise
-            raise ValueError(
-                f"{self.place(self.scored, 0)}: {said(error)}"
-            ) from error  # it tries the first item
+            # with all rows read, lm-eval tries the first item
+            raise ValueError(f"{self.place(self.scored, 0)}: {said(error)}") from error
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Read nothing yet: a split is read when it is asked for."""

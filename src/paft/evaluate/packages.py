@@ -9,8 +9,8 @@ NEEDS = {
     "leaderboard_math_": ("math_verify", "latex2sympy2_extended", "sympy"),
 }
 """How names of tasks begin -> modules that they import."""
-PIP = "pip install langdetect immutabledict 'math-verify[antlr4_9_3]'"
-"""Hydra needs ANTLR 4.9."""
+PACKAGES = {"math_verify": "'math-verify[antlr4_9_3]'", "latex2sympy2_extended": "'math-verify[antlr4_9_3]'"}
+"""Module -> what pip installs it as, where that is not its name. Hydra needs ANTLR 4.9."""
 SENTENCES = "tokenizers/punkt_tab"
 """What IFEval counts sentences with: data of nltk, which is fetched when it is first used."""
 
@@ -20,8 +20,9 @@ def require_packages(names: Iterable[str]) -> None:
     needed = {name: modules for name in names for start, modules in NEEDS.items() if name.startswith(start)}
     for name, modules in needed.items():
         if missing := [module for module in modules if find_spec(module) is None]:
+            install = " ".join(dict.fromkeys(PACKAGES.get(module, module) for module in missing))
             raise ValueError(
-                f"lm-eval's task {name} needs {', '.join(missing)}, which this machine lacks; {PIP}"
+                f"lm-eval's task {name} needs {', '.join(missing)}, which this machine lacks; pip install {install}"
             )
     if any("nltk" in modules for modules in needed.values()):
         _require_sentences()

@@ -99,12 +99,12 @@ def counted(
     """The task, lm-eval's sample and the value of every one of a part's items."""
     metric, _, filter_name = of.metric.partition(",")
     chance = chance_of(of.names, raw) if config.above_chance else 0.0
-    is_above = not config.above_chance or part(column, of, config, raw).score > 0
+    is_above = not chance or part(column, of, config, raw).score > 0
     for name in of.names:
         for sample in raw.get("samples", {}).get(name, []):
             if sample["filter"] == filter_name and metric in sample:
                 value = _counted(sample[metric])
-                if config.above_chance:
+                if chance:
                     value = (value - chance) / (1 - chance) if is_above else 0.0
                 yield name, sample, value
 

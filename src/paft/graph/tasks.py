@@ -81,7 +81,8 @@ def refuse_changed_files(evaluate: EvaluateConfig) -> None:
 def task_sha256(file: Path) -> str:
     """Hex sha256 over a task's YAML file, those it includes, and the Python files of its `!function`s beside it.
 
-    Data that the task reads is not part of it.
+    Data that the task reads is not part of it. What belongs to a file is found by patterns, not by
+    `paft.graph.task_files`: keys are made of it.
     """
     digests = dict.fromkeys(file_sha256(path) for path in _files(file, set()))
     return hashlib.sha256("\0".join(digests).encode()).hexdigest()

@@ -40,6 +40,14 @@ TASKS = {
     "truthfulqa_mc2": TaskSize(817, 120, 100, past=150),
     "winogrande": TaskSize(1_267, 180, 12),
     "gsm8k": TaskSize(1_319, 1_000, 0, generated=128),
+    "piqa": TaskSize(1_838, 60, 40),
+    "ifeval": TaskSize(541, 55, 0, generated=400),
+    "leaderboard_ifeval": TaskSize(541, 55, 0, generated=400),
+    "leaderboard_bbh": TaskSize(5_761, 130, 20, past=700, parts=24),
+    "leaderboard_math_hard": TaskSize(1_324, 900, 0, generated=400, parts=7),
+    "leaderboard_gpqa": TaskSize(1_192, 300, 12, parts=3),
+    "leaderboard_musr": TaskSize(756, 1_200, 20, parts=3),
+    "leaderboard_mmlu_pro": TaskSize(12_032, 250, 10, past=1_200),
 }
 UNKNOWN = TaskSize(1_000, 300, 60)
 
