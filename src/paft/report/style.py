@@ -17,7 +17,7 @@ SKY, RED, GREY = "#56B4E9", "#D55E00", "#777777"
 # of Tol's schemes, for what comes after the paper's: first those of the muted one
 MORE = (
     *("#882255", "#999933", "#332288", "#117733", "#44AA99", "#DDCC77", "#CC6677", "#AA4499"),
-    *("#661100", "#6699CC", "#BBCC33", "#EE8866", "#AA3377", "#225555"),
+    *("#661100", "#6699CC", "#BBCC33", "#EE8866", "#AA3377", "#225555", "#4477AA", "#FFAABB"),
 )
 METHOD_CYCLE = (SKY, ORANGE, BLUE, RED, PINK, GREEN, *MORE)
 OBJECTIVE_CYCLE = (RED, PINK, GREEN, *MORE)
