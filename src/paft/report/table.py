@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paft.config import Norm
 from paft.config.model import gguf_title
 from paft.evaluate.results import Results
 from paft.files.jsonfile import read_object
@@ -33,7 +34,7 @@ from paft.report.scope import ranked
 log = logging.getLogger("paft")
 
 # fmt: off
-HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", "seed", "evaluate", "limit")
+HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "norm", "variant", "seed", "evaluate", "limit")
 TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
@@ -147,7 +148,8 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
     kind = method["type"]
     cell |= merge_options(method)
     if kind != "Apply":
-        return cell | {"paradigm": "parallel", "merge": merge_name(kind)}
+        norm = method.get("norm", Norm.own.value)
+        return cell | {"paradigm": "parallel", "merge": merge_name(kind), "norm": norm}
     return cell | {"paradigm": _baseline(merge)}
 
 
