@@ -50,7 +50,7 @@ def test_an_earlier_base_stands_beside_the_run(tmp_path):
 def test_the_only_model_is_named_by_its_folder_and_nothing_else_is_hidden(tmp_path, capsys):
     (stage,) = fill(tmp_path, [PAFT])
 
-    print_run(Report(tmp_path).of_run({stage.key}), others=0, store=tmp_path, page=tmp_path, everything="")
+    print_run(Report(tmp_path).of_run({stage.key}), others=[], store=tmp_path, page=tmp_path, everything="")
 
     printed = capsys.readouterr().out
     assert f"Model: {tmp_path / 'merge' / stage.inputs['model'].key}" in printed
@@ -64,7 +64,7 @@ def test_a_name_too_long_for_the_terminal_breaks_and_its_scores_stand(tmp_path, 
 
     print_run(
         Report(tmp_path).of_run({s.key for s in stages}),
-        others=0,
+        others=[],
         store=tmp_path,
         page=tmp_path,
         everything="",

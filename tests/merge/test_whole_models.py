@@ -11,29 +11,18 @@ import torch
 from full_models import save_adapter, save_base, save_tuned, weights_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from whole_weights import slerp_full
+from whole_weights import WRITTEN_OUT, merged_delta
 
-from paft.config import DType, MergeConfig, Norm, Scope, Space
+from paft.config import DType, MergeConfig, Norm
 from paft.delta.adapter import read_adapter
+from paft.delta.delta import Delta, Dense
 from paft.delta.rows import Array
 from paft.merge.__main__ import main
 from paft.merge.apply import apply_adapters, merge_adapters, variant
-from paft.merge.methods import (
-    DareTies,
-    Linear,
-    Slerp,
-    TaskArithmetic,
-    Ties,
-    dare_ties,
-    linear,
-    slerp,
-    task_arithmetic,
-    ties,
-)
-from paft.merge.sparsify import tensor_generator, trim
+from paft.merge.methods import TaskArithmetic
 from paft.model.base import byte_tokenizer
 
-Deltas = dict[str, dict[str, Array]]
+Deltas = dict[str, dict[str, Delta]]
 
 
 @pytest.fixture(scope="module")
@@ -66,56 +55,25 @@ def deltas_of(base: Path, branches: dict[str, Path]) -> Deltas:
         else:
             changes = {n: after - before[n] for n, after in weights_of(folder).items()}
         zero = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
-        deltas[branch] = {
-            n: (zero | changes)[n].reshape(len(t) if t.dim() > 1 else 1, -1).numpy() for n, t in zero.items()
-        }
+        deltas[branch] = {n: Dense(as_matrix((zero | changes)[n])) for n in zero}
     return deltas
+
+
+def as_matrix(tensor: Tensor) -> Array:
+    return tensor.reshape(len(tensor) if tensor.dim() > 1 else 1, -1).numpy()
 
 
 def in_memory(base: Path, branches: dict[str, Path], method: MergeConfig) -> dict[str, Tensor]:
     """The merge written out: dense deltas, pure functions."""
     deltas, merged = deltas_of(base, branches), {}
-    thresholds = {b: _threshold(d, 0.2) for b, d in deltas.items()}
     for name, tensor in weights_of(base).items():
         each = [delta[name] for delta in deltas.values()]
-        match method:
-            case Linear():
-                change = linear(each, method.weights)
-            case TaskArithmetic():
-                change = task_arithmetic(each, method.weights, scale=method.scale)
-            case Slerp(space=Space.delta):
-                change = slerp(each, method.t)
-            case Slerp():
-                change = slerp_full(tensor.reshape(each[0].shape).numpy(), each, method.t)
-            case Ties(scope=Scope.all):
-                left = [trim(delta, thresholds[branch]) for branch, delta in zip(deltas, each, strict=True)]
-                change = ties(left, method.weights, density=1)
-            case Ties():
-                change = ties(each, method.weights, density=method.densities)
-            case DareTies():
-                drawn = [tensor_generator(method.seed, branch, name) for branch in branches]
-                change = dare_ties(each, method.weights, density=method.density, generators=drawn)
+        change = merged_delta(method, name, as_matrix(tensor), each, deltas)
         merged[name] = tensor + torch.from_numpy(change).reshape(tensor.shape)
     return merged
 
 
-def _threshold(delta: dict[str, Array], density: float) -> float:
-    values = np.sort(np.abs(np.concatenate([d.ravel() for d in delta.values() if d.any()])))
-    return float(values[-int(values.size * density) - 1])
-
-
-METHODS = [
-    Linear(weights=[0.7, 0.3]),
-    TaskArithmetic(scale=0.5),
-    Slerp(t=0.3),
-    Slerp(t=0.3, space=Space.full),
-    Ties(weights=[0.6, 0.9], density=0.3, preference_density=0.01),
-    Ties(density=0.2, scope=Scope.all),
-    DareTies(density=0.4, seed=7),
-]
-
-
-@pytest.mark.parametrize("method", METHODS, ids=variant)
+@pytest.mark.parametrize("method", WRITTEN_OUT, ids=variant)
 def test_every_method_against_in_memory(
     base: Path, branches: dict[str, Path], tmp_path: Path, method: MergeConfig
 ) -> None:
@@ -133,7 +91,7 @@ def test_norm_of_whole_models_is_brought_to_one(
 ) -> None:
     report = merge_adapters(base, branches, TaskArithmetic(norm=Norm.merged), tmp_path / "out")
     norms = [
-        sum(float(np.vdot(d, d)) for d in delta.values()) ** 0.5
+        sum(float(np.vdot(d[:], d[:])) for d in delta.values()) ** 0.5
         for delta in deltas_of(base, branches).values()
     ]
     assert report["norm"] == pytest.approx((norms[0] * norms[1]) ** 0.5, rel=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,8 +23,10 @@ from paft.merge.methods import (
     Della,
     DellaLinear,
     Linear,
+    ModelStock,
     Ram,
     RamPlus,
+    Sce,
     Slerp,
     TaskArithmetic,
     Ties,
@@ -134,6 +136,8 @@ CASES: dict[str, tuple[MergeConfig, tuple[str, list[dict[str, Any]], dict[str, A
     ),
     "della": (Della(weights=[0.7, 0.3], density=1), ("della", W, {})),
     "della_linear": (DellaLinear(weights=[0.7, 0.3], density=1), ("della_linear", W, {})),
+    "sce": (Sce(), ("sce", [{}, {}], {})),
+    "sce density": (Sce(density=0.3), ("sce", [{}, {}], {"select_topk": 0.3})),
     "ram": (Ram(epsilon=0.05), ("ram", [{}, {}], {"epsilon": 0.05})),
     "ram_plus": (
         RamPlus(epsilon=0.05, r=0.5, alpha=0.4),
@@ -152,6 +156,25 @@ def test_merged_model_against_mergekit(models: Path, tmp_path: Path, name: str) 
         torch.testing.assert_close(
             ours[tensor], theirs[tensor], **TOLERANCE, msg=lambda m, t=tensor: f"{t}: {m}"
         )
+
+
+def test_model_stock_of_deltas_that_share_a_direction_against_mergekit(models: Path, tmp_path: Path) -> None:
+    """Two trainings of one task: the second adapter is the first with noise of half its size in both factors."""
+    (tmp_path / "base").symlink_to(models / "base")
+    for number, branch in enumerate(ADAPTERS):
+        save_adapter(tmp_path / "base", tmp_path / f"{branch}-adapter", rank=4, seed=1)
+        file = tmp_path / f"{branch}-adapter" / "adapter_model.safetensors"
+        drawn = torch.Generator().manual_seed(7)
+        noisy = {
+            n: f + number * 0.07 * torch.randn(f.shape, generator=drawn) for n, f in load_file(file).items()
+        }
+        save_file(noisy, file)
+        apply_adapters(tmp_path / "base", {branch: tmp_path / f"{branch}-adapter"}, tmp_path / branch)
+    theirs = weights_of(with_mergekit(tmp_path, tmp_path / "theirs", "model_stock", [{}, {}]))
+    ours, base = weights_of(with_paft(tmp_path, tmp_path / "ours", ModelStock())), weights_of(models / "base")
+    for tensor in ours:
+        torch.testing.assert_close(ours[tensor], theirs[tensor], rtol=0, atol=1e-6)
+    assert max(float((ours[n] - base[n]).abs().max()) for n in ours) > 0.05
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])

@@ -88,7 +88,11 @@ class MergeThenEvaluate(Callback):
         context, started = self.context, time.time()
         pl_module.backbone.save(self.out / pl_module.backbone.folder, self.fingerprints)
         with context.store.lend(self.stage, self.out):
-            folder = context.store.ensure(context.cell, context.run)
+            try:
+                folder = context.store.ensure(context.cell, context.run)
+            except ValueError as refused:  # the cell meets it again, when its branch is safe in the store
+                log.warning("%s is trained, its merge or evaluation was refused: %s", self.stage, refused)
+                return
         self._log(trainer, Results.read(folder), trainer.global_step)
         pl_module.seconds_elsewhere += time.time() - started
 

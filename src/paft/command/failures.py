@@ -21,6 +21,8 @@ class Failures:
     def __init__(self, sweep: Path) -> None:
         self.folder = sweep / "failed"
         self._last: Exception | None = None
+        self._here: dict[str, Exception] = {}
+        """Key of a stage -> what it raised in this process, where it may be tried twice in one cell."""
 
     def clear(self) -> None:
         """Forget those of an earlier grid in the same folder."""
@@ -34,6 +36,8 @@ class Failures:
         Raises `ValueError` with its error for one that failed before in this grid, in whatever process.
         """
         path = self.folder / f"{stage.key}.txt"
+        if stage.key in self._here:
+            raise self._here[stage.key]
         if path.is_file():
             raise ValueError(f"{stage} failed in another cell of this grid: {path.read_text()}")
         try:
@@ -41,6 +45,7 @@ class Failures:
         except Exception as error:
             if error is not self._last and not is_full(error):  # room may be made on a disk meanwhile
                 self._write(path, summary(error))
+                self._here[stage.key] = error
             self._last = error
             raise
 

@@ -134,7 +134,7 @@ def write_report(configs: list[RunConfig]) -> None:
     report = Report(store)
     write(report, folder)
     keys = {build(c).key for c in configs}
-    others = sum(r.evaluate_key not in keys for r in report.table)
+    others = [r for r in report.table if r.evaluate_key not in keys]
     command = ["python", "-m", "paft.report", "--store", str(store), "--out", str(folder)]
     print_run(
         report.of_run(keys),

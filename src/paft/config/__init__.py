@@ -70,6 +70,7 @@ from paft.config.running import (
     Wandb,
     WandbMode,
 )
+from paft.config.soup import SoupConfig
 from paft.config.training import (
     ALL_LINEAR,
     LINEAR_MODULES,
@@ -139,6 +140,7 @@ __all__ = [
     "Schedule",
     "Scope",
     "Skill",
+    "SoupConfig",
     "Source",
     "Space",
     "Sparsity",

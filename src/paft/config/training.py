@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
 from paft.config.penalty import L1Config, L1Of
+from paft.config.soup import SoupConfig
 
 ALL_LINEAR = "all-linear"
 """In place of names: every linear layer but the output head, as in peft."""
@@ -97,6 +98,8 @@ class BranchConfig(Typed):
     checkpoint: str | None = incidental(None)
     """A fine-tuned model that is taken, not trained: its folder, or `user/repo@commit`. What it adds is its difference
     from the base."""
+    soup: SoupConfig = field(default_factory=SoupConfig, metadata={"identity": False})
+    """Trainings of several seeds, averaged; each has a key of its own."""
 
     def __post_init__(self) -> None:
         at = self.branch
@@ -104,6 +107,11 @@ class BranchConfig(Typed):
             raise ValueError(
                 f"{at}.adapter={self.adapter} and {at}.checkpoint={self.checkpoint} are two answers to what the "
                 "branch is; give one of them"
+            )
+        if self.taken and self.soup.seeds:
+            raise ValueError(
+                f"{at}.soup.seeds={self.soup.seeds} averages trainings, and {at}.{self.taken[0].value}={self.taken[1]} "
+                "is taken as it is; leave one of them out"
             )
         for kind, place in (("adapter", self.adapter), ("checkpoint", self.checkpoint)):
             require(place != "", f"{at}.{kind}", place, "a folder, user/repo@commit, or null")

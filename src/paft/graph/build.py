@@ -8,8 +8,9 @@
 Each stage gets its own slice of the config and nothing else. `reference` holds the base model's log-probabilities
 of the answers, whatever the DPO or KTO trainings that share it do with them. Baselines are graphs, not code paths:
 `sft` and `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has
-none. A branch that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content. A merge
-that looks at data has one more input for each branch, `statistics` of its rows, or one of both, `coefficients`.
+none. A branch that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content; one that is a
+soup (`sft.soup.seeds`) has its trainings for inputs. A merge that looks at data has one more input for each branch,
+`statistics` of its rows, or one of both, `coefficients`.
 """
 
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from paft.config import (
     PreferenceConfig,
     RunConfig,
     SFTConfig,
+    SoupConfig,
     Source,
     Statistic,
 )
@@ -45,6 +47,7 @@ from paft.graph.configs import (
     JointRows,
     MergeStage,
     ReferenceStage,
+    SoupStage,
     StatisticsStage,
 )
 from paft.graph.judged import judged, with_questions
@@ -145,6 +148,11 @@ def _joint(config: RunConfig, model: ModelConfig) -> Stage:
                 f"paradigm=joint trains one adapter on the rows of both branches, got {name}.{kind.value}={place}; "
                 "leave it out, or set paradigm=parallel"
             )
+        if seeds := getattr(config, name).soup.seeds:
+            raise ValueError(
+                f"paradigm=joint trains one adapter, got {name}.soup.seeds={seeds}; leave it out, or set "
+                "paradigm=parallel"
+            )
     alone, sft = _branch("preference", config, model), config.sft
     rows = JointRows(config.joint.sft_weight, sft.global_batch_size, sft.epochs, sft.max_steps)
     data = _data("sft", config, model.as_released())
@@ -155,6 +163,8 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
     branch: BranchConfig = getattr(config, name)
     if branch.taken:
         return _stage(name, taken(name, branch, model.as_released()))
+    if branch.soup.seeds:
+        return _soup(name, config, model, **inputs)
     branch = branch.in_effect()  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config, model.as_released()), **inputs}
     if isinstance(branch, PreferenceConfig) and branch.has_reference_stage:
@@ -162,6 +172,17 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
         inputs["reference"] = _stage("reference", reference, **inputs)
     callbacks = identities(config.callbacks)
     return _stage(name, BranchStage(model, branch, config.data.template, config.seed, callbacks), **inputs)
+
+
+def _soup(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
+    """The mean of the branch's trainings of several seeds, each a stage that other cells share; of one, that one."""
+    branch: BranchConfig = getattr(config, name)
+    alone: dict[str, Any] = {name: replace(branch, soup=SoupConfig())}
+    seeds = sorted(branch.soup.seeds)
+    trainings = [_branch(name, replace(config, seed=seed, **alone), model, **inputs) for seed in seeds]
+    if len(trainings) == 1:
+        return trainings[0]
+    return _stage(name, SoupStage(model.as_released()), **{str(n): s for n, s in enumerate(trainings)})
 
 
 def _first_steps(branch: BranchConfig, seed: int) -> FirstSteps | None:

@@ -104,6 +104,13 @@ class TakenStage:
 
 
 @dataclass
+class SoupStage:
+    """The mean of the deltas of several trainings of one branch, which are its inputs."""
+
+    model: ModelConfig
+
+
+@dataclass
 class StatisticsStage:
     """What a branch's own training rows say of the layers that its adapter changes, for merges that ask."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from paft.graph.configs import TakenStage
+from paft.graph.configs import SoupStage, TakenStage
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ STAGES = {
     "judge": Kind(1, "paft.judge.stage"),
     "evaluate": Kind(1, "paft.evaluate.stage", runs_base=True),
 }
-TAKEN = Kind(1, "paft.training.taken")
-"""A branch that is taken, not trained, whatever its name."""
+OTHERWISE = {TakenStage: Kind(1, "paft.training.taken"), SoupStage: Kind(1, "paft.training.soup")}
+"""Of a branch that is no training itself, whatever its name: taken from elsewhere, or the mean of several."""
 TRAINED = tuple(name for name, kind in STAGES.items() if kind.trains)
 
 
 def kind_of(name: str, config: object) -> Kind:
     """What the stage of this name does with this config."""
-    return TAKEN if isinstance(config, TakenStage) else STAGES[name]
+    return OTHERWISE.get(type(config)) or STAGES[name]

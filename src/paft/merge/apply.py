@@ -1,6 +1,6 @@
 """From adapters and models to a merged model folder: each tensor is merged, measured and written in one pass."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import partial
@@ -58,7 +58,7 @@ def plan_merge(
 
     A folder is a PEFT adapter or a whole fine-tuned model; what one branch does not change has a zero delta there.
     Raises `ValueError` for adapters trained for different bases, tokenizers or templates, as far as these are not known
-    to be the `same` (see `read_adapters`), and for those that `read_branches` refuses.
+    to be the `same` (see `read_adapters`), and for those that `read_branches` or the method's own `refuse` refuse.
     """
     name = method_name(method)
     assert isinstance(method, Method)
@@ -74,6 +74,7 @@ def plan_merge(
             labels["norm"] = common_norm(read)
         if method.norm is Norm.branches:
             read = with_norm(read, labels["norm"])
+        method.refuse(read)
         plan = plan_of(method.informed(inputs or {}), read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
@@ -87,13 +88,15 @@ def plan_sum(
     *,
     same: Collection[str] = (),
     expo: float = 0.0,
+    weights: Sequence[float] = (),
 ) -> PlannedMerge:
-    """The plain sum of one adapter's delta or more: the single-branch and sequential baselines.
+    """The sum of one adapter's delta or more, each times 1 or its own of the `weights`: the single-branch and
+    sequential baselines, and soups.
 
     `expo` is added to the weight 1 of the preference delta. Refuses as `plan_merge` does.
     """
     read = read_branches(base, adapters, same=same)
-    weights = [1.0 + (expo if branch == "preference" else 0.0) for branch in read]
+    weights = list(weights) or [1.0 + (expo if branch == "preference" else 0.0) for branch in read]
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     return PlannedMerge(base, read, plain_sum(weights), dtype, labels)
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from paft.config import MergeConfig, require
 from paft.config.checks import UNLESS_DEFAULT, incidental
-from paft.delta.delta import Delta, Factors, StoredDelta, inner
+from paft.delta.delta import Delta, Factors, StoredDelta, inner, zero_delta
 from paft.delta.rows import Array, Rows, blocks_of
 from paft.merge.slerp import Gram, gram_of
 from paft.merge.sparsify import Sparsifier, everything
@@ -52,6 +52,9 @@ class TensorMerge:
         return self.combine(kept, base)
 
 
+LEAST = 0.1
+"""A branch, or the mean of both, of which a method would leave less than this share is as good as not merged."""
+
 Plan = Callable[[str, Sequence[Delta], Rows], TensorMerge]
 """(tensor name, one delta per branch, base weight) -> how they are merged. Called from several threads."""
 
@@ -68,6 +71,12 @@ class Method(MergeConfig):
     def informed(self, inputs: Mapping[str, Path]) -> "Method":
         """The method with what stages of its own have measured, whose folders are among the `inputs` of its merge."""
         return self
+
+    def refuse(self, adapters: Adapters) -> None:
+        """Raise `ValueError`, with the number that says it, for two deltas that this method would make nothing of.
+
+        They have been brought to one norm by then, where that is asked for.
+        """
 
     def plan(self, adapters: Adapters) -> Plan:
         """How each tensor is merged; `adapters` are for methods that look at all of them first."""
@@ -156,6 +165,17 @@ def gram_of_deltas(first: Delta, second: Delta) -> Gram:
         grams = (gram_of(one, other) for _, (one, other) in blocks_of(first, second))
         return reduce(Gram.add, grams, Gram())
     return Gram(inner(first, first), inner(second, second), inner(first, second))
+
+
+def gram_of_adapters(adapters: Adapters) -> Gram:
+    """`gram_of_deltas` over all tensors of two adapters together; what one does not change is zero there."""
+    first, second = adapters.values()
+    total = Gram()
+    for name, stored in {**first, **second}.items():
+        zero = zero_delta(stored.shape)
+        one, other = (adapter[name].load() if name in adapter else zero for adapter in (first, second))
+        total = total.add(gram_of_deltas(one, other))
+    return total
 
 
 def _is_pattern(text: str) -> bool:

@@ -20,7 +20,7 @@ from paft.cost.merges import MERGED_PER_SECOND, merge_memory, merge_seconds
 from paft.cost.shape import shape_of
 from paft.cost.work import other_forwards, pair_work
 from paft.forward.tree import MAX_TOKENS
-from paft.graph.configs import TakenStage
+from paft.graph.configs import SoupStage, TakenStage
 from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
@@ -73,7 +73,7 @@ class Estimator:
     def __call__(self, stage: Stage) -> Estimate:
         if stage.name == "data":
             return self.data(stage)
-        if isinstance(stage.config, TakenStage):
+        if isinstance(stage.config, TakenStage | SoupStage):
             return Estimate(seconds=Figure(TAKING_SECONDS, True))
         shape = shape_of(stage.config.model)
         if shape is None:

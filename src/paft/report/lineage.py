@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paft.files.fingerprint import digest
-from paft.graph.configs import TakenStage
+from paft.graph.configs import SoupStage, TakenStage
 from paft.graph.stages import TRAINED
 
 Identity = Mapping[str, Any]
@@ -20,6 +20,13 @@ def branches(identity: Identity) -> dict[str, Identity]:
     """The branches behind an evaluation, `sft` and `preference`, as far as there are any."""
     merge = identity["inputs"].get("model")
     return {name: stage for name, stage in merge["inputs"].items() if name in TRAINED} if merge else {}
+
+
+def trainings(branch: Identity) -> list[Identity]:
+    """Those behind a branch: one, or of a soup several, which differ by their seed alone; none where it was taken."""
+    if branch["config"].get("type") == SoupStage.__name__:
+        return list(branch["inputs"].values())
+    return [] if is_taken(branch) else [branch]
 
 
 def is_taken(identity: Identity) -> bool:
@@ -48,17 +55,18 @@ def _seedless(identity: Identity, seed: int | None) -> dict[str, Any]:
 
 
 def seed_of(identity: Identity) -> int | None:
-    """The seed the lineage was trained with."""
+    """The seed the lineage was trained with: of a branch that is no soup, if there is one."""
     if "branch" in identity["config"] and "seed" in identity["config"]:
         return int(identity["config"]["seed"])
-    seeds = (seed_of(stage) for stage in identity["inputs"].values())
-    return next((seed for seed in seeds if seed is not None), None)
+    inputs = sorted(identity["inputs"].values(), key=lambda stage: len(trainings(stage)) > 1)
+    return next((seed for seed in map(seed_of, inputs) if seed is not None), None)
 
 
-def recipe(stage: Identity) -> str:
-    """What the trainings that differ by lambda and seed alone have in common: settings and data."""
+def recipe(branch: Identity) -> str:
+    """What the branches that differ by lambda and seed alone have in common: settings, data, and how many trainings."""
+    several = trainings(branch)
+    stage = several[0]
     branch = dict(stage["config"]["branch"])
     branch["l1"] = {name: value for name, value in branch.get("l1", {}).items() if name != "weight"}
-    return digest(
-        {**stage["config"], "branch": branch, "seed": None, "data": key_of(stage["inputs"]["data"])}
-    )
+    settings = {**stage["config"], "branch": branch, "seed": None, "data": key_of(stage["inputs"]["data"])}
+    return digest(settings | ({"soup": len(several)} if len(several) > 1 else {}))

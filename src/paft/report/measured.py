@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from paft.files.jsonfile import read_object
-from paft.report.lineage import Identity, is_taken
+from paft.report.lineage import Identity, is_taken, trainings
 from paft.report.row import finite
 from paft.training.target import reached
 
@@ -32,7 +32,8 @@ def measures(folder: Path, branch: str, identity: Identity) -> dict[str, Any]:
         metrics = read_if_there(folder / "stage.json").get("metrics", {})
         values["sft_nll"] = finite(metrics.get("validation/nll"))
         if not is_taken(identity):
-            values["l1_reached"] = reached(identity["config"]["branch"]["l1"], sparsity)
+            training, *_ = trainings(identity)
+            values["l1_reached"] = reached(training["config"]["branch"]["l1"], sparsity)
     return values
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from paft.config import Tuning
 from paft.config.checks import TYPES, UNLESS_DEFAULT, default_of
 from paft.graph.stage import canonical
-from paft.report.lineage import Identity, branches, is_taken
+from paft.report.lineage import Identity, branches, is_taken, trainings
 from paft.report.row import Row, is_option
 
 ALIASES = {
@@ -35,11 +35,13 @@ def options(evaluate: Identity) -> dict[str, Any]:
     left out: those of a branch that was not trained, and those of a penalty with lambda = 0.
     """
     trained = branches(evaluate)
-    model = next((stage["config"]["model"] for stage in trained.values()), evaluate["config"]["model"])
+    made = [stage for branch in trained.values() for stage in trainings(branch) or [branch]]
+    model = next((stage["config"]["model"] for stage in made), evaluate["config"]["model"])
     options = dict(_flat("model", model))
-    for name, stage in trained.items():
-        if is_taken(stage):
+    for name, branch in trained.items():
+        if is_taken(branch):
             continue
+        stage, *others = trainings(branch)
         data = stage["inputs"]["data"]["config"]
         options |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
         options |= _flat(name, _in_effect(stage["config"]["branch"]))
@@ -48,6 +50,9 @@ def options(evaluate: Identity) -> dict[str, Any]:
                 "data.sft", {**texts["config"]["source"], "files": texts["config"].get("files") or {}}
             )
             options |= _flat("joint", stage["config"]["joint"])
+        if others:
+            seeds = [training["config"]["seed"] for training in (stage, *others)]
+            options[f"{name}.soup.seeds"] = _plain(seeds)
         if callbacks := stage["config"].get("callbacks"):
             options["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
     options |= _flat("evaluate", evaluate["config"]["evaluate"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from paft.files.jsonfile import read_object, write_json
 from paft.files.replacing import replacing
 from paft.report.labels import has_dense
+from paft.report.norms import norms, one_sided
 from paft.report.row import Row
 from paft.report.trainings import adapters, histories, merge_reports
 
@@ -52,6 +53,8 @@ def pictures(store: Path, block: Sequence[Row], skills: Sequence[str] | None = N
     """What can be drawn of a table's rows, in the order of the page. matplotlib is loaded by the first one drawn."""
     if any(r.merged for r in block):
         lines = "A line per merge method; level lines are what there is without merging."
+        lines += " Side by side: the deltas as they are, and brought to one norm." * (len(norms(block)) > 1)
+        lines = " ".join([lines, *one_sided(block)])
         yield Picture("scores_by_lambda", lines, lambda: _score_plots().scores_by_lambda(block))
     heat = "The plain variant of each method; λ=0 is merging without the penalty."
     yield Picture("lambda_by_merge", heat, lambda: _study_plots().heat_map(block))

@@ -14,8 +14,8 @@ Variant = tuple[tuple[str, Any], ...]
 """The merge options of a row; the seed of the drop masks is none where it follows the training's."""
 
 
-def representatives(rows: Sequence[Row]) -> list[Row]:
-    """The rows of one training recipe per branch, and of one variant per merge method.
+def representatives(rows: Sequence[Row], norm: str | None = None) -> list[Row]:
+    """The rows of one training recipe per branch, and of one variant per merge method; of merges those at a `norm`.
 
     Chosen without looking at a score: the recipe behind most cells (learning rate, steps, data, LoRA, kind of penalty;
     not lambda, not the seed), and of each merge method the variant with the fewest options unlike the default.
@@ -29,6 +29,8 @@ def representatives(rows: Sequence[Row]) -> list[Row]:
         if (not r.get("sft_recipe") or r["sft_recipe"] == sft)
         and (not r.get("preference_recipe") or r["preference_recipe"] in aligned)
     ]
+    if norm is not None:
+        candidates = [r for r in candidates if r.norm in ("", norm)]
     methods = dict.fromkeys((r.paradigm, r.merge) for r in candidates)
     nearest = {
         m: _nearest([variant(r) for r in candidates if (r.paradigm, r.merge) == m], m[1]) for m in methods

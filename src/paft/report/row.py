@@ -67,6 +67,11 @@ class Row(Mapping[str, Any]):
         value = self["lambda"]
         return None if value is None else float(value)
 
+    @property
+    def norm(self) -> str:
+        """`merge.norm` of a merge of two branches, `own` by default; empty of any other row."""
+        return str(self.get("norm") or "")
+
     def taken(self, branch: str) -> str:
         """What a branch that was taken, not trained, is called; empty where it was trained, or there is none."""
         return str(self.get(f"{branch}.adapter") or self.get(f"{branch}.checkpoint") or "")

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paft.config import Norm
 from paft.evaluate.items import Items, from_pairs
 from paft.report.options import ALIASES
 from paft.report.row import Row
@@ -72,6 +73,8 @@ def saved_rows(folder: Path) -> list[Row]:
 
 
 def _with_options(row: dict[str, Any]) -> dict[str, Any]:
+    if "norm" not in row and row.get("paradigm") == "parallel":
+        row["norm"] = row.get("merge.norm") or Norm.own.value
     older = {new: row[old] for old, new in ALIASES.items() if old in row and new not in row}
     return row | {name: value for name, value in older.items() if value is not None}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from paft.report.columns import Column, score_columns
 from paft.report.labels import has_dense, labels, method, without_penalty
+from paft.report.norms import TITLES as NORMS
+from paft.report.norms import norms
 from paft.report.numbers import short
 from paft.report.row import Row
 from paft.report.style import (
@@ -34,23 +36,38 @@ def scores_by_lambda(rows: Sequence[Row], columns: Sequence[str] | None = None) 
     """One panel per score column: score against lambda, a line per merge; baselines as dashed levels.
 
     lambda has a log axis with 0 as a tick of its own at the left. `columns` limits the panels. Of more than
-    8 variants, the best of each method and preference objective by its highest average.
+    8 variants, the best of each method and preference objective by its highest average. Merges at own norm and at
+    equal norm stand side by side, on one scale.
     """
     scores = [c for c in score_columns(rows) if columns is None or c.name in columns]
     merged = [r for r in rows if r.merged]
     places = lambda_places({r.weight or 0.0 for r in merged})
-    series, note = _series(merged)
-    figure, panels = new_panels(len(scores), f"Score of the merged model by lambda{note}, ± 1 standard error")
-    for column, ax in zip(scores, panels, strict=True):
-        for line in series:
+    sides = norms(merged) or [""]
+    series = {side: _series([r for r in merged if r.norm == side]) for side in sides}
+    note = max(note for _, note in series.values())
+    several = len(sides) if len(sides) > 1 else None
+    title = f"Score of the merged model by lambda{note}, ± 1 standard error"
+    figure, panels = new_panels(len(scores) * len(sides), title, columns=several)
+    for (column, side), ax in zip(product(scores, sides), panels, strict=True):
+        for line in series[side][0]:
             _line(ax, column, line, places)
         _levels(ax, rows, column)
         _lambda_axis(ax, places)
-        ax.set_title(subscript(column.title), fontsize=11)
+        named = f"{column.title}, {NORMS[side]}" if several else column.title
+        ax.set_title(subscript(named), fontsize=11)
         ax.set_ylabel("score (%)" if column.percent else "score")
         clean(ax, "y")
+    for first in range(0, len(panels), len(sides)):
+        _on_one_scale(panels[first : first + len(sides)])
     add_legend(figure, panels)
     return figure
+
+
+def _on_one_scale(panels: Sequence[Axes]) -> None:
+    """The same vertical axis for panels that are to be compared."""
+    lows, highs = zip(*(ax.get_ylim() for ax in panels), strict=True)
+    for ax in panels:
+        ax.set_ylim(min(lows), max(highs))
 
 
 def lambda_places(weights: set[float]) -> dict[float, float]:

@@ -12,6 +12,8 @@ from paft.report.row import Row, is_option
 
 SETTINGS = ("base", "data", "paradigm", "preference", "lambda", "merge", "evaluate", "limit", "template")
 """What may tell cells apart, beside the options."""
+DERIVED = ("seed", "norm", "variant")
+"""What rows may be selected by and says nothing that their settings do not say; `norm` is `own` where no option is."""
 KEYS = ("evaluate_key", "merge_key", "family")
 
 
@@ -45,12 +47,13 @@ def select(table: Sequence[Row], text: str) -> Selection:
         chosen = [r for r in chosen if _same(r.get(column), value)]
         if not chosen:
             raise ValueError(f"{text}: no cell has {name}={value}; there are {', '.join(there)}")
-    return Selection(text, chosen, frozenset(map(column_of, conditions)))
+    named = {*map(column_of, conditions)} | ({"merge.norm"} if "norm" in conditions else set())
+    return Selection(text, chosen, frozenset(named))
 
 
 def require_setting(name: str, column: str, table: Sequence[Row]) -> None:
     """Raise `ValueError` for a column that is no setting of any row, naming those in which rows differ."""
-    known = {c for r in table for c in r if c in (*SETTINGS, "seed", "variant") or is_option(c)}
+    known = {c for r in table for c in r if c in (*SETTINGS, *DERIVED) or is_option(c)}
     if column in known:
         return
     near = get_close_matches(name, {*known, *ALIASES}, n=3, cutoff=0.7)

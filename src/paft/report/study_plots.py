@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from paft.report.columns import Column, score_columns
 from paft.report.labels import method
 from paft.report.names import merge_place, merge_title, objective_place, objective_title
+from paft.report.norms import TITLES as NORMS
+from paft.report.norms import norms
 from paft.report.numbers import short
 from paft.report.representatives import representatives
 from paft.report.row import Row
@@ -41,8 +43,12 @@ EQUAL = 0.8
 
 
 def heat_map(rows: Sequence[Row], name: str = "average") -> Figure | None:
-    """A panel for each preference objective: one score by lambda and merge method; None below two cells."""
-    merged = [r for r in representatives(rows) if r.merged]
+    """A panel for each preference objective: one score by lambda and merge method; None below two cells.
+
+    Merges at own norm and at equal norm have panels side by side.
+    """
+    sides = norms(rows)
+    merged = [r for side in sides for r in representatives(rows, side) if r.merged]
     scores = [c for c in score_columns(merged) if c.name == name]
     if not scores or len({(r.weight, r.merge) for r in merged}) < 2:
         return None
@@ -52,12 +58,15 @@ def heat_map(rows: Sequence[Row], name: str = "average") -> Figure | None:
     weights = sorted({r.weight or 0.0 for r in merged})
     width, height = 2.6 + 1.25 * len(weights), 1.7 + 0.55 * len(methods)
     title = f"{column.title.capitalize()} of the merged model, ± 1 standard error"
-    figure = new_figure(max(6.5, width * len(objectives)), height, title)
-    panels = list(figure.subplots(1, len(objectives), sharey=True, squeeze=False).flat)
+    places = [(objective, side) for objective in objectives for side in sides]
+    figure = new_figure(max(6.5, width * len(places)), height, title)
+    panels = list(figure.subplots(1, len(places), sharey=True, squeeze=False).flat)
     values = [v for r in merged if (v := column.value(r)) is not None]
-    for ax, objective in zip(panels, objectives, strict=True):
-        _cells(ax, [r for r in merged if r.preference == objective], column, methods, weights, values)
-        ax.set_title(f"SFT + {objective_title(objective)}", fontsize=11)
+    for ax, (objective, side) in zip(panels, places, strict=True):
+        own = [r for r in merged if (r.preference, r.norm) == (objective, side)]
+        _cells(ax, own, column, methods, weights, values)
+        at = f", {NORMS[side]}" if len(sides) > 1 else ""
+        ax.set_title(f"SFT + {objective_title(objective)}{at}", fontsize=11)
     panels[0].set_yticks(range(len(methods)), [*map(merge_title, methods)])
     return figure
 

@@ -17,7 +17,7 @@ SKY, RED, GREY = "#56B4E9", "#D55E00", "#777777"
 # of Tol's schemes, for what comes after the paper's: first those of the muted one
 MORE = (
     *("#882255", "#999933", "#332288", "#117733", "#44AA99", "#DDCC77", "#CC6677", "#AA4499"),
-    *("#661100", "#6699CC", "#BBCC33", "#EE8866", "#AA3377", "#225555"),
+    *("#661100", "#6699CC", "#BBCC33", "#EE8866", "#AA3377", "#225555", "#4477AA", "#FFAABB"),
 )
 METHOD_CYCLE = (SKY, ORANGE, BLUE, RED, PINK, GREEN, *MORE)
 OBJECTIVE_CYCLE = (RED, PINK, GREEN, *MORE)
@@ -59,9 +59,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def new_panels(count: int, title: str, *, width: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, at most three in a row."""
-    columns = 2 if count == 4 else max(1, min(count, 3))
+def new_panels(
+    count: int, title: str, *, width: float = 3.6, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most three in a row unless `columns` are given."""
+    columns = columns or (2 if count == 4 else max(1, min(count, 3)))
     lines = max(1, -(-count // columns))
     figure = new_figure(max(6.5, width * columns), 0.9 + 2.9 * lines, title)
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)

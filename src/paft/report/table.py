@@ -10,10 +10,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paft.config import Norm
 from paft.config.model import gguf_title
 from paft.evaluate.results import Results
 from paft.files.jsonfile import read_object
-from paft.report.lineage import Identity, branches, family, is_taken, key_of, recipe
+from paft.report.lineage import (
+    Identity,
+    branches,
+    family,
+    is_taken,
+    key_of,
+    recipe,
+    seed_of,
+    trainings,
+)
 from paft.report.measured import MERGED, measures, read_if_there
 from paft.report.names import TAKEN, merge_name, objective_name
 from paft.report.options import merge_options, options
@@ -24,7 +34,7 @@ from paft.report.scope import ranked
 log = logging.getLogger("paft")
 
 # fmt: off
-HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "variant", "seed", "evaluate", "limit")
+HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "norm", "variant", "seed", "evaluate", "limit")
 TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
@@ -85,6 +95,7 @@ def row(folder: Path) -> Row:
     keys["evaluate_key"] = folder.name
     report = merge_report(store, keys)
     columns = dict.fromkeys(HEAD) | _setting(identity) | _trained(store, branches(identity))
+    columns |= {"seed": seed_of(identity)}
     columns |= {"variant": report.get("variant", ""), "family": family(identity)} | _scores(results)
     for name in branches(identity):
         columns |= measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])
@@ -137,7 +148,8 @@ def _setting(evaluate: Identity) -> dict[str, Any]:
     kind = method["type"]
     cell |= merge_options(method)
     if kind != "Apply":
-        return cell | {"paradigm": "parallel", "merge": merge_name(kind)}
+        norm = method.get("norm", Norm.own.value)
+        return cell | {"paradigm": "parallel", "merge": merge_name(kind), "norm": norm}
     return cell | {"paradigm": _baseline(merge)}
 
 
@@ -148,7 +160,7 @@ def _baseline(merge: Identity) -> str:
         return "joint"
     if len(branches) == 1:
         return str(next(iter(branches)))
-    if "preference" in branches["sft"]["inputs"]:
+    if any("preference" in stage["inputs"] for stage in trainings(branches["sft"])):
         return "preference_first"
     return "expo" if merge["config"]["method"].get("expo") else "sequential"
 
@@ -168,19 +180,19 @@ def _evaluation(config: Mapping[str, Any], judged: Identity | None) -> str:
     )
 
 
-def _trained(store: Path, trainings: Mapping[str, Identity]) -> dict[str, Any]:
+def _trained(store: Path, branches: Mapping[str, Identity]) -> dict[str, Any]:
     columns: dict[str, Any] = {"preference": "", "sft_data": "", "preference_data": ""}
-    for name, stage in trainings.items():
-        if is_taken(stage):
-            columns |= _taken(store, name, stage)
+    for name, made in branches.items():
+        if is_taken(made):
+            columns |= _taken(store, name, made)
             continue
+        stage, *_ = trainings(made)
         branch = stage["config"]["branch"]
         columns[f"{name}_data"] = _source(store, stage["inputs"]["data"])
         if "sft_data" in stage["inputs"]:
             columns["sft_data"] = _source(store, stage["inputs"]["sft_data"])
         columns[f"{name}_lr"] = branch["lr"]
-        columns[f"{name}_recipe"] = recipe(stage)
-        columns["seed"] = stage["config"]["seed"]
+        columns[f"{name}_recipe"] = recipe(made)
         if name == "sft":
             l1 = branch["l1"]
             columns |= {"lambda": l1["weight"], "l1_of": l1["of"]}

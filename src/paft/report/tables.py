@@ -83,7 +83,8 @@ def cells_table(
     paper: Sequence[Mapping[str, Any]] = (),
     details: Mapping[str, list[tuple[str, str]]] | None = None,
 ) -> Table:
-    """Rows that may be compared, under the headings of the paper's Table 1; the `best` of each column is strong.
+    """Rows that may be compared, under the headings of the paper's Table 1; the `best` of each column is strong. Where
+    merges stand at several norms, `merge.norm` is a column.
 
     The caption says what rows have that do not name an option in which others differ.
 
@@ -95,24 +96,38 @@ def cells_table(
         list(dict.fromkeys(base for r in rows for base in printed(paper, r))),
     )
     tops = [column.best(rows) if best else None for column in scores]
-    head = [Head("method", numeric=False), Head("λ"), Head("seeds")]
+    several = len({r.norm for r in rows} - {""}) > 1
+    head = [
+        Head("method", numeric=False),
+        Head("λ"),
+        *([Head("norm", numeric=False)] * several),
+        Head("seeds"),
+    ]
     head += [Head(c.title, apart=c.name == "average") for c in scores]
     head += [Head(f"paper's average, {base}", apart=base == sources[0]) for base in sources]
     head += [Head("SFT < 1e-5", apart=True), Head("preference < 1e-5")]
-    named = list(zip(rows, names or labels(rows), strict=True))
+    named = list(zip(rows, names or _named(rows, without_norm=several), strict=True))
     sections = []
     for heading, group in groupby(named, key=lambda pair: section(pair[0])):
         lines = []
         for row, name in group:
             theirs = printed(paper, row)
             beside = [f"{100 * theirs[base]:.2f}" if base in theirs else DASH for base in sources]
-            entries = [Entry(name), Entry(short(row.weight)), Entry(str(row.num_seeds))]
+            entries = [Entry(name), Entry(short(row.weight)), *([Entry(row.norm or DASH)] * several)]
+            entries.append(Entry(str(row.num_seeds)))
             entries += [_score(column, row, top) for column, top in zip(scores, tops, strict=True)]
             entries += [Entry(text) for text in (*beside, *_shares(row))]
             lines.append(Line(entries, (details or {}).get(row.evaluate_key, [])))
         sections.append(Section(heading, lines))
     unnamed = "" if names else ", ".join(Differences(rows).unnamed())
     return Table(head, sections, caption=unnamed and f"Rows that do not say otherwise have {unnamed}.")
+
+
+def _named(rows: Sequence[Row], *, without_norm: bool) -> list[str]:
+    """`labels`; without the norm where that has a column of its own."""
+    if not without_norm:
+        return labels(rows)
+    return [" ".join(w for w in text.split(" ") if not w.startswith("norm=")) for text in labels(rows)]
 
 
 def _score(column: Column, row: Row, best: float | None) -> Entry:

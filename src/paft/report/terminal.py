@@ -10,10 +10,11 @@ from rich.console import Console
 from paft.report.changes import Changed, summary
 from paft.report.columns import Column
 from paft.report.compare import Comparison
+from paft.report.norms import one_sided
 from paft.report.numbers import DASH, interval, p_value, signed
 from paft.report.render import console, in_terminal
 from paft.report.row import Row
-from paft.report.scope import Scope, blocks, title
+from paft.report.scope import Scope, blocks, scope_of, title
 from paft.report.statistics import Estimate
 from paft.report.stored import not_stored
 from paft.report.tables import (
@@ -42,23 +43,34 @@ def print_table(table: Sequence[Row], *, store: Path | None = None, page: Path |
 
 
 def print_run(
-    own: Sequence[tuple[Scope, list[Row]]], *, others: int, store: Path, page: Path, everything: str
+    own: Sequence[tuple[Scope, list[Row]]],
+    *,
+    others: Sequence[Row],
+    store: Path,
+    page: Path,
+    everything: str,
 ) -> None:
     """Print what `Report.of_run` gives: the cells of a run alone, and which command shows the store's `others`."""
-    print_blocks(own, store=store)
+    print_blocks(own, beside=others, store=store)
     out = console()
     if others:
-        _say(out, f"{store} holds {others} more evaluation{'s' * (others > 1)}: {everything} shows all")
+        more = f"{len(others)} more evaluation{'s' * (len(others) > 1)}"
+        _say(out, f"{store} holds {more}: {everything} shows all")
     _say(out, f"Report: {page}")
 
 
 def print_blocks(
-    scopes: Sequence[tuple[Scope, list[Row]]], *, store: Path | None = None, page: Path | None = None
+    scopes: Sequence[tuple[Scope, list[Row]]],
+    *,
+    beside: Sequence[Row] = (),
+    store: Path | None = None,
+    page: Path | None = None,
 ) -> None:
     out = console()
     for scope, block in scopes:
+        alike = [r for r in beside if scope_of(r) == scope]
         out.print(in_terminal(_cells(scope, block)))
-        for sentence in not_stored(block):
+        for sentence in (*not_stored(block), *one_sided(block, alike)):
             _say(out, sentence)
         if store is not None and (where := _models(block, store)):
             _say(out, where)

@@ -18,13 +18,18 @@ from paft.merge.methods.dare import DareLinear, DareTies, dare_linear, dare_ties
 from paft.merge.methods.linear import Linear, linear
 from paft.merge.slerp import slerp
 
-# and beyond it, what needs no data
+# and beyond it; an entry's place is its colour
 from paft.merge.methods.breadcrumbs import Breadcrumbs, BreadcrumbsTies
 from paft.merge.methods.della import Della, DellaLinear
 from paft.merge.methods.ram import Ram, RamPlus
 from paft.merge.methods.wudi import Wudi
 from paft.merge.methods.tsv import Tsv
 from paft.merge.methods.iso import Iso
+from paft.merge.methods.fisher import Fisher
+from paft.merge.methods.learned import Learned
+from paft.merge.methods.regmean import RegMean
+from paft.merge.methods.model_stock import ModelStock
+from paft.merge.methods.sce import Sce
 
 # isort: on
 
@@ -39,10 +44,15 @@ __all__ = [
     "DareTies",
     "Della",
     "DellaLinear",
+    "Fisher",
     "Iso",
+    "Learned",
     "Linear",
+    "ModelStock",
     "Ram",
     "RamPlus",
+    "RegMean",
+    "Sce",
     "Slerp",
     "TaskArithmetic",
     "Ties",
