@@ -114,6 +114,10 @@ def test_its_trainings_are_those_of_the_cells_with_these_seeds(cell):
             "averages trainings, and preference.adapter=x",
         ),
         (["preference.soup.seeds=[1,2]", "paradigm=joint"], "paradigm=joint trains one adapter"),
+        (
+            ["sft.soup.seeds=[1,2]", "sft.tuning=full"],
+            r"sft.tuning=full writes no LoRA adapter, and soup.seeds=\[1, 2\] averages adapters: leave it out, or sft",
+        ),
     ],
 )
 def test_what_cannot_be_a_soup_is_refused_before_anything_runs(cell, words, message):

@@ -21,17 +21,19 @@ def refuse_full(config: "RunConfig") -> None:
         )
     for name in config.paradigm.branches:
         branch: BranchConfig = getattr(config, name)
-        if branch.is_full and (wrong := next(_conflicts(config), None)):
+        if branch.is_full and (wrong := next(_conflicts(config, branch), None)):
             raise ValueError(f"{name}.tuning=full {wrong}, or {name}.tuning=lora")
 
 
-def _conflicts(config: "RunConfig") -> Iterator[str]:
+def _conflicts(config: "RunConfig", branch: BranchConfig) -> Iterator[str]:
     """In words: what a run has that is for LoRA alone, and what to do."""
     if config.model.quantization is not Quantization.none:
         yield (
             f"trains the weights themselves, which model.quantization={config.model.quantization.value} has in four "
             "bits: set model.quantization=none"
         )
+    if branch.soup.seeds:
+        yield f"writes no LoRA adapter, and soup.seeds={branch.soup.seeds} averages adapters: leave it out"
     merge = config.merge
     if merge.output is MergeOutput.adapter:
         yield (
