@@ -126,6 +126,31 @@ CASES = {
           - {model: MODELS/b, parameters: {weight: 0.4, density: [{filter: norm, value: 0}, {value: 0.001}]}}
         parameters: {normalize: [{filter: "layers.1.", value: false}, {value: true}]}
         dtype: float32""",
+    "breadcrumbs of three": """
+        merge_method: breadcrumbs
+        base_model: MODELS/base
+        models:
+          - {model: MODELS/a, parameters: {weight: 0.7, density: 0.5, gamma: 0.05}}
+          - {model: MODELS/b, parameters: {weight: 0.3, density: 0.25}}
+          - {model: MODELS/c, parameters: {weight: 0.2, density: [{filter: norm, value: 0.001}, {value: 0.98}]}}
+        parameters: {rescale: true, lambda: 1.2}""",
+    "breadcrumbs_ties": """
+        merge_method: breadcrumbs_ties
+        base_model: MODELS/base
+        models: [{model: MODELS/a, parameters: {weight: 0.7}}, {model: MODELS/b, parameters: {weight: 0.3}}]
+        parameters: {density: 0.4, gamma: 0.1, normalize: true}
+        dtype: float32""",
+    "ram of three": """
+        merge_method: ram
+        base_model: MODELS/base
+        models: [{model: MODELS/a}, {model: MODELS/b}, {model: MODELS/c}]
+        parameters: {epsilon: 0.01}""",
+    "ramplus_tl": """
+        merge_method: ramplus_tl
+        base_model: MODELS/base
+        models: [{model: MODELS/a}, {model: MODELS/b}]
+        parameters: {epsilon: [{filter: mlp, value: 0.02}, {value: 0.01}], r: 0.5, alpha: 0.6}
+        dtype: float32""",
     "slerp": """
         merge_method: slerp
         base_model: MODELS/b
@@ -234,9 +259,9 @@ def test_arithmetic_in_bfloat16_is_more_exact_here(
         assert (theirs[name] - tensor).norm() >= (ours[name] - tensor).norm()
 
 
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
 @pytest.mark.parametrize("rescale", [True, False])
-def test_dare_against_mergekit_with_its_own_masks(
+def test_what_is_dropped_at_random_against_mergekit_with_its_own_masks(
     models: Path, tmp_path: Path, method: str, rescale: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mergekit runs as it is; the masks it drew are read off its deltas, and given to our merge of the same file."""
@@ -253,8 +278,8 @@ def test_dare_against_mergekit_with_its_own_masks(
     base, numbers = weights_of(models / "base"), {0: "a", 1: "b"}
     tuned = {number: weights_of(models / model) for number, model in numbers.items()}
 
-    def mask_of(shape: Any, density: float, generator: tuple[str, str]) -> Array:
-        number, name = int(generator[0]), generator[1]
+    def mask_of(of: Any, *chances: Any) -> Array:
+        shape, (number, name) = getattr(of, "shape", of), (int(chances[-1][0]), chances[-1][1])
         delta = tuned[number][name] - base[name]
         (masked,) = [
             k for d, k in drawn if d.shape == delta.shape and torch.allclose(d, delta, rtol=0, atol=1e-7)
@@ -264,7 +289,8 @@ def test_dare_against_mergekit_with_its_own_masks(
     monkeypatch.setattr(
         "paft.merge.mergekit.plan.tensor_generator", lambda seed, number, name: (number, name)
     )
-    monkeypatch.setattr("paft.merge.mergekit.plan.bernoulli_mask", mask_of)
+    for drawing in ("bernoulli_mask", "mask_by_rank"):
+        monkeypatch.setattr(f"paft.merge.mergekit.plan.{drawing}", mask_of)
     ours = with_paft(path, tmp_path / "ours")
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, **FLOAT32)

@@ -38,8 +38,12 @@ REFUSALS = {
     "both": (GOOD + "slices: [1]", "either models or slices"),
     "modules": (GOOD + "modules: {default: {}}", "modules cannot be used"),
     "unknown method": (
-        GOOD.replace("ties", "della"),
-        "merge_method must be one of linear, slerp, .*got 'della'",
+        GOOD.replace("ties", "karcher"),
+        "merge_method must be one of linear, slerp, .*got 'karcher'",
+    ),
+    "chances of della": (
+        GOOD.replace("ties", "della").replace("density: 0.5", "density: 0.1"),
+        r"density - epsilon and density \+ epsilon must be in \(0, 1\), got density=0.1 and epsilon=0.15 for ",
     ),
     "no method": (GOOD.replace("merge_method: ties", ""), "got 'None'"),
     "no base": (GOOD.replace("base_model: MODELS/base", ""), "ties needs a base_model"),

@@ -13,6 +13,10 @@ from paft.merge.__main__ import main
 from paft.merge.apply import merge_adapters, variant
 from paft.merge.mergekit.written import write_config
 from paft.merge.methods import DareLinear, DareTies, Linear, Slerp, TaskArithmetic, Ties
+from paft.merge.methods.breadcrumbs import Breadcrumbs, BreadcrumbsTies
+from paft.merge.methods.della import Della, DellaLinear
+from paft.merge.methods.ram import Ram, RamPlus
+from paft.merge.methods.sce import Sce
 
 WEIGHTS = {"weights": [0.7, 0.4], "scale": 0.9}
 WRITTEN = [
@@ -25,6 +29,12 @@ WRITTEN = [
     Ties(density=0.3, normalize=Normalize.none, elect_on=ElectOn.unweighted),
     DareLinear(**WEIGHTS, density=1),
     DareTies(**WEIGHTS, density=1, normalize=Normalize.weights),
+    Breadcrumbs(**WEIGHTS, density=0.5, preference_density=0.25, gamma=0.02),
+    BreadcrumbsTies(**WEIGHTS, density=0.3, normalize=Normalize.weights),
+    Della(**WEIGHTS, density=1),
+    DellaLinear(**WEIGHTS, density=1, epsilon=0.1),
+    Ram(epsilon=1e-3),
+    RamPlus(r=0.3, alpha=0.4, epsilon=1e-3),
 ]
 
 
@@ -86,6 +96,10 @@ MISSING: list[tuple[MergeConfig, str]] = [
     (Ties(elect_on=ElectOn.unweighted, weights=[2, 1]), "elect_on=unweighted"),
     (Ties(normalize=Normalize.count), "normalize=count"),
     (Ties(norm=Norm.branches), "norm=branches"),
+    (Ties(space=Space.core), "space=core"),
+    (Linear(weights_by={"q_proj": [1, 0]}), r"weights_by=\{'q_proj': \[1, 0\]\}"),
+    (Ram(weights=[1, 0.5]), r"weights=\[1, 0.5\]"),
+    (Sce(), "method sce"),
     (DareTies(rescale=Rescale.inverse_density, normalize=Normalize.weights), "rescale=inverse_density"),
 ]
 
@@ -94,7 +108,7 @@ MISSING: list[tuple[MergeConfig, str]] = [
 def test_what_mergekit_has_not_is_refused_by_name(
     folders: tuple[Path, dict[str, Path]], tmp_path: Path, method: MergeConfig, option: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"mergekit has no {option}, so it cannot be told this merge: "):
+    with pytest.raises(ValueError, match=rf"no mergekit file says {option} as it is meant here: "):
         write_config(tmp_path / "config.yml", *folders, method)
     assert not (tmp_path / "config.yml").exists()
 

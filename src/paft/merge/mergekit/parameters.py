@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from itertools import chain
 
 from paft.merge.mergekit.recipe import Recipe, Slice
@@ -11,6 +12,16 @@ from paft.merge.mergekit.settings import Place, Settings, number, resolve, truth
 
 LAYER = re.compile(r"\.(\d+)\.")
 """In the name of a tensor: the number of its layer."""
+
+
+class Keeps(Enum):
+    """What a method keeps of a delta of some density."""
+
+    everything = auto()
+    largest = auto()
+    at_random = auto()
+    below_outliers = auto()
+    by_rank = auto()
 
 
 @dataclass(frozen=True)
@@ -22,24 +33,35 @@ class Kind:
     of_deltas: bool = True
     """Whether models count by their difference from the base, which is then no input itself."""
     elects: bool = False
-    trims: bool = False
-    """By magnitude; else what drops does so at random."""
-    drops: bool = False
+    keeps: Keeps = Keeps.everything
 
 
-def _task_vectors(*, normalize: bool, rescale: bool, **options: bool) -> Kind:
+def _task_vectors(
+    keeps: Keeps = Keeps.everything,
+    *,
+    elects: bool = False,
+    normalize: bool = False,
+    rescale: bool = False,
+    **of_model: float,
+) -> Kind:
     shared = {"normalize": normalize, "rescale": rescale, "lambda": 1.0, "int8_mask": False}
-    return Kind({"weight": None, "density": 1.0}, shared, **options)
+    return Kind({"weight": None, "density": 1.0, **of_model}, shared, elects=elects, keeps=keeps)
 
 
 KINDS = {
     "linear": Kind({"weight": None}, {"normalize": True}, of_deltas=False),
     "slerp": Kind({}, {"t": None}, of_deltas=False),
     "nuslerp": Kind({"weight": None}, {"nuslerp_flatten": True, "nuslerp_row_wise": False}),
-    "task_arithmetic": _task_vectors(normalize=False, rescale=False),
-    "ties": _task_vectors(normalize=True, rescale=False, elects=True, trims=True),
-    "dare_ties": _task_vectors(normalize=False, rescale=True, elects=True, drops=True),
-    "dare_linear": _task_vectors(normalize=False, rescale=True, drops=True),
+    "task_arithmetic": _task_vectors(),
+    "ties": _task_vectors(Keeps.largest, elects=True, normalize=True),
+    "dare_ties": _task_vectors(Keeps.at_random, elects=True, rescale=True),
+    "dare_linear": _task_vectors(Keeps.at_random, rescale=True),
+    "breadcrumbs": _task_vectors(Keeps.below_outliers, gamma=0.01),
+    "breadcrumbs_ties": _task_vectors(Keeps.below_outliers, elects=True, gamma=0.01),
+    "della": _task_vectors(Keeps.by_rank, elects=True, normalize=True, rescale=True, epsilon=0.15),
+    "della_linear": _task_vectors(Keeps.by_rank, rescale=True, epsilon=0.15),
+    "ram": Kind({}, {"epsilon": 1e-5}),
+    "ramplus_tl": Kind({}, {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}),
 }
 """mergekit's name of a method -> what it reads; int8_mask saves memory and changes no number."""
 
@@ -107,11 +129,22 @@ def _parameters(recipe: Recipe, inputs: Collection[Reference], name: str, num_la
         raise ValueError(
             f"weights must not sum to 0 where they are normalized, got {of_model['weight']} for {name}"
         )
+    if kind.keeps is Keeps.by_rank:
+        _require_chances(of_model["density"], of_model["epsilon"], name)
     if not values.get("nuslerp_flatten", True):
         raise ValueError(
             "nuslerp_flatten=false cannot be used: tensors are turned as one vector here, and not by row"
         )
     return Parameters(of_model, values)
+
+
+def _require_chances(densities: list[float], epsilons: list[float], name: str) -> None:
+    for density, epsilon in zip(densities, epsilons, strict=True):
+        if 0 < density < 1 and not 0 <= epsilon < min(density, 1 - density):
+            raise ValueError(
+                f"density - epsilon and density + epsilon must be in (0, 1), got density={density:g} and "
+                f"epsilon={epsilon:g} for {name}"
+            )
 
 
 def _required(

@@ -14,18 +14,21 @@ from paft.config import Election, ElectOn, Normalize, Rescale
 from paft.delta.delta import Delta
 from paft.delta.rows import Rows
 from paft.merge.combine import added, elected
-from paft.merge.mergekit.parameters import KINDS, Parameters
+from paft.merge.mergekit.parameters import KINDS, Keeps, Parameters
 from paft.merge.method import Buffers, Combine, TensorMerge, gram_of_deltas
+from paft.merge.methods.ram import alone_factors, reinforced
 from paft.merge.slerp import Arc, along, delta_arc, full_arc, gram_of_weights
 from paft.merge.sparsify import (
     Sparsifier,
     bernoulli_mask,
     everything,
     largest,
+    mask_by_rank,
     nothing,
     random,
     rescaled,
     tensor_generator,
+    without_outliers,
 )
 
 
@@ -54,29 +57,53 @@ class RecipePlan:
                 return _turned(
                     deltas, delta_arc(gram, _share(values.of_model["weight"])), full=self.of_weights
                 )
+            case "ram" | "ramplus_tl":
+                return _reinforced(deltas, values)
         return self._task_vectors(name, deltas, values)
 
     def _task_vectors(self, name: str, deltas: Sequence[Delta], values: Parameters) -> TensorMerge:
-        kind, shared = KINDS[self.method], values.shared
+        kind = KINDS[self.method]
         rows: list[Rows] = [*deltas]
-        if kind.trims:
+        if kind.keeps in (Keeps.largest, Keeps.below_outliers):
             rows = [d.dense(self.buffers.get(i, math.prod(d.shape))) for i, d in enumerate(deltas)]
-        densities = values.of_model["density"] if kind.trims or kind.drops else [1.0] * len(deltas)
-        each = enumerate(zip(rows, densities, strict=True))
-        keep = [self._keep(i, name, delta, density, bool(shared["rescale"])) for i, (delta, density) in each]
+        keep = [self._keep(number, name, delta, values) for number, delta in enumerate(rows)]
         return TensorMerge(rows, _combine(kind.elects, values), keep)
 
-    def _keep(self, number: int, name: str, delta: Rows, density: float, rescale: bool) -> Sparsifier:
+    def _keep(self, number: int, name: str, delta: Rows, values: Parameters) -> Sparsifier:
+        kind, rescale = KINDS[self.method], bool(values.shared["rescale"])
+        density = 1.0 if kind.keeps is Keeps.everything else values.of_model["density"][number]
         if density >= 1:
             return everything
         if density <= 0:
             return nothing
-        if KINDS[self.method].trims:
-            assert isinstance(delta, np.ndarray)
-            keep = largest(delta, density)
+        if kind.keeps in (Keeps.largest, Keeps.below_outliers):
+            keep = _by_magnitude(kind.keeps, delta, density, values, number)
             return rescaled(delta, keep) if rescale else keep
-        mask = bernoulli_mask(delta.shape, density, tensor_generator(self.seed, str(number), name))
+        generator = tensor_generator(self.seed, str(number), name)
+        if kind.keeps is Keeps.by_rank:
+            mask = mask_by_rank(delta, density, values.of_model["epsilon"][number], generator)
+        else:
+            mask = bernoulli_mask(delta.shape, density, generator)
         return random(delta, density, mask, Rescale.l1 if rescale else Rescale.none)
+
+
+def _by_magnitude(keeps: Keeps, delta: Rows, density: float, values: Parameters, number: int) -> Sparsifier:
+    assert isinstance(delta, np.ndarray)
+    if keeps is Keeps.largest:
+        return largest(delta, density)
+    if int(density * delta.size) == 0:  # here mergekit keeps no last value
+        return nothing
+    return without_outliers(delta, density, values.of_model["gamma"][number])
+
+
+def _reinforced(deltas: Sequence[Delta], values: Parameters) -> TensorMerge:
+    """RAM; plus where the file's method has a strength of the enlargement."""
+    settings = {name: float(value) for name, value in values.shared.items()}
+    epsilon, ones = settings["epsilon"], [1.0] * len(deltas)
+    factors = ones
+    if "r" in settings:
+        factors = alone_factors(deltas, epsilon, settings["r"], settings["alpha"])
+    return TensorMerge(deltas, lambda d, _: reinforced(d, epsilon, ones, factors), [everything] * len(deltas))
 
 
 def _combine(elects: bool, values: Parameters) -> Combine:

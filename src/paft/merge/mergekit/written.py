@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from paft.delta.full import is_full_delta
 from paft.files.safetensors import read_checkpoint
 from paft.merge.apply import variant
 from paft.merge.layout import STORED
-from paft.merge.methods import DareLinear, DareTies, Linear, Slerp, TaskArithmetic, Ties
+from paft.merge.methods import DareTies, Linear, Slerp, TaskArithmetic, Ties
+from paft.merge.methods.breadcrumbs import Breadcrumbs
 from paft.merge.methods.dare import DareMerge
+from paft.merge.methods.della import DellaMerge
+from paft.merge.methods.ram import Ram, RamPlus
 
+SPARSE = (Ties, DareMerge, Breadcrumbs, DellaMerge)
+"""Methods with a density for each branch."""
 Expressed = tuple[str, list[dict[str, float]], dict[str, Any]]
 """mergekit's method, the parameters of each model, those of all."""
 
@@ -32,7 +38,7 @@ def write_config(path: Path, base: Path, branches: Mapping[str, Path], method: M
         )
     content = mergekit_config(base.resolve(), {b: folder.resolve() for b, folder in branches.items()}, method)
     remarks = [variant(method), "mergekit-yaml THIS_FILE OUT --lora-merge-cache SCRATCH"]
-    if isinstance(method, DareMerge):
+    if isinstance(method, DareMerge | DellaMerge):
         remarks.append("what is dropped is drawn anew each time; mergekit takes --random-seed")
     text = "".join(f"# {remark}\n" for remark in remarks) + yaml.safe_dump(content, sort_keys=False)
     path.write_text(text, encoding="utf-8")
@@ -41,9 +47,7 @@ def write_config(path: Path, base: Path, branches: Mapping[str, Path], method: M
 def mergekit_config(base: Path, branches: Mapping[str, Path], method: MergeConfig) -> dict[str, Any]:
     """The content of the file; raises as `write_config`."""
     if options := _not_in_mergekit(method):
-        raise ValueError(
-            f"mergekit has no {', '.join(options)}, so it cannot be told this merge: {variant(method)}"
-        )
+        raise ValueError(f"no mergekit file says {', '.join(options)} as it is meant here: {variant(method)}")
     for folder in filter(is_full_delta, branches.values()):
         raise ValueError(
             f"mergekit reads whole models and LoRA adapters, and {folder} is the delta of full fine-tuning; merge it "
@@ -75,16 +79,25 @@ def _expressed(method: MergeConfig) -> Expressed:
             return "nuslerp", _weights([1 - method.t, method.t]), {"nuslerp_flatten": True}
         case Slerp():
             return "slerp", [{}, {}], {"t": method.t}
-    assert isinstance(method, Ties | DareTies | DareLinear)
-    shared = {"normalize": method.normalize is Normalize.weights, "lambda": method.scale}
-    weights = method.weights
-    if isinstance(method, DareMerge):
+        case RamPlus():
+            return "ramplus_tl", [{}, {}], {"r": method.r, "alpha": method.alpha, "epsilon": method.epsilon}
+        case Ram():
+            return "ram", [{}, {}], {"epsilon": method.epsilon}
+    assert isinstance(method, SPARSE)
+    shared = {"normalize": vars(method)["normalize"] is Normalize.weights, "lambda": method.scale}
+    weights, more = method.weights, dict[str, float]()
+    match method:
+        case Breadcrumbs():
+            more = {"gamma": method.gamma}
+        case DellaMerge():
+            more = {"epsilon": method.epsilon}
+    if isinstance(method, DareMerge | DellaMerge):
         shared["rescale"] = method.rescale is Rescale.l1
         if method.rescale is Rescale.inverse_density:
             weights = [weight / density for weight, density in zip(weights, method.densities, strict=True)]
     each = zip(weights, method.densities, strict=True)
     name = "dare_ties" if isinstance(method, DareTies) else method.name
-    return name, [{"weight": weight, "density": density} for weight, density in each], shared
+    return name, [{"weight": weight, "density": density, **more} for weight, density in each], shared
 
 
 def _weights(weights: list[float]) -> list[dict[str, float]]:
@@ -93,11 +106,15 @@ def _weights(weights: list[float]) -> list[dict[str, float]]:
 
 def _not_in_mergekit(method: MergeConfig) -> list[str]:
     """The options of a method, or the method itself, that no mergekit YAML says."""
-    if not isinstance(method, Slerp | TaskArithmetic | Linear | Ties | DareTies | DareLinear):
+    if not isinstance(method, (*SPARSE, Slerp, TaskArithmetic, Linear, Ram)):
         return [f"method {method.name}"]
     options = vars(method)
     normalize = options.get("normalize")
     missing = {
+        "space": not isinstance(method, Slerp) and method.space is not Space.delta,
+        "weights_by": bool(options.get("weights_by")),
+        "weights": isinstance(method, Ram) and options["weights"] != [1, 1],
+        "scale": isinstance(method, Ram) and options["scale"] != 1,
         "norm": method.norm is not Norm.own,
         "scope": options.get("scope") is Scope.all,
         "election": options.get("election") is Election.count,
@@ -105,7 +122,8 @@ def _not_in_mergekit(method: MergeConfig) -> list[str]:
         "normalize": normalize is Normalize.count,
         "rescale": options.get("rescale") is Rescale.inverse_density and normalize is Normalize.weights,
     }
-    return [f"{name}={options[name].value}" for name, is_missing in missing.items() if is_missing]
+    named = ((name, options[name]) for name, is_missing in missing.items() if is_missing)
+    return [f"{name}={value.value if isinstance(value, Enum) else value}" for name, value in named]
 
 
 def _alike(weights: list[float]) -> bool:

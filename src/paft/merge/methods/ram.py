@@ -29,22 +29,9 @@ class Ram(WeightedMerge, name="ram", title="RAM", source=PAPER):
     def merge_deltas(self, deltas: Sequence[Array], base: Array) -> Array:
         return self.merged(deltas, [1.0] * len(deltas))
 
-    def changed(self, deltas: Sequence[Array]) -> list[Mask]:
-        return [np.abs(delta) > self.epsilon for delta in deltas]
-
     def merged(self, deltas: Sequence[Array], factors: Sequence[float]) -> Array:
         """With a factor on what each delta alone changes."""
-        deltas = checked(deltas, self.weights)
-        changed = self.changed(deltas)
-        count = sum(mask.astype(np.float32) for mask in changed)
-        merged = np.zeros_like(deltas[0])
-        for delta, mask, weight, factor in zip(deltas, changed, self.weights, factors, strict=True):
-            share = np.where(
-                count > 1, np.float32(weight) / np.maximum(count, 1), np.float32(weight * factor)
-            )
-            merged += share * mask * delta
-        merged *= np.float32(self.scale)
-        return merged
+        return reinforced(checked(deltas, self.weights), self.epsilon, self.weights, factors, self.scale)
 
 
 @dataclass
@@ -66,16 +53,40 @@ class RamPlus(Ram, name="ram_plus", title="RAM+", source=PAPER):
 
     def plan(self, adapters: Adapters) -> Plan:
         def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
-            factors = self._factors(deltas)
+            factors = alone_factors(deltas, self.epsilon, self.r, self.alpha)
             return TensorMerge(deltas, lambda d, _: self.merged(d, factors), [everything] * len(deltas))
 
         return plan
 
-    def _factors(self, deltas: Sequence[Delta]) -> list[float]:
-        shared, alone = np.zeros(len(deltas)), np.zeros(len(deltas))
-        for _, blocks in blocks_of(*deltas):
-            changed = np.array(self.changed(blocks))
-            overlap = changed.sum(0) > 1
-            shared += (changed & overlap).sum((1, 2))
-            alone += (changed & ~overlap).sum((1, 2))
-        return (1 + self.r * np.minimum(shared / np.maximum(alone, self.epsilon or 1), self.alpha)).tolist()
+
+def reinforced(
+    deltas: Sequence[Array],
+    epsilon: float,
+    weights: Sequence[float],
+    factors: Sequence[float],
+    scale: float = 1.0,
+) -> Array:
+    """What one delta alone changes by more than `epsilon`, times its factor, and the mean of what several change."""
+    changed = _changed(deltas, epsilon)
+    count = sum(mask.astype(np.float32) for mask in changed)
+    merged = np.zeros_like(deltas[0])
+    for delta, mask, weight, factor in zip(deltas, changed, weights, factors, strict=True):
+        share = np.where(count > 1, np.float32(weight) / np.maximum(count, 1), np.float32(weight * factor))
+        merged += share * mask * delta
+    merged *= np.float32(scale)
+    return merged
+
+
+def alone_factors(deltas: Sequence[Rows], epsilon: float, r: float, alpha: float) -> list[float]:
+    """1 + r min(overlap / alone, alpha) of each delta of a tensor, by the numbers of its positions."""
+    shared, alone = np.zeros(len(deltas)), np.zeros(len(deltas))
+    for _, blocks in blocks_of(*deltas):
+        changed = np.array(_changed(blocks, epsilon))
+        overlap = changed.sum(0) > 1
+        shared += (changed & overlap).sum((1, 2))
+        alone += (changed & ~overlap).sum((1, 2))
+    return (1 + r * np.minimum(shared / np.maximum(alone, epsilon or 1), alpha)).tolist()
+
+
+def _changed(deltas: Sequence[Array], epsilon: float) -> list[Mask]:
+    return [np.abs(delta) > epsilon for delta in deltas]
