@@ -282,6 +282,15 @@ def test_next_training_goes_by_what_the_last_one_reached(finished):
     assert found.measured == ("sft of SmolLM2-135M: 0.25 TFLOP/s in training, 0.5 in scoring, 2 s to start",)
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.5])
+def test_a_reference_that_was_over_at_once_tells_no_speed(finished, seconds):
+    write(finished, "data", train=COUNTS)
+    expected = estimates(replace(finished, preference=DPO(max_steps=3, global_batch_size=16)))["reference"]
+    write(finished, "reference", seconds=seconds, rows=64, devices=1)
+    found = estimates(replace(finished, preference=DPO(max_steps=3, global_batch_size=16)))["reference"]
+    assert found == expected and found.seconds.value > 0
+
+
 def test_next_reference_goes_by_what_the_last_one_on_its_pairs_took(finished):
     write(finished, "data", train=COUNTS)
     write(finished, "reference", seconds=4.5, rows=64, devices=1)

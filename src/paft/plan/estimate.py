@@ -146,7 +146,10 @@ class Estimator:
         """The rate of finished reference stages on the same pairs, of so many FLOPs each, where there are some."""
 
         def rate(record: Record) -> float:
-            return record["metrics"]["rows"] * flops / self.devices / (run_seconds(record) - speed.startup)
+            computing = run_seconds(record) - speed.startup
+            if computing <= 0:
+                raise ValueError("it was over before it is thought to have begun, so it tells no speed")
+            return record["metrics"]["rows"] * flops / self.devices / computing
 
         median_rate = median(self.precedents.references(stage, self.devices), rate)
         if median_rate is None:
