@@ -62,5 +62,5 @@ def test_real_rows_on_smollm2_against_hflm(column, tmp_path, compose):
     real(SHARED, tmp_path)
 
     model = replace(compose("model=smollm2_135m").model, dtype=DType.float32)
-    # thirty layers in float32 and sums of down to -100 nats: measured 1.5e-4 nats at most
+    # thirty layers in float32 and sums of down to -100 nats: measured 5e-4 nats at most
     same_as_hflm(column, tmp_path, model, 3, rel=1e-5)
