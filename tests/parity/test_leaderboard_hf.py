@@ -1,5 +1,6 @@
 """`evaluate=open_llm` on local rows against lm-eval's own `HFLM`, item by item: answers and log-likelihoods."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,20 @@ from test_lm_eval_hf import same_answers
 from test_local_rows import SHARED, SUBJECTS, V1, local, with_rows
 from tiny import MODEL
 
-from paft.config import ModelConfig, Template
+from paft.config import DType, ModelConfig, Template
 from paft.evaluate.lm import SparingLM
 from paft.model.base import base_folder, load_tokenizer
 from paft.proof.base import load_base
 
 
-def same_as_hflm(column: str, rows: Path, model: ModelConfig, limit: int) -> None:
+def same_as_hflm(column: str, rows: Path, model: ModelConfig, limit: int, rel: float = 1e-6) -> None:
     ours, theirs = (evaluated(kind, column, rows, model, limit) for kind in (SparingLM, HFLM))
     name = V1[column].task
 
     assert len(ours["samples"][name]) >= limit
     for a, b in zip(ours["samples"][name], theirs["samples"][name], strict=True):
         assert a["arguments"] == b["arguments"]
-        same_answers(a["filtered_resps"], b["filtered_resps"])
+        same_answers(a["filtered_resps"], b["filtered_resps"], rel)
     for metric, value in theirs["results"][name].items():
         if isinstance(value, float):  # 1e-5: of TruthfulQA a mean of shares of log-likelihoods
             assert ours["results"][name][metric] == pytest.approx(value, abs=1e-5), metric
@@ -60,4 +61,6 @@ def test_made_up_rows_against_hflm(column, tmp_path):
 def test_real_rows_on_smollm2_against_hflm(column, tmp_path, compose):
     real(SHARED, tmp_path)
 
-    same_as_hflm(column, tmp_path, compose("model=smollm2_135m").model, 3)
+    model = replace(compose("model=smollm2_135m").model, dtype=DType.float32)
+    # thirty layers in float32 and sums of down to -100 nats: measured 5e-4 nats at most
+    same_as_hflm(column, tmp_path, model, 3, rel=1e-5)

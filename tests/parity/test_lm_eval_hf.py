@@ -52,12 +52,12 @@ def test_own_tasks_against_hflm(apply_chat_template):
             same_answers(a["filtered_resps"], b["filtered_resps"])
 
 
-def same_answers(ours: list[Any], theirs: list[Any]) -> None:
+def same_answers(ours: list[Any], theirs: list[Any], rel: float = 1e-6) -> None:
     for a, b in zip(ours, theirs, strict=True):
         if isinstance(a, str):
             assert a == b
         else:
-            assert a[0] == pytest.approx(b[0], abs=CLOSE, rel=1e-6) and a[1] == b[1]
+            assert a[0] == pytest.approx(b[0], abs=CLOSE, rel=rel) and a[1] == b[1]
 
 
 def requests(pairs: list[tuple[str, str]]) -> list[Instance]:
