@@ -26,8 +26,8 @@ def make_policy(
 ) -> Policy:
     """The base in `folder` plus `deltas`, with a new adapter or, with `tuning=full`, every weight to be trained.
 
-    Only four bits are made on the `device`, which nothing else asks for. Raises `ValueError` for weights that the base's
-    files do not hold.
+    Only four bits are made on the `device`, which nothing else asks for. Raises `ValueError` for weights that the
+    base's files do not hold.
     """
     # Some of Lightning's strategies make their device the default one. A factor's first values depend on the
     # device that draws them, and must not depend on the strategy
