@@ -1,6 +1,6 @@
 """The model of a training: the base, what earlier trainings add to it, and what is trained on top."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +22,12 @@ def make_policy(
     paths: FastPaths | None,
     *,
     seed: int,
-    device: torch.device,
+    device: Callable[[], torch.device],
 ) -> Policy:
     """The base in `folder` plus `deltas`, with a new adapter or, with `tuning=full`, every weight to be trained.
 
-    Only four bits are made on the `device`. Raises `ValueError` for weights that the base's files do not hold.
+    Only four bits are made on the `device`, which nothing else asks for. Raises `ValueError` for weights that the
+    base's files do not hold.
     """
     # Some of Lightning's strategies make their device the default one. A factor's first values depend on the
     # device that draws them, and must not depend on the strategy
@@ -35,7 +36,7 @@ def make_policy(
         base = load_base(folder, model, paths)
         add_deltas(base, list(deltas), folder)
     if model.quantization is Quantization.nf4:
-        quantize(base, device)
+        quantize(base, device())
     with cpu, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = FullPolicy(base) if branch.is_full else Policy(base, branch.lora, seed=seed)

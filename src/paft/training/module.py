@@ -96,7 +96,7 @@ class BranchModule(L.LightningModule):
             return
         policy = make_policy(
             self.base_folder, self.model_config, self.config, self.deltas, self.paths,
-            seed=self.seed, device=self._root_device(),
+            seed=self.seed, device=self._root_device,
         )  # fmt: skip
         if self.settings.gradient_checkpointing:
             recompute_activations(policy, self.config)
