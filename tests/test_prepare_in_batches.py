@@ -1,6 +1,9 @@
 """A data stage's files against those of rows tokenised one by one: the same bytes, counts and errors."""
 
 import os
+import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -192,6 +195,33 @@ def test_an_error_of_reading_reaches_the_reader_of_processes_as_it_is() -> None:
         for pair in ahead.ahead(str, items(), 2):
             done.append(pair)
     assert done == [(at, str(at)) for at in range(4)]
+
+
+WITHOUT_END = """
+import itertools, signal, sys
+from paft.data.ahead import ahead
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+try:
+    for _ in ahead(lambda item: sum(range(10**5)), itertools.count(), 2):
+        print("going", flush=True)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+def test_ctrl_c_is_the_askers_alone_and_ends_all_processes() -> None:
+    asker = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_END],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert asker.stdout is not None and asker.stdout.readline() == b"going\n"
+    os.killpg(asker.pid, signal.SIGINT)  # as a terminal sends it, to all of them
+    _, said = asker.communicate(timeout=60)
+    assert asker.returncode == 7 and b"Traceback" not in said, said.decode()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(asker.pid, 0)
 
 
 def test_processes_leave_the_random_numbers_of_torch_alone() -> None:

@@ -4,6 +4,7 @@ Torch's loader forks, hands the results over in order, and ends its processes wi
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar, cast
 
@@ -24,6 +25,7 @@ def spread(
         num_workers=processes,
         collate_fn=_as_it_is,
         multiprocessing_context="fork",
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # a loader draws from it, and nothing else is to be drawn otherwise for that
     )
     for done in cast(Iterable[tuple[Given, Made] | ValueError], loader):
@@ -49,6 +51,12 @@ class _Share(IterableDataset[tuple[Given, Made] | ValueError], Generic[Given, Ma
                     yield item, self.work(item)
         except ValueError as error:
             yield error
+
+
+def _leave_signals(_: int) -> None:
+    """Whoever interrupts a run interrupts the process that asked, which then ends these."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(done: Made) -> Made:
