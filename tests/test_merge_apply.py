@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from every_merge import merges
+from every_merge import may_refuse, merges
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -117,7 +117,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path
     return base, {b: save_adapter(base, folder / b, seed, r=16) for b, seed in ADAPTER_SEEDS.items()}
 
 
-@pytest.mark.parametrize("method", [m for m in (*WRITTEN_OUT, *merges()) if not m.needs], ids=variant)
+@pytest.mark.parametrize(
+    "method", [m for m in (*WRITTEN_OUT, *merges()) if not (m.needs or may_refuse(m))], ids=variant
+)
 def test_neither_blocks_nor_threads_change_a_merge(
     wide: Any, tmp_path: Path, method: MergeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from every_merge import may_refuse
 from full_models import save_adapter, save_base, weights_of
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
@@ -142,7 +143,11 @@ def whole_and_delta(base: Path, at: Path, share: float, seed: int) -> tuple[Path
     return at / "model", at / "delta"
 
 
-WHOLE = [name for name, m in METHODS.items() if m.needs is None and m().space.value in ("delta", "full")]
+WHOLE = [
+    name
+    for name, m in METHODS.items()
+    if m.needs is None and m().space.value in ("delta", "full") and not may_refuse(m())
+]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied"])

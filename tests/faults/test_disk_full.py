@@ -45,13 +45,13 @@ def test_full_while_checkpointing_then_while_merging_then_gone_on_with(smoke_gri
     store = disk / "stages"
     copy_stages(("data", "reference", "preference"), smoke_grid.store, store)
     adapter = next(smoke_grid.store.glob("sft/*/adapter/*.safetensors")).stat().st_size
-    checkpoint = 3 * adapter + 40_000
-    # too little for a checkpoint; then enough for two of them, and after training too little for a merged model
-    for room, stage, cannot in (
-        (adapter, "sft", "step=2.ckpt"),
-        (2 * checkpoint + 40_000, "merge", "model.safetensors"),
-    ):
-        leave(disk, room)
+    # too little for a checkpoint; then, with the branch trained, too little for a merged model
+    for given, stage, cannot in (((), "sft", "step=2.ckpt"), (("sft",), "merge", "model.safetensors")):
+        (disk / "ballast").unlink(missing_ok=True)
+        for name in given:
+            shutil.rmtree(store / name)
+        copy_stages(given, smoke_grid.store, store)
+        leave(disk, adapter)
         before = finished(store)
 
         run = start(*CELL, f"store={store}", logs=tmp_path / "logs")
@@ -67,4 +67,18 @@ def test_full_while_checkpointing_then_while_merging_then_gone_on_with(smoke_gri
 
     (disk / "ballast").unlink()
     start(*CELL, f"store={store}", logs=tmp_path / "logs").succeed()
+    assert_same_results(store, smoke_grid.store)
+
+
+def test_full_while_a_training_merges_its_cell(smoke_grid, disk, tmp_path):
+    """The trained branch is published, which frees its checkpoints, and what they took is room for the merge."""
+    store = disk / "stages"
+    copy_stages(("data", "reference", "preference"), smoke_grid.store, store)
+    adapter = next(smoke_grid.store.glob("sft/*/adapter/*.safetensors")).stat().st_size
+    checkpoint = 3 * adapter + 40_000
+    leave(disk, 2 * checkpoint + 40_000)
+
+    run = start(*CELL, f"store={store}", logs=tmp_path / "logs").succeed()
+
+    assert "is trained, its merge or evaluation was refused: no space left for merge" in run.said
     assert_same_results(store, smoke_grid.store)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_merge import merges, named
+from every_merge import may_refuse, merges, named
 from full_models import save_base, save_tuned, weights_of
 
 from paft.command.pipeline import context_of
@@ -17,7 +17,6 @@ from paft.config import MergeConfig, RunConfig, Space
 from paft.graph.build import build
 from paft.graph.stage import Stage
 from paft.merge.apply import merge_adapters
-from paft.merge.method import Method
 from paft.merge.methods import METHODS
 from paft.model.base import base_folder
 from paft.objectives import OBJECTIVES
@@ -64,11 +63,6 @@ def test_every_merge_of_every_objective_changes_the_base_to_finite_weights(cell,
         assert changed == {*config.sft.lora.target_modules}, named(method)
 
     assert len(keys) >= len([method for method in merges() if not may_refuse(method)])
-
-
-def may_refuse(method: MergeConfig) -> bool:
-    """Whether it measures deltas before it merges them, and says what of; see test_useless_merges_are_refused."""
-    return type(method).refuse is not Method.refuse
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -110,12 +110,13 @@ def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
         foreign.remove(leaf)
     if not foreign:
         return
+    asked = ", ".join(sorted({t.task for t in config.tasks.values() if _foreign([t], manager)}))
     try:
         manager.load(foreign)
     except ModuleNotFoundError as error:
-        raise lacking(f"one of lm-eval's tasks {', '.join(foreign)}", error) from None
+        raise lacking(f"one of lm-eval's tasks {asked}", error) from None
     except (OSError, ValueError, ImportError) as error:
-        what = f"the items of one of {', '.join(foreign)}"
+        what = f"the items of one of {asked}"
         instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
         raise unavailable(what, "datasets", error, instead) from None
 
