@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from paft.evaluate.answers import read_answers
 from paft.report.columns import Column, score_columns
+from paft.report.html import html
 from paft.report.items import Scores
 from paft.report.numbers import DASH, signed
 from paft.report.row import Row
@@ -138,8 +138,4 @@ def summary(changed: Sequence[Changed], left: str, right: str) -> Table:
 
 def page(changed: Sequence[Changed], left: str, right: str) -> str:
     """The HTML document of all that changed; every text is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(Path(__file__).with_name(PAGE).read_text())
-    return template.render(changed=changed, left=left, right=right, dash=DASH)
+    return html(PAGE, {"changed": changed, "left": left, "right": right, "dash": DASH})

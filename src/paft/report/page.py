@@ -1,7 +1,4 @@
-"""index.html: one page without scripts, fonts or anything else from elsewhere; pictures lie beside it.
-
-The template escapes every value (jinja2's autoescape), so a model named `<script>` is only an odd name.
-"""
+"""index.html: one page without scripts, fonts or anything else from elsewhere; pictures lie beside it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from paft.report.claims import CLAIMS
 from paft.report.findings import Finding, flat
+from paft.report.html import html
 from paft.report.labels import labels, section
 from paft.report.numbers import DASH, percent, plain_text, short
 from paft.report.paper import printed_effects
@@ -47,21 +44,17 @@ def page(
 
     `store` is where the keys are folders.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["lowered"] = lowered
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     git = git_state()
-    return template.render(
-        generated=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        commit=git["commit"],
-        changed=git["dirty"],
-        warnings=warnings(table, paper),
-        blocks=[_block(block, table, paper, store) for block in blocks],
-        evaluations=evaluations(table),
-        store=store,
-    )
+    values = {
+        "generated": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": git["commit"],
+        "changed": git["dirty"],
+        "warnings": warnings(table, paper),
+        "blocks": [_block(block, table, paper, store) for block in blocks],
+        "evaluations": evaluations(table),
+        "store": store,
+    }
+    return html("page.html", values, {"lowered": lowered})
 
 
 def warnings(rows: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> list[str]:
