@@ -370,6 +370,12 @@ def test_hardware_and_trainer_must_agree(compose):
     assert "trainer.accelerator=gpu but hardware=cpu is a cpu" in message and "trainer=gpu" in message
 
 
+def test_a_reference_to_a_setting_of_another_type_is_named(compose):
+    message = refused(compose, "evaluate.tasks.tool_call.rows=${seed}")
+
+    assert "evaluate.tasks.tool_call.rows" in message and "expected one of [sft, preference]" in message
+
+
 def test_multirun_flag_may_stand_anywhere(tmp_path):
     done = train("experiment=smoke", "-m", "lambda=1e-4,1e-3", "plan=true", "logs=out", cwd=tmp_path)
 

@@ -219,6 +219,7 @@ def test_a_pair_that_was_trained_tied(tied: Path, tmp_path: Path, options: dict[
         ({"peft_type": "IA3"}, "peft_type='IA3'; only LORA"),
         ({"lora_alpha": "much"}, "lora_alpha 'much'"),
         ({"r": 0}, "rank 0; a rank is a whole number"),
+        ({"r": 10**400}, "rank 1000.*; a rank is a whole number"),
     ],
 )
 def test_settings_that_are_refused_by_name(

@@ -82,12 +82,11 @@ def to_config(cfg: DictConfig) -> RunConfig:
     Raises `ValueError` naming the key, the value received and what is allowed, for a value of the wrong
     type, out of range, or missing though the cell reads it.
     """
-    check_lambda(cfg)
-    unread = unread_parts(cfg)
-    _require_given(cfg, unread)
-    names = [str(key) for key in cfg if key not in UNTYPED]
     with worded():
-        typed = _typed(cfg, names)
+        check_lambda(cfg)
+        unread = unread_parts(cfg)
+        _require_given(cfg, unread)
+        typed = _typed(cfg, [str(key) for key in cfg if key not in UNTYPED])
         _give_missing(typed, unread)
         return checked({str(name): _value(typed[name]) for name in typed})
 

@@ -21,6 +21,8 @@ REFUSED = {
 """Settings under which no delta of the base's tensors, or none that is read here, is the trained model."""
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of `init_lora_weights` that rewrite the base weights the factors belong to."""
+MOST = 2**31
+"""No layer has as many inputs, so no rank is as large."""
 NUMBERS = "a rank is a whole number of at least 1, an alpha a finite number"
 TOKEN_IDS = "these are the ids of the tokens whose rows were trained, each once"
 
@@ -76,7 +78,7 @@ class PeftConfig:
     def rank(self, module: str) -> int:
         """Raises `ValueError` for what is no rank."""
         rank = self._by_pattern("rank_pattern", module, self.settings.get("r"))
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank < MOST:
             raise self._wrong(module, f"rank {rank!r:.60}")
         return rank
 
