@@ -202,3 +202,23 @@ def test_a_missed_target_is_told_when_the_training_ends_and_in_the_report(tmp_pa
     assert said in done.stdout
     assert any(line.startswith(said) for line in warnings(rows(tmp_path / "stages")))
     assert said in (tmp_path / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sft.adapter={}",),
+        ("preference.checkpoint={}",),
+        ("model=local", "model.path={}"),
+        ("data=jsonl", "data.sft.path={}", "data.preference.path=b.jsonl"),
+        ("evaluate.data_dir={}",),
+        ("evaluate.include_path={}",),
+        ("evaluate.tasks.tool_call.task={}.yaml",),
+        ("evaluate=alpaca_eval", "judge=annotations", "judge.file={}"),
+        ("evaluate=alpaca_eval", "judge=local", "judge.path={}"),
+    ],
+)
+def test_a_name_that_no_disk_can_hold_is_a_path_that_is_not_there(words, compose):
+    """Asked about one, pathlib raises."""
+    with pytest.raises(ValueError, match="nnnnnnn"):
+        build(compose("model=tiny", *(word.format("n" * 400) for word in words)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ def text_digest(text: str) -> str:
 
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes. Raises `ValueError` naming a path that is not a file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{path} is not a file; paths are relative to the folder you run train.py in")
     stat = path.stat()
     return _file_sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
@@ -40,7 +41,7 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 def content_sha256(path: Path) -> str:
     """The same, read now whatever was known of the file; empty for a path that is no file any more."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -64,7 +65,7 @@ def tree_sha256(folder: Path, name: str) -> str:
 
     Raises `ValueError` with the `name` of the setting for a path that is no folder.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(
             f"{name} must be a folder, got {folder}; paths are relative to the folder you run train.py in"
         )
@@ -81,9 +82,8 @@ def folder_sha256(folder: Path) -> str:
 
     Raises `ValueError` where the folder holds no config.json or no safetensors file.
     """
-    names = sorted(
-        p.name for p in folder.glob("*") if p.suffix in (".json", ".safetensors", ".jinja", ".model")
-    )
+    there = folder.glob("*") if os.path.isdir(folder) else ()
+    names = sorted(p.name for p in there if p.suffix in (".json", ".safetensors", ".jinja", ".model"))
     if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
         raise ValueError(
             f"{folder} is not a model folder: it needs config.json and *.safetensors, it holds {names or 'nothing'}; "

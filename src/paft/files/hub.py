@@ -1,5 +1,6 @@
 """Folders of the Hugging Face hub, and in one sentence what cannot be had of it. Importing this loads none of it."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ def folder_of(place: str, *, offline: bool) -> Path:
     Raises `ValueError` for what cannot be had.
     """
     match = PINNED.fullmatch(place)
-    if match is None or Path(place).exists():
+    if match is None or os.path.exists(place):
         return Path(place)
     return download(match[1], match[2], PATTERNS, "with a folder of it on this disk", offline=offline)
 

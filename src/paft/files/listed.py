@@ -1,6 +1,7 @@
 """The files that a path of the user's means, and what they are known by together."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
@@ -23,9 +24,9 @@ def listed_files(names: Sequence[str]) -> list[Path]:
 
 def _meant(name: str) -> list[Path]:
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _saved(path)
-    if path.is_file() or not any(mark in name for mark in "*?["):
+    if os.path.isfile(path) or not any(mark in name for mark in "*?["):
         return [path]
     matches = [Path(match) for match in sorted(glob(name, recursive=True)) if Path(match).is_file()]
     if not matches:

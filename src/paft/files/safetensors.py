@@ -5,6 +5,7 @@ A file is an 8-byte length, a JSON header and the tensors' bytes.
 
 import json
 import math
+import os
 import re
 import shlex
 import struct
@@ -72,7 +73,7 @@ def read_checkpoint(folder: Path) -> dict[Path, dict[str, Stored]]:
 
 def as_safetensors(folder: Path) -> str:
     """What makes safetensors of a model: the command where its weights are pickled, which may run code when read."""
-    if not any(folder.glob("pytorch_model*.bin")):
+    if not (os.path.isdir(folder) and any(folder.glob("pytorch_model*.bin"))):
         return "save the model with safetensors weights"
     code = (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "

@@ -1,5 +1,6 @@
 """Branches that are taken, not trained: what is known of them before anything is loaded."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,10 +19,10 @@ def taken(name: str, branch: BranchConfig, model: ModelConfig) -> TakenStage:
     assert branch.taken is not None
     kind, place = branch.taken
     at, folder = f"{name}.{kind.value}", Path(place)
-    if not folder.exists() and (match := PINNED.fullmatch(place)):
+    if not os.path.exists(folder) and (match := PINNED.fullmatch(place)):
         require_pinned(at, *match.groups())
         return TakenStage(model, kind, hub=place)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(
             f"{at}={place} is no folder on this disk; paths are relative to the folder you run train.py in. One of "
             "the Hugging Face hub is written with its commit, as user/repo@<40 digits>"

@@ -1,6 +1,7 @@
 """What tasks and rows of the user's are known by in a stage key: the content of their files, not where they lie."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -92,7 +93,7 @@ def _files(file: Path, seen: set[Path]) -> Iterator[Path]:
     """The file and what it refers to, in order; a reference to no file is for lm-eval to refuse."""
     seen.add(file.resolve())
     yield file
-    if file.suffix == ".py" or not file.is_file():
+    if file.suffix == ".py" or not os.path.isfile(file):
         return
     text, folder = file.read_text(errors="replace"), file.parent
     named = [folder / name for name in INCLUDE.findall(text)]

@@ -5,6 +5,7 @@ An outputs file has `instruction` and `output`; an annotations file `instruction
 probability, 1.5 (or 0) for a draw, null where the judge's answer could not be read.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def is_preference(value: object) -> bool:
 
 def read_rows(path: Path, at: str, texts: Sequence[str]) -> list[Row]:
     """The objects of a JSON file, or of a .jsonl file with one in each line, that have these texts."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{at} {path} is not a file")
     try:
         raw = path.read_bytes()

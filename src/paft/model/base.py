@@ -81,7 +81,7 @@ def _made_once(config: WheelModel | TinyModel) -> Path:
     folder = cache / f"{label:.100}-{text_digest(text)[:12]}"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             disable_progress_bar()
             partial = Path(f"{folder}.partial")
             shutil.rmtree(partial, ignore_errors=True)
