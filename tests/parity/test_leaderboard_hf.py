@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from open_llm_rows import made_up, real
@@ -18,23 +19,29 @@ from paft.model.base import base_folder, load_tokenizer
 from paft.proof.base import load_base
 
 
-def same_as_hflm(column: str, rows: Path, model: ModelConfig, limit: int, rel: float = 1e-6) -> None:
-    ours, theirs = (evaluated(kind, column, rows, model, limit) for kind in (SparingLM, HFLM))
+def same_as_hflm(
+    column: str, rows: Path, model: ModelConfig, limit: int, dtype: torch.dtype = torch.float32
+) -> None:
+    """`dtype` is what lm-eval's class computes in."""
+    ours = evaluated(SparingLM, column, rows, model, limit, torch.float32)
+    theirs = evaluated(HFLM, column, rows, model, limit, dtype)
     name = V1[column].task
 
     assert len(ours["samples"][name]) >= limit
     for a, b in zip(ours["samples"][name], theirs["samples"][name], strict=True):
         assert a["arguments"] == b["arguments"]
-        same_answers(a["filtered_resps"], b["filtered_resps"], rel)
+        same_answers(a["filtered_resps"], b["filtered_resps"])
     for metric, value in theirs["results"][name].items():
         if isinstance(value, float):  # 1e-5: of TruthfulQA a mean of shares of log-likelihoods
             assert ours["results"][name][metric] == pytest.approx(value, abs=1e-5), metric
 
 
-def evaluated(kind: type[HFLM], column: str, rows: Path, model: ModelConfig, limit: int) -> dict[str, Any]:
+def evaluated(
+    kind: type[HFLM], column: str, rows: Path, model: ModelConfig, limit: int, dtype: torch.dtype
+) -> dict[str, Any]:
     folder, config = base_folder(model), with_rows(rows)
     base, tokenizer = load_base(folder, model), load_tokenizer(folder, Template.chatml)
-    lm = kind(pretrained=base, tokenizer=tokenizer, device="cpu", batch_size=4)
+    lm = kind(pretrained=base.to(dtype), tokenizer=tokenizer, device="cpu", batch_size=4)
     task = config.tasks[column]
     raw = simple_evaluate(
         lm,
@@ -62,5 +69,6 @@ def test_real_rows_on_smollm2_against_hflm(column, tmp_path, compose):
     real(SHARED, tmp_path)
 
     model = replace(compose("model=smollm2_135m").model, dtype=DType.float32)
-    # thirty layers in float32 and sums of down to -100 nats: measured 5e-4 nats at most
-    same_as_hflm(column, tmp_path, model, 3, rel=1e-5)
+    # float64: after thirty layers HFLM's own float32 is up to 5e-4 nats beside it, ten times as far as ours;
+    # texts are the same in both and cost less in float32
+    same_as_hflm(column, tmp_path, model, 3, torch.float32 if column == "gsm8k" else torch.float64)

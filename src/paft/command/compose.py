@@ -117,7 +117,8 @@ def worded() -> Iterator[None]:
         yield
     except (OmegaConfBaseException, MissingMandatoryValue) as error:
         key: Any = getattr(error, "full_key", None) or "config"
-        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from error
+        said = f"{key}: {str(error).splitlines()[0]}"
+        raise ValueError(said.encode(errors="backslashreplace").decode()) from error  # what it quotes may be no text
 
 
 def _typed(cfg: DictConfig, names: Sequence[str]) -> DictConfig:

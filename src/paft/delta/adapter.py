@@ -41,7 +41,7 @@ def read_adapters(
         for key in sorted((first.keys() | second.keys()) - set(same)):
             if first.get(key) != second.get(key):
                 raise ValueError(
-                    f"{a} and {b} cannot be merged: {key:.100} is {first.get(key)!r:.100} in the first "
+                    f"{a} and {b} cannot be merged: {key!r:.100} is {first.get(key)!r:.100} in the first "
                     f"and {second.get(key)!r:.100} in the second; train both from the same one"
                 )
     return read
