@@ -103,8 +103,8 @@ def root_values(cfg: DictConfig, names: Sequence[str]) -> dict[str, Any]:
 
 def checked(values: dict[str, Any]) -> RunConfig:
     """The config of typed root values. Raises `ValueError` for one out of range, or that another does not allow."""
+    require_sound(values)  # first: what RunConfig says of values that do not go together quotes them
     config = RunConfig(**values)
-    require_sound(config)
     refuse_taken(config.evaluate.tasks)
     refuse_unknown(config.callbacks)
     return config

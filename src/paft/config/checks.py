@@ -48,7 +48,7 @@ def require_sound(config: Any, at: str = "") -> None:
         case dict():
             for name, item in config.items():
                 require_sound(name, at)
-                require_sound(item, f"{at}.{name}")
+                require_sound(item, f"{at}.{name}".lstrip("."))
         case _ if is_dataclass(config):
             for f in fields(config):
                 name, value = f"{at}.{f.name}".lstrip("."), getattr(config, f.name)
