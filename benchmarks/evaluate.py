@@ -49,7 +49,16 @@ def options(doc: dict[str, Any]) -> list[str]:
     return [line.partition(". ")[2] for line in lines]
 
 
-def contender(name: str, model_name: str, dtype: str, questions: int, shots: int, out: Path) -> None:
+def contender(
+    name: str,
+    model_name: str,
+    dtype: str,
+    questions: int,
+    shots: int,
+    out: Path,
+    device: str = "cpu",
+    batch_size: int = 8,
+) -> None:
     """One side: load, score, write seconds and log-likelihoods."""
     import torch
     from hydra import compose, initialize_config_dir
@@ -68,10 +77,10 @@ def contender(name: str, model_name: str, dtype: str, questions: int, shots: int
     folder = base_folder(config.model)
     config = replace(config, model=replace(config.model, dtype=DType(dtype)))
     kind = HFLM if name == "lm-eval" else SparingLM
-    model = load_base(folder, config.model)
+    model = load_base(folder, config.model, device=device).to(device)
     if name == "lm-eval":
         model.set_attn_implementation("sdpa")
-    lm = kind(pretrained=model, tokenizer=load_tokenizer(folder, config.data.template), batch_size=8)
+    lm = kind(pretrained=model, tokenizer=load_tokenizer(folder, config.data.template), batch_size=batch_size)
     asked = requests_of(lm, questions, shots)
     lm._loglikelihood_tokens(asked[:8], disable_tqdm=True)
     started = time.perf_counter()
@@ -141,7 +150,8 @@ def rows_of(found: dict[str, dict[str, Any]], shots: int, worst: float) -> list[
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
-        name, model, dtype, questions, shots, path = sys.argv[2:]
-        contender(name, model, dtype, int(questions), int(shots), Path(path))
+        name, model, dtype, questions, shots, path, *where = sys.argv[2:]
+        device, batch_size = where or ("cpu", "8")
+        contender(name, model, dtype, int(questions), int(shots), Path(path), device, int(batch_size))
     else:
         main()

@@ -39,7 +39,7 @@ class Row:
     at_most: float | None = None
     note: str = ""
     processor: str = ""
-    """Filled in by `publish`."""
+    """Filled in by `publish`: the processor, or the device that it was measured on."""
 
     @property
     def reach(self) -> str:
@@ -82,9 +82,10 @@ def skipped(what: str, package: str) -> Row:
     return Row(what, "-", note=f"skipped: {package} is not installed (pip install -e '.[bench]')")
 
 
-def publish(report: Report, out: Path | None) -> None:
-    """Print the report's table and write `<out>/<name>.json`; with None write nothing."""
-    here = processor()
+def publish(report: Report, out: Path | None, *, device: str | None = None) -> None:
+    """Print the report's table and write `<out>/<name>.json`; with None write nothing. `device` is where it was
+    measured, if that is not the processor."""
+    here = device or processor()
     rows = [replace(row, processor=here) for row in report.rows]
     show({report.name: rows})
     if out is None:

@@ -75,8 +75,25 @@ def test_make_bench_runs_every_script_and_then_the_table() -> None:
     ).stdout
 
     (listed,) = re.findall(r"for script in (.*?);", recipe)
-    assert listed.split() == [str(path.relative_to(ROOT)) for path in sorted(SCRIPTS, key=str)]
+    every = [str(path.relative_to(ROOT)) for path in sorted(SCRIPTS, key=str)]
+    assert [*listed.split(), "benchmarks/gpu.py"] == sorted(every, key=lambda path: path.endswith("/gpu.py"))
     assert recipe.index(listed) < recipe.index("benchmarks/measure.py;")
+
+
+def test_without_a_gpu_every_check_says_why_it_is_skipped(tmp_path: Path) -> None:
+    done = run(BENCHMARKS / "gpu.py", "gradients", "resume", "--out", tmp_path, CUDA_VISIBLE_DEVICES="")
+
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["gradients", "resume"]
+    assert all("sees no CUDA device" in row["note"] for row in rows)
+
+
+def test_a_check_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    done = run(BENCHMARKS / "gpu.py", "gradient")
+
+    assert done.returncode == 2
+    assert "there is no check gradient; there are environment, tests, gradients" in done.stderr
 
 
 # --- options and progress ----------------------------------------------------------------------------

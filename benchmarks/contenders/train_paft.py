@@ -6,7 +6,7 @@ The overrides are those of `train.py` and name one branch by `paradigm=sft` or `
 `prepare` makes the data stage and writes `<folder>/job.json`, from which any other trainer can do the same work:
 the rows as tokens in the order training sees them, the base model's folder and every setting that matters.
 `train` trains the branch anew and prints one JSON line: when each step ended, what it logged, the seconds of each
-stage.
+stage, the peak memory of a GPU.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra import compose, initialize_config_dir
 
 from paft.command.compose import register_schemas, to_config
@@ -112,7 +113,9 @@ def train(folder: Path, overrides: list[str]) -> None:
         if stage.name != "data":
             store.drop(stage)
     store.ensure(branch, run)
-    print(json.dumps(json.loads((folder / "clock.json").read_text()) | {"seconds": seconds}))
+    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0
+    record = json.loads((folder / "clock.json").read_text())
+    print(json.dumps(record | {"seconds": seconds, "device_peak_mb": peak}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 The job is what `train_paft.py prepare` wrote; nothing of PAFT is imported. The tokens are handed over as they are,
 which spares TRL its own preparation; collator, sampler, loss and optimizer are TRL's. Prints one JSON line: when
-each step ended, what it logged, and the seconds of each part that is not a step.
+each step ended, what it logged, the seconds of each part that is not a step, and the peak memory of a GPU.
 """
 
 import json
@@ -140,7 +140,8 @@ def main(objective: str, job: Job, overrides: Job) -> None:
         trainer.train()
     seconds = {"reference": getattr(trainer, "reference_seconds", 0.0)}
     record = {"ends": clock.ends, "processor": clock.processor, "logs": clock.logs}
-    print(json.dumps(record | {"seconds": seconds}))
+    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0
+    print(json.dumps(record | {"seconds": seconds, "device_peak_mb": peak}))
 
 
 if __name__ == "__main__":

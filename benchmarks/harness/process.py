@@ -65,9 +65,9 @@ def last_json(text: str) -> dict[str, Any]:
     return result
 
 
-def matrix_peak() -> float:
+def matrix_peak(device: str = "cpu") -> float:
     """FLOP/s of the best bfloat16 matrix product on this machine, with the threads the contenders have."""
-    return float(run_child(CONTENDERS / "matrix_peak.py").result["flops_per_second"])
+    return float(run_child(CONTENDERS / "matrix_peak.py", device).result["flops_per_second"])
 
 
 def installed(package: str) -> bool:
