@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval import simple_evaluate
+from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +20,7 @@ from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
 from paft.evaluate.judged import judged_scores
-from paft.evaluate.lm import SparingLM, lm_of
+from paft.evaluate.lm import lm_of
 from paft.evaluate.parts import items
 from paft.evaluate.results import Score, as_json, score
 from paft.evaluate.splits import choose
@@ -128,7 +129,15 @@ def score_tasks(
     done for a run that goes on.
     """
     chats = config.apply_chat_template
-    lm = lm_of(model, tokenizer, config.batch_size, device, chats=chats, journal=journal)
+    return scored_by(
+        lm_of(model, tokenizer, config.batch_size, device, chats=chats, journal=journal), config, rows
+    )
+
+
+def scored_by(
+    lm: LM, config: EvaluateConfig, rows: Mapping[str, str] | None = None
+) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """`score_tasks` by any model of lm-eval's."""
     manager = manager_for(config, rows)
     known = columns_of(config, manager)
     config = known.config
@@ -145,7 +154,7 @@ def score_tasks(
 
 
 def _evaluated(
-    lm: SparingLM,
+    lm: LM,
     known: Columns,
     columns: Mapping[str, TaskConfig],
     shots: int | None,
