@@ -34,6 +34,13 @@ class Rows(str, Enum):
     preference = "preference"
 
 
+class Backend(str, Enum):
+    """What computes the answers: `hf`, transformers with PAFT's fast paths; `vllm`, vLLM as lm-eval asks it."""
+
+    hf = "hf"
+    vllm = "vllm"
+
+
 @dataclass
 class TaskConfig(Typed):
     """One column of the results table."""
@@ -103,6 +110,9 @@ class EvaluateConfig(Typed):
     """Share of a task's items that `split=validation` scores, where the task has no such split of its own."""
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Type the model is loaded and computed in; null is the model's own."""
+    backend: Backend = field(default=Backend.hf, metadata=UNLESS_DEFAULT)
+    """`vllm` needs a GPU and its package, makes its own batches, and scores a little differently: never compare a score
+    of one backend with one of the other."""
     data_dir: str | None = incidental(None)
     """A folder whose files lm-eval's tasks read in place of the hub: `<data set>/<config>/<split>.jsonl` and other
     endings, as docs/evaluation.md says. Its content is its identity; null: from the hub."""

@@ -14,6 +14,7 @@ from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
 from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
+from paft.evaluate.backends import refuse_settings, require_backend
 from paft.evaluate.included import is_included, refuse_code, require_included, unreadable
 from paft.evaluate.leaves import leaves, reached
 from paft.evaluate.local import read_locally, require_rows
@@ -36,7 +37,7 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
     """The columns as lm-eval knows them.
 
     Raises `ValueError` for a task or metric that lm-eval does not have, a task that is several and does not say how
-    they count, and a file that is no task.
+    they count, a file that is no task, and a setting of a task that the backend cannot do.
     """
     if isinstance(config, JudgedConfig):
         return Columns(config, {})  # none is lm-eval's
@@ -57,6 +58,7 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
         if (other := sources.setdefault(name, task.task)) != task.task:
             raise ValueError(f"{at}.task={task.task} has the name {name}, as {other} has; rename its task:")
     files = {name: source for name, source in sources.items() if name != source}
+    refuse_settings(config, manager)
     return Columns(replace(config, tasks=tasks), files)
 
 
@@ -80,8 +82,9 @@ def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -
     """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there.
 
     With `config.data_dir` their rows are read there. Raises `ValueError` for code that is not trusted, and for packages
-    that a task needs and that are not installed.
+    that a task or the backend needs and that are not installed.
     """
+    require_backend(config)
     judged = isinstance(config, JudgedConfig)
     named = {t.task for t in config.tasks.values() if not (t.file or judged)}
     manager = task_manager(named, rows, config.include_path)

@@ -17,10 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from paft.chat.template import adds_bos, stop_ids
+from paft.evaluate.backends import Scored
 from paft.files.journal import Journal
 from paft.forward.loglikelihood import LogLikelihoods
 from paft.forward.tree import Request
 from paft.model.paths import paths_of
+from paft.proof.base import load_base
 
 
 class SparingLM(HFLM):
@@ -54,7 +56,8 @@ class SparingLM(HFLM):
     def _generated(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
-        head, ends = self.model.get_output_embeddings(), end_ids(self.model, self.tokenizer)
+        head = self.model.get_output_embeddings()
+        ends = end_ids(self.model.generation_config, self.tokenizer)
         with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
             generated: Tensor = super()._model_generate(
                 context, max_length, stop, **{"eos_token_id": ends, **generation_kwargs}
@@ -89,10 +92,23 @@ class SparingLM(HFLM):
         return answers
 
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a generated answer: those of the model's generation_config, the EOS, the template's end of turn."""
-    eos = model.generation_config.eos_token_id
+def end_ids(settings: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a generated answer: those of a model's generation_config, the EOS, the template's end of turn."""
+    eos = settings.eos_token_id
     return sorted({*(eos if isinstance(eos, list) else [eos]), *stop_ids(tokenizer)} - {None})
+
+
+def load(scored: Scored) -> SparingLM:
+    """The model in transformers, as lm-eval asks it."""
+    config = scored.evaluate
+    return lm_of(
+        load_base(scored.folder, scored.model, scored.paths),
+        scored.tokenizer,
+        config.batch_size,
+        scored.device,
+        chats=config.apply_chat_template,
+        journal=scored.work / "answered.jsonl",
+    )
 
 
 def lm_of(

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval import simple_evaluate
+from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.config import Backend, EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.config.judged import JudgedConfig
 from paft.evaluate.answers import answers, write_answers
+from paft.evaluate.backends import Scored, load, made_by
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
 from paft.evaluate.judged import judged_scores
-from paft.evaluate.lm import SparingLM, lm_of
+from paft.evaluate.lm import lm_of
 from paft.evaluate.parts import items
 from paft.evaluate.results import Score, as_json, score
 from paft.evaluate.splits import choose
@@ -29,7 +31,6 @@ from paft.graph.stage import Stage
 from paft.graph.tasks import refuse_changed_files
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
-from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.store.damage import WORK
@@ -61,7 +62,7 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         out,
         {name: str(folder) for name, folder in inputs.items() if name != "model"},
         device=device,
-        paths=proved_paths(base, config.model, device),
+        paths=proved_paths(base, config.model, device) if config.evaluate.backend is Backend.hf else None,
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
 
@@ -85,15 +86,10 @@ def evaluate_model(
     """
     tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
     model = replace(model, dtype=config.dtype or model.dtype)
-    loaded = load_base(folder, model, paths)
-    journal = out / WORK / "answered.jsonl"
-    scores, samples = score_tasks(loaded, tokenizer, config, rows, device=device, journal=journal)
-    results = as_json(scores, config) | {
-        "template": template.value,
-        "backend": "hf",
-        "lm_eval": version("lm-eval"),
-        "dtype": model.dtype.value,
-    }
+    scored = Scored(folder, tokenizer, model, config, out / WORK, device, paths)
+    scores, samples = scores_of(load(scored), config, rows)
+    results = as_json(scores, config) | {"template": template.value, **made_by(config.backend)}
+    results |= {"lm_eval": version("lm-eval"), "dtype": model.dtype.value}
     _write(results, samples, out)
     return results
 
@@ -119,16 +115,20 @@ def score_tasks(
     rows: Mapping[str, str] | None = None,
     *,
     device: str | None = None,
-    journal: Path | None = None,
+) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """`scores_of` a model of transformers, on a GPU where there is one, unless a `device` is named."""
+    lm = lm_of(model, tokenizer, config.batch_size, device, chats=config.apply_chat_template)
+    return scores_of(lm, config, rows)
+
+
+def scores_of(
+    lm: LM, config: EvaluateConfig, rows: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """Every column's score, and per item its metric values: what a paired test needs.
 
     lm-eval takes one number of shots per call, so tasks are grouped by it. Its response cache is never used:
-    its key does not name the model. `device` is a GPU where there is one, unless it is named; `journal` keeps what is
-    done for a run that goes on.
+    its key does not name the model.
     """
-    chats = config.apply_chat_template
-    lm = lm_of(model, tokenizer, config.batch_size, device, chats=chats, journal=journal)
     manager = manager_for(config, rows)
     known = columns_of(config, manager)
     config = known.config
@@ -145,7 +145,7 @@ def score_tasks(
 
 
 def _evaluated(
-    lm: SparingLM,
+    lm: LM,
     known: Columns,
     columns: Mapping[str, TaskConfig],
     shots: int | None,

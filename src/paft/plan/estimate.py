@@ -192,9 +192,8 @@ class Estimator:
         """Forward passes at the device's rate; a generated token also reads all weights and starts every kernel."""
         config, model = stage.config.evaluate, stage.config.model
         batches = Batches(EVALUATION_BATCH, EVALUATION_BATCH)
-        speed = Speed.assumed_of(
-            stage, self.hardware, self.precedents, batches
-        )  # corrected below by what evaluations here took
+        # corrected below by what evaluations here took
+        speed = Speed.assumed_of(stage, self.hardware, self.precedents, batches)
         base = parameters(shape) * item_bytes(model)
 
         def modelled(evaluate: EvaluateConfig) -> float:
@@ -205,8 +204,7 @@ class Estimator:
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
-        past = (r for r in self.precedents.of("evaluate", model) if "judge" not in r["identity"]["inputs"])
-        correction = median(past, ratio)
+        correction = median(self.precedents.scored(model, config.backend), ratio)
         work = scoring(config, model).work
         batch = Batch(min(MAX_TOKENS, work.tokens), MAX_TOKENS)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
