@@ -66,9 +66,7 @@ def scored(tmp_path: Path, template: Template = Template.chatml, **settings: Any
 def lm_evals_init() -> inspect.Signature:
     """That of `VLLM.__init__`, from lm-eval's source: the module loads only where vLLM is."""
     source = (Path(lm_eval.__file__).parent / "models/vllm_causallms.py").read_text()
-    (kind,) = (
-        n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "VLLM"
-    )
+    (kind,) = (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "VLLM")
     (init,) = (n for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
     init.body, init.returns = [ast.Pass()], None
     for argument in (*init.args.args, init.args.kwarg):
@@ -132,7 +130,9 @@ def test_the_command_line_refuses_it_before_anything_is_trained(tmp_path):
 
 
 def test_judged_answers_are_transformers_own(compose):
-    with pytest.raises(ValueError, match=r"evaluate\.backend must be hf where answers are judged, got 'vllm'"):
+    with pytest.raises(
+        ValueError, match=r"evaluate\.backend must be hf where answers are judged, got 'vllm'"
+    ):
         compose("evaluate=alpaca_eval", "judge=openai", "evaluate.backend=vllm", "trainer=gpu")
 
 
@@ -143,7 +143,9 @@ def test_a_generation_setting_that_vllm_lacks_is_refused_by_task_and_name(tmp_pa
     tasks = {"mine": TaskConfig("asked", "exact_match,none")}
     manager = task_manager({"asked"}, include_path=str(tmp_path))
 
-    with pytest.raises(ValueError, match=rf"tasks\.mine\.task=asked: asked has generation_kwargs\.{setting}, "):
+    with pytest.raises(
+        ValueError, match=rf"tasks\.mine\.task=asked: asked has generation_kwargs\.{setting}, "
+    ):
         columns_of(by_vllm(tasks=tasks), manager)
     columns_of(by_vllm(tasks=tasks, backend=Backend.hf), manager)
     file.write_text(ASKED % "do_sample: true, temperature: 0.7, top_p: 0.9, max_gen_toks: 8")

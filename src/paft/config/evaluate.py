@@ -98,7 +98,11 @@ class EvaluateConfig(Typed):
     apply_chat_template: bool = False
     """Whether items are put to the model as chats, in the template it was trained in."""
     batch_size: int = 16
-    """Rows scored at once; padding makes it part of the last digits, hence of the key."""
+    """Rows scored at once; padding makes it part of the last digits, hence of the key. On a GPU log-likelihoods take as
+    many as its memory holds."""
+    generation_batch_size: int | None = incidental(None)
+    """Texts that are generated at once, where the likeliest token is taken each time; null: `batch_size`, as always
+    where tokens are drawn."""
     limit: int | None = None
     """Use only the first so many items of each task: for trying things out, never for a result."""
     seed: int = 1234
@@ -136,6 +140,9 @@ class EvaluateConfig(Typed):
             0 < self.validation_share < 1, "evaluate.validation_share", self.validation_share, "in (0, 1)"
         )
         require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "positive")
+        generated = self.generation_batch_size
+        allowed = "positive or null"
+        require(generated is None or generated > 0, "evaluate.generation_batch_size", generated, allowed)
         require(self.limit is None or self.limit > 0, "evaluate.limit", self.limit, "positive or null")
         require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "at least 0 and below 2^32")
 

@@ -6,6 +6,7 @@ nothing of.
 """
 
 import logging
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class SparingLM(HFLM):
     """
 
     journal: Journal | None = None
+    generation_batch_size: int | None = None
+    """Texts written at once, where none is drawn; None: the batch size."""
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -68,10 +71,15 @@ class SparingLM(HFLM):
         return generated
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As `HFLM`'s, one text at a time where padding on the left would change what a model generates."""
+        """As `HFLM`'s, in batches of their own; one text at a time where padding on the left would change it.
+
+        What is drawn depends on its neighbours: those stay as they are.
+        """
         size: int = self.batch_size_per_gpu  # type: ignore[has-type]
         if not paths_of(self.model).generated:
             self.batch_size_per_gpu = 1
+        elif not any(draws(request.args[1]) for request in requests):
+            self.batch_size_per_gpu = self.generation_batch_size or size
         try:
             texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         finally:
@@ -92,6 +100,11 @@ class SparingLM(HFLM):
         return answers
 
 
+def draws(settings: Mapping[str, Any]) -> bool:
+    """Whether lm-eval's settings of a generated text draw its tokens."""
+    return bool(settings.get("do_sample", float(settings.get("temperature") or 0.0) > 0))
+
+
 def end_ids(settings: Any, tokenizer: Any) -> list[int]:
     """Ids that end a generated answer: those of a model's generation_config, the EOS, the template's end of turn."""
     eos = settings.eos_token_id
@@ -107,6 +120,7 @@ def load(scored: Scored) -> SparingLM:
         config.batch_size,
         scored.device,
         chats=config.apply_chat_template,
+        generation_batch_size=config.generation_batch_size,
         journal=scored.work / "answered.jsonl",
     )
 
@@ -118,6 +132,7 @@ def lm_of(
     device: str | None,
     *,
     chats: bool,
+    generation_batch_size: int | None = None,
     journal: Path | None = None,
 ) -> SparingLM:
     """The model for lm-eval, on a GPU where there is one, unless a device is named.
@@ -135,4 +150,5 @@ def lm_of(
         add_bos_token=adds_bos(tokenizer) if chats else None,
     )
     lm.journal = Journal(journal) if journal else None
+    lm.generation_batch_size = generation_batch_size
     return lm

@@ -117,7 +117,14 @@ def score_tasks(
     device: str | None = None,
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """`scores_of` a model of transformers, on a GPU where there is one, unless a `device` is named."""
-    lm = lm_of(model, tokenizer, config.batch_size, device, chats=config.apply_chat_template)
+    lm = lm_of(
+        model,
+        tokenizer,
+        config.batch_size,
+        device,
+        chats=config.apply_chat_template,
+        generation_batch_size=config.generation_batch_size,
+    )
     return scores_of(lm, config, rows)
 
 

@@ -6,7 +6,7 @@ same (`paft.model.paths`). With a journal a scoring that was cut short goes on a
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -18,7 +18,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from paft.cost.flops_and_bytes import BLOCK_N
+from paft.cost.shape import shape_in
 from paft.files.journal import Journal
+from paft.forward.limits import Limits, limits
 from paft.forward.tree import Request, Row, Trunk, batches, branches_of, grow
 from paft.logps import Head
 from paft.model.architecture import refuse_not_causal
@@ -76,18 +78,22 @@ class Tally:
 
 
 class LogLikelihoods:
-    """Scores requests by a model, on its own device, up to `batch_size` rows at a time."""
+    """Scores requests by a model, on its own device.
+
+    `batch_size` rows at a time on a CPU, as many as memory holds on a GPU, unless `limits` say otherwise.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
         batch_size: int = 1,
+        limits: Limits | None = None,
         quiet: bool = True,
         journal: Journal | None = None,
     ) -> None:
         self.model, self.device, self.quiet = model, model.device, quiet
-        self.batch_size, self.journal = batch_size, journal
+        self.limits, self.journal = limits or limits_of(model, batch_size), journal
 
     def __call__(self, requests: Sequence[Request], max_length: int) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation, whether greedy decoding gives it) of every request.
@@ -111,7 +117,7 @@ class LogLikelihoods:
 
     def _name(self, requests: Sequence[Request], max_length: int) -> str:
         """Of requests in a journal: the same only where the same batches are forwarded."""
-        digest = sha256(f"{max_length} {self.batch_size} {self.device.type} {paths_of(self.model)}".encode())
+        digest = sha256(f"{max_length} {self.limits} {self.device.type} {paths_of(self.model)}".encode())
         for _, context, continuation in requests:
             digest.update(np.array([len(context), *context, -1, *continuation], np.int32).tobytes())
         return digest.hexdigest()[:16]
@@ -141,7 +147,7 @@ class LogLikelihoods:
 
     def _batches(self, trunk: Trunk) -> Iterator[list[Row]]:
         longest = max((max(r.positions) + 1 for r in trunk.rows), default=0)
-        return batches(trunk.rows, self.batch_size if pads(self.model, longest) else 1)
+        return batches(trunk.rows, self.limits if pads(self.model, longest) else replace(self.limits, rows=1))
 
     def _num_batches(self, trunk: Trunk) -> int:
         """Of a trunk and of all that grows from it."""
@@ -192,6 +198,16 @@ class LogLikelihoods:
             logps[block] = logits_NV[row, target] - logits_NV.logsumexp(-1)[row]
             likeliest[block] = logits_NV.argmax(-1)[row] == target
         return logps, likeliest
+
+
+def limits_of(model: PreTrainedModel, batch_size: int) -> Limits:
+    """Of a model where it is now."""
+    free = 0.0
+    if model.device.type == "cuda":
+        unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        free = torch.cuda.mem_get_info(model.device)[0] + unused
+    shape = shape_in(model.config.to_dict())
+    return limits(model.device.type, batch_size, shape, free=free, item_bytes=model.dtype.itemsize)
 
 
 def look_back(ends_BT: Tensor, start: int, dtype: torch.dtype) -> Tensor:

@@ -178,6 +178,8 @@ class GenerateStage:
     seed: int
     limit: int | None
     dtype: DType | None
+    generation_batch_size: int | None = incidental(None)
+    """Where nothing is drawn; None: `batch_size`."""
 
 
 @dataclass
