@@ -1,4 +1,4 @@
-"""How much goes through a model at once: by memory on a GPU, texts in batches of their own; no score and no key of it."""
+"""How much goes through a model at once: by memory on a GPU, texts in batches of their own; no score or key knows."""
 
 import math
 from dataclasses import replace

@@ -15,9 +15,11 @@ from paft.command.judged import require_judged_cell
 from paft.command.libraries import in_four_bits, quiet_libraries
 from paft.command.preflight import before_stages, require_columns
 from paft.config import RunConfig
+from paft.files.cache import cache_folder
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
+from paft.process.gpu import take_gpu
 from paft.proof.record import device_of, known, proved_paths
 from paft.store.context import Context
 from paft.store.store import Store
@@ -72,6 +74,8 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
         importlib.import_module(module)
     if missing:
         before_stages(config, missing)
+        if config.trainer.accelerator == "gpu" and config.trainer.world_size == 1:
+            take_gpu(cache_folder("gpus"))
     if any(s.name == "evaluate" for s in here):
         require_columns(config.evaluate)
 

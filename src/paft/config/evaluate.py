@@ -127,7 +127,7 @@ class EvaluateConfig(Typed):
     include_sha256: str = field(default="", metadata=UNLESS_DEFAULT)
     """Of that folder and what its files refer to, filled in when the graph is built."""
     trust_task_code: bool = incidental(False)
-    """Whether Python that task files of `include_path` name (`!function`) may run."""
+    """Whether Python that the user's task files name (`!function`) may run."""
     objective: str = incidental("average")
     """The column a search makes as good as it can."""
 

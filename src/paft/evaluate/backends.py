@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paft.config import Backend, EvaluateConfig, ModelConfig, TaskConfig
 from paft.evaluate.leaves import leaves
 from paft.evaluate.results import BACKEND
-from paft.graph.task_files import with_included
+from paft.graph.task_files import settings_of
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -33,7 +33,7 @@ class Scored:
     work: Path
     """A folder for what only this run needs."""
     device: str | None = None
-    """A kind of device, `cuda` or `cpu`; None: a GPU where there is one."""
+    """The kind that the trainer names, `cuda` or `cpu`; None: where it is loaded, in the memory of the host."""
     paths: "FastPaths | None" = None
     """What the base was proved to take on it."""
 
@@ -123,10 +123,7 @@ def _unknown(engine: Engine, settings: Mapping[str, Any]) -> str:
 def _settings(task: TaskConfig, manager: "TaskManager") -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and settings of every single task of a column, with what their files include."""
     if task.file:
-        merged: dict[str, Any] = {}
-        for read in reversed(with_included(task.file)):
-            merged |= read.content
-        yield task.task, merged
+        yield task.task, settings_of(task.file)
         return
     for name in leaves([task.task], manager):
         yield name, (manager.task_index[name].cfg or {}) if name in manager.task_index else {}

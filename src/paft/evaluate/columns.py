@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from paft.evaluate.leaves import leaves, reached
 from paft.evaluate.local import read_locally, require_rows
 from paft.evaluate.packages import lacking, require_packages
 from paft.files.hub import unavailable
+from paft.graph.task_files import settings_of
 from paft.graph.tasks import TASKS
+from paft.private import know_also
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,23 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
 def task_manager(
     tasks: Iterable[str], rows: Mapping[str, str] | None = None, include_path: str | None = None
 ) -> TaskManager:
-    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
+    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so once, when they are asked for.
 
     `rows` reach the functions that make a task's documents, by name. A name that is in the folder `include_path` and
     elsewhere is what it is there.
     """
     metadata = dict[str, Any](rows) if rows else None
     folders: list[str | Path] = [str(TASKS), *([include_path] if include_path else [])]
-    own = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
-    if set(reached(tasks, own)) <= set(own.all_tasks):
-        return own
-    return TaskManager(include_path=folders, metadata=metadata)
+    manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
+    if not set(reached(tasks, manager)) <= set(manager.all_tasks):
+        know_also(manager, _lm_evals())
+    return manager
+
+
+@cache
+def _lm_evals() -> Mapping[str, Any]:
+    """The index of lm-eval's own tasks."""
+    return TaskManager().task_index
 
 
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
@@ -89,7 +98,7 @@ def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -
     named = {t.task for t in config.tasks.values() if not (t.file or judged)}
     manager = task_manager(named, rows, config.include_path)
     require_packages(leaves(named, manager))
-    if config.include_path is not None and not config.trust_task_code:
+    if not (config.trust_task_code or judged):
         refuse_code(config, manager)
     if config.data_dir is not None:
         read_locally(named, Path(config.data_dir), manager)
@@ -196,11 +205,12 @@ def _metric(key: str, task: TaskConfig, metrics: list[str]) -> str:
 def _in_file(at: str, file: Path, manager: TaskManager) -> tuple[str, list[str]]:
     """The name and the metrics of the task in a file of the user's, loaded with its data."""
     try:
-        loaded = manager.load([str(file)])
+        # a group would load its tasks, whoever's they are
+        loaded = None if "group" in settings_of(file) else manager.load([str(file)])
     except Exception as error:  # whatever a file of the user's and its functions raise
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{at}.task={file} cannot be loaded by lm-eval: {reason}") from error
-    if loaded.get("groups") or len(loaded["tasks"]) != 1:
+    if loaded is None:
         raise ValueError(f"{at}.task={file} must be one task, got a group; give each of its tasks a column")
     ((name, task),) = loaded["tasks"].items()
     settings = task.config

@@ -135,17 +135,17 @@ def lm_of(
     generation_batch_size: int | None = None,
     journal: Path | None = None,
 ) -> SparingLM:
-    """The model for lm-eval, on a GPU where there is one, unless a device is named.
+    """The model for lm-eval, on the named device, or where it is.
 
     `journal` is the file of a run that may be cut short, and of no other model.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device) if device else model
     lm = SparingLM(
-        pretrained=model.to(device),
+        pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
-        device=device,
+        device=str(model.device),
         # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
         add_bos_token=adds_bos(tokenizer) if chats else None,
     )

@@ -116,7 +116,7 @@ def score_tasks(
     *,
     device: str | None = None,
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """`scores_of` a model of transformers, on a GPU where there is one, unless a `device` is named."""
+    """`scores_of` a model of transformers, on the named device, or where it is."""
     lm = lm_of(
         model,
         tokenizer,

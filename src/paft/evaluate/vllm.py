@@ -5,6 +5,9 @@ its task anew. A text ends where the chat template ends a turn, and a chat gets 
 """
 
 import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,23 @@ def load(scored: Scored) -> "VLLM":
 
     gc.collect()
     torch.cuda.empty_cache()
-    return VLLM(**arguments(scored, written(scored)))
+    told = arguments(scored, written(scored))
+    with _only_this_gpu():
+        return VLLM(**told)
+
+
+@contextmanager
+def _only_this_gpu() -> Iterator[None]:
+    """vLLM's own process takes the first GPU that it sees: let that be the one of this process."""
+    name = "CUDA_VISIBLE_DEVICES"
+    before, number = os.environ.get(name), torch.cuda.current_device()
+    seen = before.split(",") if before else [*map(str, range(torch.cuda.device_count()))]
+    os.environ[name] = seen[number]
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        os.environ.update({name: before} if before is not None else {})
 
 
 def written(scored: Scored) -> Path:
