@@ -42,7 +42,7 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     # their errors come before any model
     store.ensure_all([stage for stage in missing.values() if stage.name == "data"], context.run)
     prove_bases(missing.values(), context)
-    folder = store.ensure(cell, context.run)
+    folder = store.ensure(cell, context.run, help=partial(help_stage, context=context))
     from paft.report.wandb_cell import log_cell
 
     log_cell(cell, context)
@@ -108,6 +108,12 @@ def run_stage(
     if stage.kind.runs_base and (proof := known(stage.config.model, device)):
         metrics |= {"base_difference": proof["largest_difference"]}
     return metrics
+
+
+def help_stage(stage: Stage, inputs: dict[str, Path], out: Path, *, context: Context) -> None:
+    """Take part in a stage that another process holds, where its module can: that process writes the result."""
+    if take_part := getattr(importlib.import_module(stage.kind.module), "take_part", None):
+        take_part(stage, inputs, out, context)
 
 
 def drop_merged(store: Store, cell: Stage) -> None:

@@ -42,7 +42,7 @@ def run(stage: Stage[GenerateStage], inputs: dict[str, Path], out: Path, context
         config.batch_size,
         device,
         chats=True,
-        generation_batch_size=config.generation_batch_size,
+        generation_batch_size=config.at_once,
     )
     answers = answer(lm, asked, config, out / WORK)
     name = f"{config.model.title} {stage.key}"
@@ -59,7 +59,7 @@ def answer(lm: SparingLM, asked: Sequence[Asked], config: GenerateStage, work: P
     """
     work.mkdir(exist_ok=True)
     answers: list[list[str]] = [[] for _ in asked]
-    size = BATCHES * at_once(asked, config)
+    size = BATCHES * config.at_once
     for turn in range(max(len(one.turns) for one in asked)):
         going_on = [number for number, one in enumerate(asked) if len(one.turns) > turn]
         for start in range(0, len(going_on), size):
@@ -68,7 +68,7 @@ def answer(lm: SparingLM, asked: Sequence[Asked], config: GenerateStage, work: P
             if not file.is_file():
                 chats = [chat(asked[number], answers[number]) for number in numbers]
                 requests = [
-                    _request(lm, talk, config.sampling, degrees(asked[number], config.sampling))
+                    _request(lm, talk, config.sampling, asked[number].temperature)
                     for talk, number in zip(chats, numbers, strict=True)
                 ]
                 torch.manual_seed(config.seed + start)
@@ -79,17 +79,6 @@ def answer(lm: SparingLM, asked: Sequence[Asked], config: GenerateStage, work: P
     return answers
 
 
-def at_once(asked: Sequence[Asked], config: GenerateStage) -> int:
-    """Texts of a batch: what is drawn depends on its neighbours, which then are those of `batch_size`."""
-    drawn = any(degrees(one, config.sampling) > 0 for one in asked)
-    return config.batch_size if drawn else config.generation_batch_size or config.batch_size
-
-
-def degrees(one: Asked, sampling: Sampling) -> float:
-    """The temperature of an answer."""
-    return sampling.temperature if one.temperature is None else one.temperature
-
-
 def chat(one: Asked, answers: Sequence[str]) -> Chat:
     """The conversation so far, up to what the user says next."""
     messages: Chat = []
@@ -98,12 +87,13 @@ def chat(one: Asked, answers: Sequence[str]) -> Chat:
     return [*messages, {"role": "user", "content": one.turns[len(answers)]}]
 
 
-def _request(lm: SparingLM, messages: Chat, sampling: Sampling, temperature: float) -> Instance:
+def _request(lm: SparingLM, messages: Chat, sampling: Sampling, temperature: float | None) -> Instance:
+    degrees = sampling.temperature if temperature is None else temperature
     settings: dict[str, Any] = {
         "until": [],
         "max_gen_toks": sampling.max_new_tokens,
-        "do_sample": temperature > 0,
+        "do_sample": degrees > 0,
     }
-    if temperature > 0:
-        settings |= {"temperature": temperature, "top_p": sampling.top_p}
+    if degrees > 0:
+        settings |= {"temperature": degrees, "top_p": sampling.top_p}
     return Instance("generate_until", {}, (lm.apply_chat_template(messages), settings), 0)

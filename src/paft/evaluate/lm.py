@@ -29,12 +29,15 @@ from paft.proof.base import load_base
 class SparingLM(HFLM):
     """`HFLM` with the savings of this module, as far as the model takes PAFT's fast paths.
 
-    With a `journal` an evaluation that was cut short goes on at the batch it was at, and ends with the same bytes.
+    With a `journal` an evaluation that was cut short goes on at the batch it was at, and processes that score the same
+    share the batches; all end with the bytes of one alone.
     """
 
     journal: Journal | None = None
     generation_batch_size: int | None = None
     """Texts written at once, where none is drawn; None: the batch size."""
+    left = False
+    """Whether some texts were left to other processes."""
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -52,8 +55,14 @@ class SparingLM(HFLM):
         kept = self.journal.get(name)
         if kept is not None:
             return torch.tensor(kept, device=context.device)
-        generated = self._generated(context, max_length, stop, **generation_kwargs)
-        self.journal.put(name, generated.tolist())
+        with self.journal.claim(name) as mine:
+            if not mine:
+                self.left = True
+                return context  # read by another pass
+            if (kept := self.journal.get(name)) is not None:
+                return torch.tensor(kept, device=context.device)
+            generated = self._generated(context, max_length, stop, **generation_kwargs)
+            self.journal.put(name, generated.tolist())
         return generated
 
     def _generated(
@@ -81,10 +90,15 @@ class SparingLM(HFLM):
         elif not any(draws(request.args[1]) for request in requests):
             self.batch_size_per_gpu = self.generation_batch_size or size
         try:
-            texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            while True:
+                self.left = False
+                texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+                if not self.left:
+                    return texts
+                assert self.journal is not None
+                self.journal.wait()
         finally:
             self.batch_size_per_gpu = size
-        return texts
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -1,6 +1,7 @@
 """The `evaluate` stage: a model folder in, results.json, samples.jsonl and answers.parquet out, scored by lm-eval."""
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from psutil import virtual_memory
 from transformers import PreTrainedTokenizerBase
 
 from paft.config import Backend, EvaluateConfig, ModelConfig, TaskConfig, Template
@@ -25,15 +27,19 @@ from paft.evaluate.lm import lm_of
 from paft.evaluate.parts import items
 from paft.evaluate.results import Score, as_json, score
 from paft.evaluate.splits import choose
+from paft.files.journal import Gone
 from paft.files.jsonfile import write_json
 from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
 from paft.graph.tasks import refuse_changed_files
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
+from paft.process.gpu import has_gpu
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.store.damage import WORK
+
+log = logging.getLogger("paft")
 
 VALUES = ("column", "item", "value")
 """Of an item in samples.jsonl; its texts are in answers.parquet."""
@@ -60,11 +66,46 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         config.template,
         config.evaluate,
         out,
-        {name: str(folder) for name, folder in inputs.items() if name != "model"},
+        _rows(inputs),
         device=device,
         paths=proved_paths(base, config.model, device) if config.evaluate.backend is Backend.hf else None,
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
+
+
+def take_part(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> None:
+    """Compute into the journal in `out` what the process that holds the stage has not come to; write nothing else.
+
+    Not where a second model would be in its way, on a GPU that others use or in little memory; nor where answers are
+    judged, are vLLM's, or the model is yet to be made of an adapter.
+    """
+    config, trainer = stage.config, context.running.trainer
+    evaluate, offline = config.evaluate, context.running.offline
+    if isinstance(evaluate, JudgedConfig) or evaluate.backend is not Backend.hf:
+        return
+    base = base_folder(config.model, offline=offline)
+    folder, device = inputs.get("model", base), device_of(trainer)
+    if (folder / "adapter").is_dir() or not _has_room(folder, device):
+        return
+    log.info("%-10s %s  taking part, as another process has it", stage.name, stage.key)
+    try:
+        paths = proved_paths(base, config.model, device)
+        scored = _scored(folder, base, config.model, config.template, evaluate, out / WORK, device, paths)
+        scores_of(load(scored), evaluate, _rows(inputs))
+    except Gone:
+        return  # it has all
+    except Exception as error:  # whatever it is, the process that holds the stage meets it, too
+        log.warning("%s: taking part in it failed: %s: %s", stage, type(error).__name__, error)
+
+
+def _has_room(folder: Path, device: str) -> bool:
+    if device == "cuda":
+        return has_gpu()
+    return 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")) < virtual_memory().available
+
+
+def _rows(inputs: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(folder) for name, folder in inputs.items() if name != "model"}
 
 
 def evaluate_model(
@@ -84,14 +125,27 @@ def evaluate_model(
     `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data. `paths` are what
     the base was proved to take on `device`. Returns the content of results.json.
     """
-    tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
-    model = replace(model, dtype=config.dtype or model.dtype)
-    scored = Scored(folder, tokenizer, model, config, out / WORK, device, paths)
+    scored = _scored(folder, base, model, template, config, out / WORK, device, paths)
     scores, samples = scores_of(load(scored), config, rows)
     results = as_json(scores, config) | {"template": template.value, **made_by(config.backend)}
-    results |= {"lm_eval": version("lm-eval"), "dtype": model.dtype.value}
+    results |= {"lm_eval": version("lm-eval"), "dtype": scored.model.dtype.value}
     _write(results, samples, out)
     return results
+
+
+def _scored(
+    folder: Path,
+    base: Path,
+    model: ModelConfig,
+    template: Template,
+    config: EvaluateConfig,
+    work: Path,
+    device: str | None,
+    paths: FastPaths | None,
+) -> Scored:
+    tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
+    loaded_as = replace(model, dtype=config.dtype or model.dtype)
+    return Scored(folder, tokenizer, loaded_as, config, work, device, paths)
 
 
 def _judged(annotations: Path, config: JudgedConfig, template: Template, out: Path) -> dict[str, Any]:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 def load(scored: Scored) -> "VLLM":
     """The model in vLLM. It takes most of a GPU's memory, so what this process keeps for torch goes back first."""
+    told = arguments(scored, written(scored))
     from lm_eval.models.vllm_causallms import VLLM  # needs the package
 
     gc.collect()
     torch.cuda.empty_cache()
-    told = arguments(scored, written(scored))
     with _only_this_gpu():
         return VLLM(**told)
 

@@ -24,14 +24,18 @@ def take_gpu(folder: Path) -> None:
     import torch
 
     count = torch.cuda.device_count()
-    if count < 2:
-        return
     names = [str(torch.cuda.get_device_properties(number).uuid) for number in range(count)]
     number, lock = first_free(names, folder)
     if lock is not None:
         _held.append(lock)
-    torch.cuda.set_device(number)
-    log.info("computing on GPU %d of %d", number, count)
+    if count > 1:
+        torch.cuda.set_device(number)
+        log.info("computing on GPU %d of %d", number, count)
+
+
+def has_gpu() -> bool:
+    """Whether this process took a GPU that no other may take."""
+    return bool(_held)
 
 
 def first_free(names: Sequence[str], folder: Path) -> tuple[int, FileLock | None]:
