@@ -35,7 +35,7 @@ def side(name: str, column: str, limit: int | None, words: list[str]) -> dict[st
     from paft.command.choices import CONF
     from paft.command.compose import register_schemas, to_config
     from paft.evaluate.lm import lm_of
-    from paft.evaluate.stage import scored_by
+    from paft.evaluate.stage import scores_of
     from paft.model.base import base_folder, load_tokenizer
     from paft.proof.base import load_base
 
@@ -52,7 +52,7 @@ def side(name: str, column: str, limit: int | None, words: list[str]) -> dict[st
     else:
         lm = lm_of(model, tokenizer, evaluate.batch_size, "cpu")
     started = time.perf_counter()
-    scores, samples = scored_by(lm, evaluate)
+    scores, samples = scores_of(lm, evaluate)
     seconds = time.perf_counter() - started
     values = [sample["value"] for sample in samples]
     found = scores[column]

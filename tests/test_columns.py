@@ -1,11 +1,15 @@
 """A task is one entry: a name, or a file of the user's; what cannot be scored is refused before anything is trained."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import lm_eval.tasks
 import pytest
 from conftest import train
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 from synthetic_store import PAFT
 from tiny import MODEL
 
@@ -15,6 +19,7 @@ from paft.evaluate import columns
 from paft.evaluate.columns import columns_of, manager_for, task_manager
 from paft.evaluate.stage import score_tasks
 from paft.graph.build import build
+from paft.graph.tasks import task_sha256
 from paft.model.base import base_folder, load_tokenizer
 from paft.proof.base import load_base
 
@@ -49,7 +54,7 @@ def with_tasks(**tasks: TaskConfig) -> RunConfig:
 
 
 def known(**tasks: TaskConfig) -> columns.Columns:
-    evaluate = with_tasks(**tasks).evaluate
+    evaluate = replace(with_tasks(**tasks).evaluate, trust_task_code=True)
     return columns_of(evaluate, manager_for(evaluate))
 
 
@@ -165,13 +170,76 @@ def test_a_task_in_a_file_is_scored_under_its_own_name(file, num_items):
         "c": TaskConfig(str(file), num_items=num_items),
         "h": TaskConfig("paft_honesty", num_items=num_items),
     }
-    evaluate = replace(with_tasks(**tasks).evaluate, limit=3)
+    evaluate = replace(with_tasks(**tasks).evaluate, limit=3, trust_task_code=True)
 
     scores, samples = score_tasks(load_base(base, MODEL), load_tokenizer(base, Template.chatml), evaluate)
 
     assert (scores["c"].task, scores["c"].metric) == ("mybench", "acc_norm,none")
     assert len([s for s in samples if s["column"] == "c"]) == (num_items or 3)
     assert list(scores) == ["c", "h"]
+
+
+@pytest.mark.parametrize("include", ["mybench.yaml", "[mybench.yaml]"])
+def test_code_of_a_file_is_refused_by_name_and_not_loaded(file, include):
+    (file.parent / "mine.py").write_text("raise SystemExit('it ran')\n")
+    outer = file.parent / "outer.yaml"
+    outer.write_text(f"include: {include}\ntask: outer\n")
+
+    for path in (file, outer):
+        told = rf"tasks\.c\.task={path}: .*mybench\.yaml runs the Python function mine\.question; .*trust_task_code"
+        with pytest.raises(ValueError, match=told):
+            manager_for(with_tasks(c=TaskConfig(str(path))).evaluate)
+
+
+def test_a_file_without_code_needs_no_trust(file):
+    file.write_text(file.read_text().replace("!function mine.question", "q"))
+    evaluate = with_tasks(c=TaskConfig(str(file))).evaluate
+
+    assert columns_of(evaluate, manager_for(evaluate)).config.tasks["c"].task == "mybench"
+
+
+def test_a_group_in_a_file_is_refused_before_its_tasks_are_loaded(file):
+    (file.parent / "mine.py").write_text("raise SystemExit('it ran')\n")
+    inner = file.parent / "inner.yaml"
+    inner.write_text("group: all_of_it\ntask: [mybench]\n")
+    group = file.parent / "group.yaml"
+    group.write_text("include: inner.yaml\n")
+    evaluate = replace(
+        with_tasks(c=TaskConfig(str(group), "acc,none")).evaluate, include_path=str(file.parent)
+    )
+
+    for tried in (evaluate, replace(evaluate, trust_task_code=True)):
+        with pytest.raises(ValueError, match="must be one task, got a group"):
+            columns_of(tried, manager_for(tried))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lists.yaml", "include: [part.yaml]\ntask: t\n"),
+        ("tag.yaml", "task: t\ndoc_to_text: !<!function> part.f\n"),
+        ("linked.yaml", None),
+    ],
+)
+def test_what_lm_eval_reads_of_a_file_is_in_the_key_however_it_is_named(tmp_path, name, text):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "part.yaml").write_text("task: part\n")
+    (elsewhere / "part.py").write_text("def f(doc):\n    return ''\n")
+    (elsewhere / "real.yaml").write_text("task: t\ndoc_to_text: !function part.f\n")
+    file = (tmp_path if text is None else elsewhere) / name
+    file.symlink_to(elsewhere / "real.yaml") if text is None else file.write_text(text)
+    before = task_sha256(file)
+    part = elsewhere / ("part.yaml" if name == "lists.yaml" else "part.py")
+    part.write_text(part.read_text() + "# changed\n")
+
+    assert task_sha256(file) != before
+
+
+def test_the_digest_of_a_plain_file_is_the_one_that_keys_were_made_with(file):
+    parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, file.parent / "mine.py")]
+
+    assert task_sha256(file) == hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def test_the_content_of_a_tasks_files_is_part_of_the_key_and_older_keys_stay(file):
@@ -217,3 +285,30 @@ def test_a_grid_with_an_unknown_metric_trains_nothing(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "evaluate.tasks.mmlu_dev.metric=bogus,none is no metric of paft_mmlu_dev" in done.stderr
     assert not list(tmp_path.glob("out/stages/*/*/stage.json"))
+
+
+# --- lm-eval's index -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_lm_evals_index_is_read_once_and_is_that_of_its_own_manager(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("task: arc_easy\ndataset_path: mine\ntag: places\n")
+    folders = [str(columns.TASKS), str(tmp_path)]
+    theirs = TaskManager(include_path=folders)
+    read: list[Path] = []
+    plain = TaskIndex.build
+    monkeypatch.setattr(
+        TaskIndex, "build", staticmethod(lambda paths, **k: read.extend(paths) or plain(paths, **k))
+    )
+    columns._lm_evals.cache_clear()
+
+    ours = [task_manager({"mmlu", "arc_easy"}, rows, str(tmp_path)) for rows in (None, {"sft_data": "x"})]
+
+    assert [path for path in read if str(path) not in folders] == [Path(lm_eval.tasks.__file__).parent]
+    for manager in ours:
+        assert manager.task_index == theirs.task_index
+        for names in ("all_tasks", "all_subtasks", "all_groups", "all_tags"):
+            assert getattr(manager, names) == getattr(theirs, names)
+    assert ours[1].load(["paft_honesty"])["tasks"]["paft_honesty"].config.metadata["sft_data"] == "x"
+    ours[0].task_index.pop("mmlu")
+    assert "mmlu" in task_manager({"mmlu", "arc_easy"}).task_index

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from lm_eval.models.huggingface import HFLM
 from tiny import MODEL
 
@@ -23,7 +24,8 @@ from paft.evaluate.tasks.docs import (
     tool_call,
     worked_questions,
 )
-from paft.forward.tree import MAX_ROW, MAX_TOKENS, Row, Trunk, batches, branches_of, grow
+from paft.forward.limits import MAX_TOKENS, Limits
+from paft.forward.tree import MAX_ROW, Row, Trunk, batches, branches_of, grow
 from paft.model.base import base_folder, load_tokenizer
 from paft.proof.base import load_base
 
@@ -123,13 +125,13 @@ def test_a_continuation_that_does_not_fit_is_refused():
 
 def test_batches_hold_every_row_within_both_bounds():
     rows = [Row([1] * n, list(range(n)), [n] * n, []) for n in (3, 5000, 900, 900, 900, 900, 900, 40, 40, 2)]
-    cut = list(batches(rows, 3))
+    cut = list(batches(rows, Limits(3)))
     assert sorted(len(row.tokens) for batch in cut for row in batch) == sorted(
         len(row.tokens) for row in rows
     )
     for batch in cut:
         assert len(batch) <= 3
-        assert len(batch) == 1 or len(batch) * len(batch[0].tokens) <= MAX_TOKENS
+        assert len(batch) == 1 or len(batch) * len(batch[0].tokens) <= MAX_TOKENS["cpu"]
 
 
 def test_own_model_class_is_lm_evals():
@@ -264,6 +266,7 @@ def test_stage_writes_results_and_samples(tmp_path):
     returned = evaluate_model(folder, folder, MODEL, Template.chatml, CONFIG, tmp_path)
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == json.loads(json.dumps(returned))
+    assert written["backend_version"] == transformers.__version__
     assert {k: written[k] for k in ("template", "dtype", "backend", "limit", "apply_chat_template")} == {
         "template": "chatml", "dtype": "float32", "backend": "hf", "limit": 4, "apply_chat_template": False
     }  # fmt: skip

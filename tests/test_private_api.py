@@ -136,3 +136,24 @@ def test_lm_evals_task_file_is_read_with_what_it_includes_and_its_functions():
     challenge = private.task_settings(tasks / "arc/arc_challenge.yaml")
     assert (challenge["task"], challenge["dataset_path"]) == ("arc_challenge", "allenai/ai2_arc")
     assert callable(private.task_settings(tasks / "hellaswag/hellaswag.yaml")["process_docs"])
+
+
+def test_a_manager_of_lm_eval_that_learns_another_index_against_one_that_reads_both_folders(tmp_path):
+    written = {
+        "theirs/one.yaml": "task: one\ndataset_path: x\ntag: numbers\n",
+        "theirs/two.yaml": "task: two\ndataset_path: x\n",
+        "theirs/both.yaml": "group: both\ntask: [one, two]\n",
+        "mine/two.yaml": "task: two\ndataset_path: mine\n",
+    }
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    theirs, mine, whole = (
+        lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
+        for folders in ([tmp_path / "theirs"], [tmp_path / "mine"], [tmp_path / "theirs", tmp_path / "mine"])
+    )
+    private.know_also(mine, theirs.task_index)
+
+    assert mine.task_index == whole.task_index and len(theirs.task_index) == 4
+    for names in ("all_tasks", "all_subtasks", "all_groups", "all_tags"):
+        assert getattr(mine, names) == getattr(whole, names)

@@ -14,6 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSwee
 if TYPE_CHECKING:
     import lightning as L
     import torch
+    from lm_eval.tasks import TaskManager
     from peft import LoraConfig
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,3 +93,16 @@ def task_settings(file: Path) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return dict(load_yaml(file))
+
+
+def know_also(manager: "TaskManager", others: Mapping[str, Any]) -> None:
+    """Let a manager know the entries of an index that was read before, but for names that it has.
+
+    `TaskManager` reads folders alone, and lm-eval's own takes seconds.
+    """
+    index = manager._index = {**others, **manager._index}
+    manager._all_tasks = sorted(index)
+    kinds = {name: entry.kind.name for name, entry in index.items()}
+    manager._all_subtasks = sorted(name for name, kind in kinds.items() if kind in ("TASK", "PY_TASK"))
+    manager._all_groups = sorted(name for name, kind in kinds.items() if kind == "GROUP")
+    manager._all_tags = sorted(name for name, kind in kinds.items() if kind == "TAG")

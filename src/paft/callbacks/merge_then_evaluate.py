@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from paft.config import Backend
 from paft.evaluate.results import Results
 from paft.files.replacing import replacing
 from paft.graph.stage import Stage
@@ -52,9 +53,12 @@ class MergeThenEvaluate(Callback):
     def merge(self) -> Stage | None:
         """The merge stage to run, if this branch is one of two merged ones and the other is finished.
 
-        None where answers are judged, which costs money: that is done once, when the cell is trained.
+        None where answers are judged, which costs money, or written by another program, which takes the whole device:
+        that is done once, when the cell is trained.
         """
         if self.context is None or "judge" in self.context.cell.inputs:
+            return None
+        if self.context.cell.config.evaluate.backend is not Backend.hf:
             return None
         merge = self.context.cell.inputs.get("model")
         if merge is None or self.stage.key not in {s.key for s in merge.inputs.values()}:

@@ -15,9 +15,11 @@ from paft.command.judged import require_judged_cell
 from paft.command.libraries import in_four_bits, quiet_libraries
 from paft.command.preflight import before_stages, require_columns
 from paft.config import RunConfig
+from paft.files.cache import cache_folder
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
+from paft.process.gpu import take_gpu
 from paft.proof.record import device_of, known, proved_paths
 from paft.store.context import Context
 from paft.store.store import Store
@@ -40,7 +42,7 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     # their errors come before any model
     store.ensure_all([stage for stage in missing.values() if stage.name == "data"], context.run)
     prove_bases(missing.values(), context)
-    folder = store.ensure(cell, context.run)
+    folder = store.ensure(cell, context.run, help=partial(help_stage, context=context))
     from paft.report.wandb_cell import log_cell
 
     log_cell(cell, context)
@@ -72,6 +74,8 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
         importlib.import_module(module)
     if missing:
         before_stages(config, missing)
+        if config.trainer.accelerator == "gpu" and config.trainer.world_size == 1:
+            take_gpu(cache_folder("gpus"))
     if any(s.name == "evaluate" for s in here):
         require_columns(config.evaluate)
 
@@ -104,6 +108,12 @@ def run_stage(
     if stage.kind.runs_base and (proof := known(stage.config.model, device)):
         metrics |= {"base_difference": proof["largest_difference"]}
     return metrics
+
+
+def help_stage(stage: Stage, inputs: dict[str, Path], out: Path, *, context: Context) -> None:
+    """Take part in a stage that another process holds, where its module can: that process writes the result."""
+    if take_part := getattr(importlib.import_module(stage.kind.module), "take_part", None):
+        take_part(stage, inputs, out, context)
 
 
 def drop_merged(store: Store, cell: Stage) -> None:

@@ -28,7 +28,7 @@ from paft.config.data import (
     Template,
     TooLong,
 )
-from paft.config.evaluate import EvaluateConfig, EvaluateSplit, Rows, TaskConfig
+from paft.config.evaluate import Backend, EvaluateConfig, EvaluateSplit, Rows, TaskConfig
 from paft.config.formats import RowFormat
 from paft.config.judge import AnnotationsJudge, JudgeConfig, LocalJudge, OpenAIJudge
 from paft.config.judged import AlpacaEvalConfig, JudgedConfig, MTBenchConfig
@@ -93,6 +93,7 @@ __all__ = [
     "AlpacaEvalConfig",
     "AnnotationsJudge",
     "Answers",
+    "Backend",
     "BadRows",
     "BranchConfig",
     "Combine",

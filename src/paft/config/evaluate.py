@@ -34,6 +34,13 @@ class Rows(str, Enum):
     preference = "preference"
 
 
+class Backend(str, Enum):
+    """What computes the answers: `hf`, transformers with PAFT's fast paths; `vllm`, vLLM as lm-eval asks it."""
+
+    hf = "hf"
+    vllm = "vllm"
+
+
 @dataclass
 class TaskConfig(Typed):
     """One column of the results table."""
@@ -91,7 +98,11 @@ class EvaluateConfig(Typed):
     apply_chat_template: bool = False
     """Whether items are put to the model as chats, in the template it was trained in."""
     batch_size: int = 16
-    """Rows scored at once; padding makes it part of the last digits, hence of the key."""
+    """Rows scored at once; padding makes it part of the last digits, hence of the key. On a GPU log-likelihoods take as
+    many as its memory holds."""
+    generation_batch_size: int | None = incidental(None)
+    """Texts that are generated at once, where the likeliest token is taken each time; null: `batch_size`, as always
+    where tokens are drawn."""
     limit: int | None = None
     """Use only the first so many items of each task: for trying things out, never for a result."""
     seed: int = 1234
@@ -103,6 +114,9 @@ class EvaluateConfig(Typed):
     """Share of a task's items that `split=validation` scores, where the task has no such split of its own."""
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Type the model is loaded and computed in; null is the model's own."""
+    backend: Backend = field(default=Backend.hf, metadata=UNLESS_DEFAULT)
+    """`vllm` needs a GPU and its package, makes its own batches, and scores a little differently: never compare a score
+    of one backend with one of the other."""
     data_dir: str | None = incidental(None)
     """A folder whose files lm-eval's tasks read in place of the hub: `<data set>/<config>/<split>.jsonl` and other
     endings, as docs/evaluation.md says. Its content is its identity; null: from the hub."""
@@ -113,7 +127,7 @@ class EvaluateConfig(Typed):
     include_sha256: str = field(default="", metadata=UNLESS_DEFAULT)
     """Of that folder and what its files refer to, filled in when the graph is built."""
     trust_task_code: bool = incidental(False)
-    """Whether Python that task files of `include_path` name (`!function`) may run."""
+    """Whether Python that the user's task files name (`!function`) may run."""
     objective: str = incidental("average")
     """The column a search makes as good as it can."""
 
@@ -126,6 +140,9 @@ class EvaluateConfig(Typed):
             0 < self.validation_share < 1, "evaluate.validation_share", self.validation_share, "in (0, 1)"
         )
         require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "positive")
+        generated = self.generation_batch_size
+        allowed = "positive or null"
+        require(generated is None or generated > 0, "evaluate.generation_batch_size", generated, allowed)
         require(self.limit is None or self.limit > 0, "evaluate.limit", self.limit, "positive or null")
         require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "at least 0 and below 2^32")
 

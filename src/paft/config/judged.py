@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from omegaconf import MISSING
 
 from paft.config.checks import Typed, incidental, require
-from paft.config.evaluate import EvaluateConfig, EvaluateSplit
+from paft.config.evaluate import Backend, EvaluateConfig, EvaluateSplit
 
 REPO, COMMIT = "tatsu-lab/alpaca_eval", "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
 """AlpacaEval's data set on the hub."""
@@ -97,6 +97,8 @@ class JudgedConfig(EvaluateConfig):
         require(self.apply_chat_template, "evaluate.apply_chat_template", False, "true: answers are a chat's")
         split = self.split
         require(split is EvaluateSplit.full, "evaluate.split", split.value, "full where answers are judged")
+        backend = self.backend
+        require(backend is Backend.hf, "evaluate.backend", backend.value, "hf where answers are judged")
         for name in ("data_dir", "include_path"):
             value = getattr(self, name)
             require(value is None, f"evaluate.{name}", value, "null where answers are judged")

@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from paft.config.checks import Typed, require
 from paft.config.data import DataConfig
-from paft.config.evaluate import EvaluateConfig
+from paft.config.evaluate import Backend, EvaluateConfig
 from paft.config.judge import AnnotationsJudge, JudgeConfig
 from paft.config.judged import JudgedConfig, MTBenchConfig
 from paft.config.merge import MergeConfig, MergeOutput
@@ -126,6 +126,11 @@ class RunConfig(Typed):
             raise ValueError(
                 f"trainer.accelerator={self.trainer.accelerator} but hardware={self.hardware.name} is a "
                 f"{self.hardware.accelerator}; choose both, as trainer=gpu hardware=a100_80gb"
+            )
+        if self.evaluate.backend is Backend.vllm and self.trainer.accelerator != "gpu":
+            raise ValueError(
+                f"evaluate.backend=vllm computes on a GPU, got trainer.accelerator={self.trainer.accelerator}; "
+                "set trainer=gpu, or leave evaluate.backend out"
             )
         devices = self.trainer.world_size
         if devices > 1 and self.strategy.name is StrategyName.single:

@@ -215,5 +215,33 @@ def forward_memory(
     """Bytes of a forward pass without gradients: the base, the widest point of one layer, a block of logits."""
     base = base_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes)
     base += unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes)
-    widest = (2 * shape.hidden_size + 3 * shape.intermediate_size) * batch.tokens * item_bytes
-    return base + widest + head_memory(shape, batch, item_bytes=item_bytes)
+    return base + pass_memory(shape, batch, item_bytes=item_bytes)
+
+
+def pass_memory(shape: ModelShape, batch: Batch, *, item_bytes: int) -> float:
+    """Bytes of a forward pass without gradients, beside the weights."""
+    widest = _widest(shape) * batch.tokens * item_bytes
+    return widest + head_memory(shape, batch, item_bytes=item_bytes)
+
+
+def _widest(shape: ModelShape) -> int:
+    """Numbers of one token at the widest point of a layer: norm and residual, gate, up projection and their product."""
+    return 2 * shape.hidden_size + 3 * shape.intermediate_size
+
+
+def tokens_that_fit(shape: ModelShape, free: float, *, item_bytes: int) -> int:
+    """The largest power of two of tokens whose forward pass takes half of `free` bytes at most; 1 at least.
+
+    The other half is for what the allocator cannot use and for logits in float32. A power of two, so that a few bytes
+    more or less do not make other batches.
+    """
+    tokens = 1
+    while pass_memory(shape, Batch(2 * tokens, 2 * tokens), item_bytes=item_bytes) <= free / 2:
+        tokens *= 2
+    return tokens
+
+
+def past_share(shape: ModelShape) -> float:
+    """Memory of a token that was forwarded before, beside one that is now: of one layer its keys and values are copied
+    for every row, and once more for every head that shares them."""
+    return 2 * shape.head_dim * (shape.num_key_value_heads + shape.num_attention_heads) / _widest(shape)

@@ -1,7 +1,9 @@
 """A model's shape, from its config.json or its own config. Loads no torch."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from paft.config import HubModel, LocalModel, ModelConfig, ModelShape
 from paft.files.jsonfile import read_object
@@ -26,9 +28,16 @@ def shape_of(model: ModelConfig) -> ModelShape | None:
 def read_shape(config_json: Path) -> ModelShape | None:
     """The shape of a Llama-like model from its config.json; None if there is none or it is of another kind."""
     try:
-        data = read_object(config_json)
-        if any(key in data for key in MIXTURE_KEYS):
-            return None
+        return shape_in(read_object(config_json))
+    except (OSError, ValueError):
+        return None
+
+
+def shape_in(data: Mapping[str, Any]) -> ModelShape | None:
+    """The same from what is in such a file."""
+    if any(key in data for key in MIXTURE_KEYS):
+        return None
+    try:
         heads = data["num_attention_heads"]
         defaults = {
             "num_key_value_heads": heads,
@@ -37,5 +46,5 @@ def read_shape(config_json: Path) -> ModelShape | None:
         }
         known = defaults | {k: v for k, v in data.items() if v is not None}
         return ModelShape(**{f.name: known[f.name] for f in fields(ModelShape)})
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
+    except (ValueError, LookupError, TypeError, ArithmeticError):
         return None

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
 from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
+from paft.evaluate.backends import refuse_settings, require_backend
 from paft.evaluate.included import is_included, refuse_code, require_included, unreadable
 from paft.evaluate.leaves import leaves, reached
 from paft.evaluate.local import read_locally, require_rows
 from paft.evaluate.packages import lacking, require_packages
 from paft.files.hub import unavailable
+from paft.graph.task_files import settings_of
 from paft.graph.tasks import TASKS
+from paft.private import know_also
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
     """The columns as lm-eval knows them.
 
     Raises `ValueError` for a task or metric that lm-eval does not have, a task that is several and does not say how
-    they count, and a file that is no task.
+    they count, a file that is no task, and a setting of a task that the backend cannot do.
     """
     if isinstance(config, JudgedConfig):
         return Columns(config, {})  # none is lm-eval's
@@ -57,36 +61,44 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
         if (other := sources.setdefault(name, task.task)) != task.task:
             raise ValueError(f"{at}.task={task.task} has the name {name}, as {other} has; rename its task:")
     files = {name: source for name, source in sources.items() if name != source}
+    refuse_settings(config, manager)
     return Columns(replace(config, tasks=tasks), files)
 
 
 def task_manager(
     tasks: Iterable[str], rows: Mapping[str, str] | None = None, include_path: str | None = None
 ) -> TaskManager:
-    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
+    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so once, when they are asked for.
 
     `rows` reach the functions that make a task's documents, by name. A name that is in the folder `include_path` and
     elsewhere is what it is there.
     """
     metadata = dict[str, Any](rows) if rows else None
     folders: list[str | Path] = [str(TASKS), *([include_path] if include_path else [])]
-    own = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
-    if set(reached(tasks, own)) <= set(own.all_tasks):
-        return own
-    return TaskManager(include_path=folders, metadata=metadata)
+    manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
+    if not set(reached(tasks, manager)) <= set(manager.all_tasks):
+        know_also(manager, _lm_evals())
+    return manager
+
+
+@cache
+def _lm_evals() -> Mapping[str, Any]:
+    """The index of lm-eval's own tasks."""
+    return TaskManager().task_index
 
 
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
     """Knows every task of lm-eval that a column names; those in files of the user's are loaded from there.
 
     With `config.data_dir` their rows are read there. Raises `ValueError` for code that is not trusted, and for packages
-    that a task needs and that are not installed.
+    that a task or the backend needs and that are not installed.
     """
+    require_backend(config)
     judged = isinstance(config, JudgedConfig)
     named = {t.task for t in config.tasks.values() if not (t.file or judged)}
     manager = task_manager(named, rows, config.include_path)
     require_packages(leaves(named, manager))
-    if config.include_path is not None and not config.trust_task_code:
+    if not (config.trust_task_code or judged):
         refuse_code(config, manager)
     if config.data_dir is not None:
         read_locally(named, Path(config.data_dir), manager)
@@ -193,11 +205,12 @@ def _metric(key: str, task: TaskConfig, metrics: list[str]) -> str:
 def _in_file(at: str, file: Path, manager: TaskManager) -> tuple[str, list[str]]:
     """The name and the metrics of the task in a file of the user's, loaded with its data."""
     try:
-        loaded = manager.load([str(file)])
+        # a group would load its tasks, whoever's they are
+        loaded = None if "group" in settings_of(file) else manager.load([str(file)])
     except Exception as error:  # whatever a file of the user's and its functions raise
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{at}.task={file} cannot be loaded by lm-eval: {reason}") from error
-    if loaded.get("groups") or len(loaded["tasks"]) != 1:
+    if loaded is None:
         raise ValueError(f"{at}.task={file} must be one task, got a group; give each of its tasks a column")
     ((name, task),) = loaded["tasks"].items()
     settings = task.config

@@ -36,9 +36,15 @@ def run(stage: Stage[GenerateStage], inputs: dict[str, Path], out: Path, context
     loaded_as = replace(config.model, dtype=config.dtype or config.model.dtype)
     folder = model_folder(inputs, base, out / WORK / "model", config.dtype)
     model = load_base(folder, loaded_as, proved_paths(base, config.model, device))
-    answers = answer(
-        lm_of(model, tokenizer, config.batch_size, device, chats=True), asked, config, out / WORK
+    lm = lm_of(
+        model,
+        tokenizer,
+        config.batch_size,
+        device,
+        chats=True,
+        generation_batch_size=config.at_once,
     )
+    answers = answer(lm, asked, config, out / WORK)
     name = f"{config.model.title} {stage.key}"
     write_json(out / OUTPUTS, [one.answered(said, name) for one, said in zip(asked, answers, strict=True)])
     texts = [text for said in answers for text in said]
@@ -53,12 +59,12 @@ def answer(lm: SparingLM, asked: Sequence[Asked], config: GenerateStage, work: P
     """
     work.mkdir(exist_ok=True)
     answers: list[list[str]] = [[] for _ in asked]
-    size = BATCHES * config.batch_size
+    size = BATCHES * config.at_once
     for turn in range(max(len(one.turns) for one in asked)):
         going_on = [number for number, one in enumerate(asked) if len(one.turns) > turn]
         for start in range(0, len(going_on), size):
             numbers = going_on[start : start + size]
-            file = work / f"answers-{turn}-{start}.json"
+            file = work / f"answers-{turn}-{start}-{len(numbers)}.json"
             if not file.is_file():
                 chats = [chat(asked[number], answers[number]) for number in numbers]
                 requests = [

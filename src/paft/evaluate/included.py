@@ -1,5 +1,6 @@
-"""`evaluate.include_path`: tasks of a folder of lm-eval's task files, and whether their code may run."""
+"""Tasks of the user's, in `evaluate.include_path` or a file of their own, and whether their code may run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import lm_eval
 from lm_eval.api.registry import METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 
-from paft.config import EvaluateConfig
+from paft.config import EvaluateConfig, TaskConfig
 from paft.evaluate.leaves import reached
 from paft.evaluate.local import said
 from paft.graph.task_files import TaskFile, read_task_file, with_included
@@ -24,16 +25,30 @@ def is_included(name: str, manager: TaskManager) -> bool:
 
 
 def refuse_code(config: EvaluateConfig, manager: TaskManager) -> None:
-    """Raise `ValueError` naming the first Python function, or metric of the hub's, that a column would run."""
+    """Raise `ValueError` naming the first Python function, or metric of the hub's, that a column would run; and a
+    task's own file that nobody can read."""
     for column, task in config.tasks.items():
-        for name in () if task.file else reached([task.task], manager):
-            file = _file_of(name, manager)
-            for read in with_included(file) if file and is_included(name, manager) else ():
-                if not _is_trusted(read.path) and (code := _code(read)):
-                    raise ValueError(
-                        f"evaluate.tasks.{column}.task={task.task}: {read.path} runs {code}; read it, and if it may "
-                        "run set evaluate.trust_task_code=true"
-                    )
+        at = f"evaluate.tasks.{column}.task={task.task}"
+        for file in _files_of(at, task, manager, named=config.include_path is not None):
+            if not _is_trusted(file.path) and (code := _code(file)):
+                raise ValueError(
+                    f"{at}: {file.path} runs {code}; read it, and if it may run set evaluate.trust_task_code=true"
+                )
+
+
+def _files_of(at: str, task: TaskConfig, manager: TaskManager, *, named: bool) -> Iterator[TaskFile]:
+    """The files of a column that are the user's, with what they include; of a task that is `named`, only where there is
+    a folder of the user's."""
+    if task.file:
+        try:
+            yield from with_included(task.file)
+        except ValueError as error:
+            raise ValueError(f"{at} cannot be loaded by lm-eval: {error}") from None
+        return
+    for name in reached([task.task], manager) if named else ():
+        file = _file_of(name, manager)
+        if file and is_included(name, manager):
+            yield from with_included(file)
 
 
 def _code(file: TaskFile) -> str | None:

@@ -6,6 +6,7 @@ nothing of.
 """
 
 import logging
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,26 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from paft.chat.template import adds_bos, stop_ids
+from paft.evaluate.backends import Scored
 from paft.files.journal import Journal
 from paft.forward.loglikelihood import LogLikelihoods
 from paft.forward.tree import Request
 from paft.model.paths import paths_of
+from paft.proof.base import load_base
 
 
 class SparingLM(HFLM):
     """`HFLM` with the savings of this module, as far as the model takes PAFT's fast paths.
 
-    With a `journal` an evaluation that was cut short goes on at the batch it was at, and ends with the same bytes.
+    With a `journal` an evaluation that was cut short goes on at the batch it was at, and processes that score the same
+    share the batches; all end with the bytes of one alone.
     """
 
     journal: Journal | None = None
+    generation_batch_size: int | None = None
+    """Texts written at once, where none is drawn; None: the batch size."""
+    left = False
+    """Whether some texts were left to other processes."""
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -47,14 +55,21 @@ class SparingLM(HFLM):
         kept = self.journal.get(name)
         if kept is not None:
             return torch.tensor(kept, device=context.device)
-        generated = self._generated(context, max_length, stop, **generation_kwargs)
-        self.journal.put(name, generated.tolist())
+        with self.journal.claim(name) as mine:
+            if not mine:
+                self.left = True
+                return context  # read by another pass
+            if (kept := self.journal.get(name)) is not None:
+                return torch.tensor(kept, device=context.device)
+            generated = self._generated(context, max_length, stop, **generation_kwargs)
+            self.journal.put(name, generated.tolist())
         return generated
 
     def _generated(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
-        head, ends = self.model.get_output_embeddings(), end_ids(self.model, self.tokenizer)
+        head = self.model.get_output_embeddings()
+        ends = end_ids(self.model.generation_config, self.tokenizer)
         with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
             generated: Tensor = super()._model_generate(
                 context, max_length, stop, **{"eos_token_id": ends, **generation_kwargs}
@@ -65,15 +80,25 @@ class SparingLM(HFLM):
         return generated
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As `HFLM`'s, one text at a time where padding on the left would change what a model generates."""
+        """As `HFLM`'s, in batches of their own; one text at a time where padding on the left would change it.
+
+        What is drawn depends on its neighbours: those stay as they are.
+        """
         size: int = self.batch_size_per_gpu  # type: ignore[has-type]
         if not paths_of(self.model).generated:
             self.batch_size_per_gpu = 1
+        elif not any(draws(request.args[1]) for request in requests):
+            self.batch_size_per_gpu = self.generation_batch_size or size
         try:
-            texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            while True:
+                self.left = False
+                texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+                if not self.left:
+                    return texts
+                assert self.journal is not None
+                self.journal.wait()
         finally:
             self.batch_size_per_gpu = size
-        return texts
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -89,10 +114,29 @@ class SparingLM(HFLM):
         return answers
 
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a generated answer: those of the model's generation_config, the EOS, the template's end of turn."""
-    eos = model.generation_config.eos_token_id
+def draws(settings: Mapping[str, Any]) -> bool:
+    """Whether lm-eval's settings of a generated text draw its tokens."""
+    return bool(settings.get("do_sample", float(settings.get("temperature") or 0.0) > 0))
+
+
+def end_ids(settings: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a generated answer: those of a model's generation_config, the EOS, the template's end of turn."""
+    eos = settings.eos_token_id
     return sorted({*(eos if isinstance(eos, list) else [eos]), *stop_ids(tokenizer)} - {None})
+
+
+def load(scored: Scored) -> SparingLM:
+    """The model in transformers, as lm-eval asks it."""
+    config = scored.evaluate
+    return lm_of(
+        load_base(scored.folder, scored.model, scored.paths),
+        scored.tokenizer,
+        config.batch_size,
+        scored.device,
+        chats=config.apply_chat_template,
+        generation_batch_size=config.generation_batch_size,
+        journal=scored.work / "answered.jsonl",
+    )
 
 
 def lm_of(
@@ -102,21 +146,23 @@ def lm_of(
     device: str | None,
     *,
     chats: bool,
+    generation_batch_size: int | None = None,
     journal: Path | None = None,
 ) -> SparingLM:
-    """The model for lm-eval, on a GPU where there is one, unless a device is named.
+    """The model for lm-eval, on the named device, or where it is.
 
     `journal` is the file of a run that may be cut short, and of no other model.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device) if device else model
     lm = SparingLM(
-        pretrained=model.to(device),
+        pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
-        device=device,
+        device=str(model.device),
         # a chat is read as it was trained: with a BOS if the tokenizer adds one, with nothing else that it adds
         add_bos_token=adds_bos(tokenizer) if chats else None,
     )
     lm.journal = Journal(journal) if journal else None
+    lm.generation_batch_size = generation_batch_size
     return lm

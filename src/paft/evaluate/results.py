@@ -13,6 +13,9 @@ from paft.files.jsonfile import read_object
 
 log = logging.getLogger("paft")
 
+BACKEND = ("backend", "backend_version")
+"""What results.json calls what computed the answers; older files have no version."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -78,6 +81,8 @@ class Results:
     tasks: dict[str, Score]
     """By column, in table order."""
     average: float | None
+    backend: str = ""
+    """What computed the answers, and its version; empty of an evaluation whose answers were judged."""
 
     @classmethod
     def read(cls, folder: Path) -> "Results":
@@ -87,7 +92,9 @@ class Results:
         """
         content = read_object(folder / "results.json")
         return cls(
-            {column: _score(task) for column, task in content["tasks"].items()}, _finite(content["average"])
+            {column: _score(task) for column, task in content["tasks"].items()},
+            _finite(content["average"]),
+            " ".join(str(content[name]) for name in BACKEND if content.get(name)),
         )
 
     def objective(self, column: str) -> float:

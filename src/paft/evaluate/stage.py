@@ -1,6 +1,7 @@
 """The `evaluate` stage: a model folder in, results.json, samples.jsonl and answers.parquet out, scored by lm-eval."""
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Any
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from psutil import virtual_memory
 from transformers import PreTrainedTokenizerBase
 
-from paft.config import EvaluateConfig, ModelConfig, TaskConfig, Template
+from paft.config import Backend, EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.config.judged import JudgedConfig
 from paft.evaluate.answers import answers, write_answers
+from paft.evaluate.backends import Scored, load, made_by
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.folder import model_folder
 from paft.evaluate.items import from_samples
@@ -24,16 +27,19 @@ from paft.evaluate.lm import lm_of
 from paft.evaluate.parts import items
 from paft.evaluate.results import Score, as_json, score
 from paft.evaluate.splits import choose
+from paft.files.journal import Gone
 from paft.files.jsonfile import write_json
 from paft.graph.configs import EvaluateStage
 from paft.graph.stage import Stage
 from paft.graph.tasks import refuse_changed_files
 from paft.model.base import base_folder, load_tokenizer
 from paft.model.paths import FastPaths
-from paft.proof.base import load_base
+from paft.process.gpu import has_gpu
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.store.damage import WORK
+
+log = logging.getLogger("paft")
 
 VALUES = ("column", "item", "value")
 """Of an item in samples.jsonl; its texts are in answers.parquet."""
@@ -60,11 +66,46 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         config.template,
         config.evaluate,
         out,
-        {name: str(folder) for name, folder in inputs.items() if name != "model"},
+        _rows(inputs),
         device=device,
-        paths=proved_paths(base, config.model, device),
+        paths=proved_paths(base, config.model, device) if config.evaluate.backend is Backend.hf else None,
     )
     return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
+
+
+def take_part(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> None:
+    """Compute into the journal in `out` what the process that holds the stage has not come to; write nothing else.
+
+    Not where a second model would be in its way, on a GPU that others use or in little memory; nor where answers are
+    judged, are vLLM's, or the model is yet to be made of an adapter.
+    """
+    config, trainer = stage.config, context.running.trainer
+    evaluate, offline = config.evaluate, context.running.offline
+    if isinstance(evaluate, JudgedConfig) or evaluate.backend is not Backend.hf:
+        return
+    base = base_folder(config.model, offline=offline)
+    folder, device = inputs.get("model", base), device_of(trainer)
+    if (folder / "adapter").is_dir() or not _has_room(folder, device):
+        return
+    log.info("%-10s %s  taking part, as another process has it", stage.name, stage.key)
+    try:
+        paths = proved_paths(base, config.model, device)
+        scored = _scored(folder, base, config.model, config.template, evaluate, out / WORK, device, paths)
+        scores_of(load(scored), evaluate, _rows(inputs))
+    except Gone:
+        return  # it has all
+    except Exception as error:  # whatever it is, the process that holds the stage meets it, too
+        log.warning("%s: taking part in it failed: %s: %s", stage, type(error).__name__, error)
+
+
+def _has_room(folder: Path, device: str) -> bool:
+    if device == "cuda":
+        return has_gpu()
+    return 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors")) < virtual_memory().available
+
+
+def _rows(inputs: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(folder) for name, folder in inputs.items() if name != "model"}
 
 
 def evaluate_model(
@@ -84,19 +125,27 @@ def evaluate_model(
     `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data. `paths` are what
     the base was proved to take on `device`. Returns the content of results.json.
     """
-    tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
-    model = replace(model, dtype=config.dtype or model.dtype)
-    loaded = load_base(folder, model, paths)
-    journal = out / WORK / "answered.jsonl"
-    scores, samples = score_tasks(loaded, tokenizer, config, rows, device=device, journal=journal)
-    results = as_json(scores, config) | {
-        "template": template.value,
-        "backend": "hf",
-        "lm_eval": version("lm-eval"),
-        "dtype": model.dtype.value,
-    }
+    scored = _scored(folder, base, model, template, config, out / WORK, device, paths)
+    scores, samples = scores_of(load(scored), config, rows)
+    results = as_json(scores, config) | {"template": template.value, **made_by(config.backend)}
+    results |= {"lm_eval": version("lm-eval"), "dtype": scored.model.dtype.value}
     _write(results, samples, out)
     return results
+
+
+def _scored(
+    folder: Path,
+    base: Path,
+    model: ModelConfig,
+    template: Template,
+    config: EvaluateConfig,
+    work: Path,
+    device: str | None,
+    paths: FastPaths | None,
+) -> Scored:
+    tokenizer = load_tokenizer(base, template, trust_remote_code=model.trust_remote_code)
+    loaded_as = replace(model, dtype=config.dtype or model.dtype)
+    return Scored(folder, tokenizer, loaded_as, config, work, device, paths)
 
 
 def _judged(annotations: Path, config: JudgedConfig, template: Template, out: Path) -> dict[str, Any]:
@@ -120,24 +169,27 @@ def score_tasks(
     rows: Mapping[str, str] | None = None,
     *,
     device: str | None = None,
-    journal: Path | None = None,
+) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """`scores_of` a model of transformers, on the named device, or where it is."""
+    lm = lm_of(
+        model,
+        tokenizer,
+        config.batch_size,
+        device,
+        chats=config.apply_chat_template,
+        generation_batch_size=config.generation_batch_size,
+    )
+    return scores_of(lm, config, rows)
+
+
+def scores_of(
+    lm: LM, config: EvaluateConfig, rows: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Score], list[dict[str, Any]]]:
     """Every column's score, and per item its metric values: what a paired test needs.
 
     lm-eval takes one number of shots per call, so tasks are grouped by it. Its response cache is never used:
-    its key does not name the model. `device` is a GPU where there is one, unless it is named; `journal` keeps what is
-    done for a run that goes on.
+    its key does not name the model.
     """
-    chats = config.apply_chat_template
-    return scored_by(
-        lm_of(model, tokenizer, config.batch_size, device, chats=chats, journal=journal), config, rows
-    )
-
-
-def scored_by(
-    lm: LM, config: EvaluateConfig, rows: Mapping[str, str] | None = None
-) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """`score_tasks` by any model of lm-eval's."""
     manager = manager_for(config, rows)
     known = columns_of(config, manager)
     config = known.config

@@ -2,11 +2,13 @@
 
 What requests begin with together is forwarded once for all of them (`paft.forward.tree`), and the output head is
 applied only to the positions before a target. A model takes each of these savings where it was proved to give the
-same (`paft.model.paths`). With a journal a scoring that was cut short goes on at the batch it was at.
+same (`paft.model.paths`). With a journal a scoring that was cut short goes on at the batch it was at, and processes
+that score the same share its parts.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -18,7 +20,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from paft.cost.flops_and_bytes import BLOCK_N
+from paft.cost.shape import shape_in
 from paft.files.journal import Journal
+from paft.forward.limits import Limits, limits
+from paft.forward.tally import Tally
 from paft.forward.tree import Request, Row, Trunk, batches, branches_of, grow
 from paft.logps import Head
 from paft.model.architecture import refuse_not_causal
@@ -41,53 +46,23 @@ class TrunkCache(DynamicCache):
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
-@dataclass
-class Tally:
-    """The answers of requests as they add up, batch by batch, in one order."""
-
-    sums: Tensor
-    greedy: Tensor
-    bar: tqdm
-    journal: Journal | None = None
-    name: str = ""
-    """Of these requests in the journal."""
-    number: int = field(default=0, init=False)
-    """Of the next batch."""
-
-    def kept(self, ahead: int = 0) -> list[list[Any]] | None:
-        """What a run before this one found in the next batch, or one further `ahead`."""
-        found: list[list[Any]] | None = None
-        if self.journal is not None:
-            found = self.journal.get(f"{self.name} {self.number + ahead}")
-        return found
-
-    def take(self, rows: Sequence[Row], found: list[list[Any]] | None) -> None:
-        """Add what was found in the next batch, by default what is kept of it: of every target its request, its
-        log-probability and whether it is the likeliest."""
-        kept = self.kept()
-        if self.journal is not None and found and not kept:
-            self.journal.put(f"{self.name} {self.number}", found)
-        self.number += 1
-        self.bar.update(sum(len(row.tokens) for row in rows))
-        indices, logps, likeliest = kept or found or [[], [], []]
-        if indices:
-            self.sums.index_add_(0, torch.tensor(indices), torch.tensor(logps, dtype=torch.float64))
-            self.greedy[torch.tensor(indices)[~torch.tensor(likeliest)]] = False
-
-
 class LogLikelihoods:
-    """Scores requests by a model, on its own device, up to `batch_size` rows at a time."""
+    """Scores requests by a model, on its own device.
+
+    `batch_size` rows at a time on a CPU, as many as memory holds on a GPU, unless `limits` say otherwise.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
         batch_size: int = 1,
+        limits: Limits | None = None,
         quiet: bool = True,
         journal: Journal | None = None,
     ) -> None:
         self.model, self.device, self.quiet = model, model.device, quiet
-        self.batch_size, self.journal = batch_size, journal
+        self.limits, self.journal = limits or limits_of(model, batch_size), journal
 
     def __call__(self, requests: Sequence[Request], max_length: int) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation, whether greedy decoding gives it) of every request.
@@ -103,22 +78,50 @@ class LogLikelihoods:
 
     def answers(self, root: Trunk, num_requests: int, name: str = "") -> list[tuple[float, bool]]:
         """The same of requests that lie in trunks and rows already; `name` is theirs in the journal."""
-        sums = torch.zeros(num_requests, dtype=torch.float64)
-        greedy = torch.ones(num_requests, dtype=torch.bool)
-        with tqdm(total=root.num_tokens, disable=self.quiet, desc="log-likelihoods", unit="tokens") as bar:
-            self._climb(root, None, Tally(sums, greedy, bar, self.journal, name))
-        return list(zip(sums.tolist(), greedy.tolist(), strict=True))
+        while True:
+            sums = torch.zeros(num_requests, dtype=torch.float64)
+            greedy = torch.ones(num_requests, dtype=torch.bool)
+            with tqdm(
+                total=root.num_tokens, disable=self.quiet, desc="log-likelihoods", unit="tokens"
+            ) as bar:
+                tally = Tally(sums, greedy, bar, self.journal, name)
+                self._go_through(root, tally)
+            if not tally.left:
+                return list(zip(sums.tolist(), greedy.tolist(), strict=True))
+            assert self.journal is not None
+            self.journal.wait()
+
+    def _go_through(self, root: Trunk, tally: Tally) -> None:
+        """Add what is asked to the requests' answers, but for the parts that another process is computing."""
+        if root.row.tokens:
+            self._climb(root, None, tally)
+            return
+        for batch in self._batches(root):
+            self._share(tally, 1, partial(self._take, batch, None, tally))
+        for child in root.trunks:
+            self._share(tally, self._num_batches(child), partial(self._climb, child, None, tally))
+
+    def _share(self, tally: Tally, count: int, compute: Callable[[], None]) -> None:
+        """One part, of so many batches."""
+        if self.journal is None or tally.has(count):
+            compute()
+            return
+        with self.journal.claim(f"{tally.name} {tally.number}") as mine:
+            if mine:
+                compute()
+            else:
+                tally.leave(count)
 
     def _name(self, requests: Sequence[Request], max_length: int) -> str:
         """Of requests in a journal: the same only where the same batches are forwarded."""
-        digest = sha256(f"{max_length} {self.batch_size} {self.device.type} {paths_of(self.model)}".encode())
+        digest = sha256(f"{max_length} {self.limits} {self.device.type} {paths_of(self.model)}".encode())
         for _, context, continuation in requests:
             digest.update(np.array([len(context), *context, -1, *continuation], np.int32).tobytes())
         return digest.hexdigest()[:16]
 
     def _climb(self, trunk: Trunk, cache: TrunkCache | None, tally: Tally) -> None:
         """Add what is asked of a trunk and of all that grows from it to the requests' answers."""
-        grows = trunk.row.tokens and not self._all_kept(trunk, tally)
+        grows = trunk.row.tokens and not tally.has(self._num_batches(trunk))
         if grows:
             cache = cache or TrunkCache(config=self.model.config)
             cache.growing = True
@@ -127,21 +130,18 @@ class LogLikelihoods:
         elif trunk.row.tokens:
             tally.take([trunk.row], None)
         for batch in self._batches(trunk):
-            tally.take(batch, None if tally.kept() else self._score(batch, cache))
+            self._take(batch, cache, tally)
         for child in trunk.trunks:
             self._climb(child, cache, tally)
         if cache is not None and grows:
             cache.crop(-len(trunk.row.tokens))
 
-    def _all_kept(self, trunk: Trunk, tally: Tally) -> bool:
-        """Whether nothing that needs the trunk's keys and values is left to do."""
-        if self.journal is None:
-            return False
-        return all(tally.kept(ahead) for ahead in range(self._num_batches(trunk)))
+    def _take(self, batch: list[Row], cache: TrunkCache | None, tally: Tally) -> None:
+        tally.take(batch, None if tally.kept() else self._score(batch, cache))
 
     def _batches(self, trunk: Trunk) -> Iterator[list[Row]]:
         longest = max((max(r.positions) + 1 for r in trunk.rows), default=0)
-        return batches(trunk.rows, self.batch_size if pads(self.model, longest) else 1)
+        return batches(trunk.rows, self.limits if pads(self.model, longest) else replace(self.limits, rows=1))
 
     def _num_batches(self, trunk: Trunk) -> int:
         """Of a trunk and of all that grows from it."""
@@ -192,6 +192,16 @@ class LogLikelihoods:
             logps[block] = logits_NV[row, target] - logits_NV.logsumexp(-1)[row]
             likeliest[block] = logits_NV.argmax(-1)[row] == target
         return logps, likeliest
+
+
+def limits_of(model: PreTrainedModel, batch_size: int) -> Limits:
+    """Of a model where it is now."""
+    free = 0.0
+    if model.device.type == "cuda":
+        unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        free = torch.cuda.mem_get_info(model.device)[0] + unused
+    shape = shape_in(model.config.to_dict())
+    return limits(model.device.type, batch_size, shape, free=free, item_bytes=model.dtype.itemsize)
 
 
 def look_back(ends_BT: Tensor, start: int, dtype: torch.dtype) -> Tensor:

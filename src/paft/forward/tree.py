@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from paft.forward.limits import Limits
+
 Request = tuple[Any, list[int], list[int]]
 """(text, context tokens, continuation tokens), as lm-eval passes them."""
-MAX_TOKENS = 4096
-"""Beyond this many tokens at once a forward pass gains nothing, and one long sequence pads many short ones."""
 MAX_ROW = 512
 """Tokens of a row that holds several branches: attention also computes what one branch may not see of another."""
 MIN_TRUNK = 256
@@ -165,12 +165,12 @@ def _asks(branch: Branch, path: Sequence[int], start: int) -> Iterator[Ask]:
                 yield Ask(path[step], target, index)
 
 
-def batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    """Up to `size` rows, and no more than `MAX_TOKENS` with their padding, at once; longest first."""
+def batches(rows: Sequence[Row], limits: Limits) -> Iterator[list[Row]]:
+    """The rows of one trunk as the `limits` admit them at once, plain ones apart from branched ones; longest first."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda r: (r.branched, len(r.tokens)), reverse=True):
         width = len(batch[0].tokens) if batch else 0
-        full = len(batch) == size or (len(batch) + 1) * max(width, len(row.tokens)) > MAX_TOKENS
+        full = not limits.admit(len(batch) + 1, max(width, len(row.tokens)), row.positions[0])
         if batch and (full or row.branched != batch[0].branched):
             yield batch
             batch = []

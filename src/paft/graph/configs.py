@@ -178,6 +178,16 @@ class GenerateStage:
     seed: int
     limit: int | None
     dtype: DType | None
+    generation_batch_size: int | None = incidental(None)
+    """Where nothing is drawn; None: `batch_size`."""
+
+    @property
+    def at_once(self) -> int:
+        """Texts of a batch: what is drawn depends on its neighbours, which then are those of `batch_size`."""
+        drawn = self.sampling.temperature > 0 or any(
+            degrees > 0 for degrees in getattr(self.questions, "temperatures", {}).values()
+        )
+        return self.batch_size if drawn else self.generation_batch_size or self.batch_size
 
 
 @dataclass

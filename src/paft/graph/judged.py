@@ -57,6 +57,7 @@ def judged(
         evaluate.seed,
         evaluate.limit,
         evaluate.dtype,
+        evaluate.generation_batch_size,
     )
     answers = Stage("generate", STAGES["generate"].version, asked, model)
     compared = JudgeStage(scored.model, evaluate.asked, _with_fingerprint(judge))

@@ -74,6 +74,17 @@ def with_included(path: Path) -> list[TaskFile]:
     return list(found.values())
 
 
+def settings_of(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What lm-eval takes a YAML file to say, with what it includes. Raises `ValueError` for one that cannot be read."""
+    here = path.resolve()
+    if here in within:
+        raise ValueError(f"{path} includes itself")
+    file, merged = read_task_file(path), dict[str, Any]()
+    for included in file.includes:
+        merged |= settings_of(included, (*within, here))
+    return merged | {name: value for name, value in file.content.items() if name != "include"}
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Every text in nested lists and mappings."""
     if isinstance(value, str):

@@ -24,7 +24,7 @@ class Local:
 
     def __init__(self, folder: Path, model: str, *, device: str) -> None:
         """Raises `ValueError` for a folder that is no model, or whose tokenizer has no chat template."""
-        self.folder, self.model, self.device = folder, model, device
+        self.folder, self.model = folder, model
         disable_progress_bar()
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -39,6 +39,7 @@ class Local:
             )
         network: Any = judge
         self.network = network.to(device).eval()
+        self.device = self.network.device  # by number: a thread's own `cuda` is the first GPU
 
     def ask(self, question: Question, stop: threading.Event) -> Completion:
         ids, most = self._prompt(question), int(question.sampling.get("max_tokens") or 1)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from paft.config import EvaluateConfig, HardwareConfig, ModelShape, RunConfig, decode
 from paft.cost.flops_and_bytes import (
-    Batch,
     branch_flops,
     forward_flops,
     forward_memory,
@@ -19,13 +18,12 @@ from paft.cost.flops_and_bytes import (
 from paft.cost.merges import MERGED_PER_SECOND, merge_memory, merge_seconds
 from paft.cost.shape import shape_of
 from paft.cost.work import other_forwards, pair_work
-from paft.forward.tree import MAX_TOKENS
 from paft.graph.configs import SoupStage, TakenStage
 from paft.graph.stage import Stage
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
 from paft.plan.speed import STARTUP_SECONDS, Batches, Speed, largest_batch, mean_batch
-from paft.plan.tasks import scoring
+from paft.plan.tasks import scored_at_once, scoring
 from paft.store.store import Store
 
 TOKENISED_PER_SECOND = 2.5e5
@@ -192,9 +190,8 @@ class Estimator:
         """Forward passes at the device's rate; a generated token also reads all weights and starts every kernel."""
         config, model = stage.config.evaluate, stage.config.model
         batches = Batches(EVALUATION_BATCH, EVALUATION_BATCH)
-        speed = Speed.assumed_of(
-            stage, self.hardware, self.precedents, batches
-        )  # corrected below by what evaluations here took
+        # corrected below by what evaluations here took
+        speed = Speed.assumed_of(stage, self.hardware, self.precedents, batches)
         base = parameters(shape) * item_bytes(model)
 
         def modelled(evaluate: EvaluateConfig) -> float:
@@ -205,10 +202,10 @@ class Estimator:
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
-        past = (r for r in self.precedents.of("evaluate", model) if "judge" not in r["identity"]["inputs"])
-        correction = median(past, ratio)
+        correction = median(self.precedents.scored(model, config.backend), ratio)
         work = scoring(config, model).work
-        batch = Batch(min(MAX_TOKENS, work.tokens), MAX_TOKENS)
+        free = memory_limit(self.hardware) - self.runtime - base
+        batch = scored_at_once(self.config, shape, model, free=free, most=work.tokens)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
         lengths = ("items and lengths of the tasks",)
         return Estimate(

@@ -80,8 +80,8 @@ class CellEstimator(Estimator):
         speed = self.speed(stage, Batches(EVALUATION_BATCH, EVALUATION_BATCH))
         step = STEP_SECONDS + parameters(shape) * item_bytes(model) / (1e9 * self.hardware.bandwidth_gb_s)
         flops = forward_flops(shape, work)
-        seconds = flops / speed.forward + items / min(config.batch_size, items) * written * step
-        batch = Batch(config.batch_size * (prompt + written), prompt + written)
+        seconds = flops / speed.forward + items / min(config.at_once, items) * written * step
+        batch = Batch(config.at_once * (prompt + written), prompt + written)
         memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
         return Estimate(
             Figure(work.tokens, True),

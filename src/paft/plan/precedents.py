@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paft.config import DType, HardwareConfig, ModelConfig
+from paft.config import Backend, DType, HardwareConfig, ModelConfig
 from paft.files.jsonfile import read_object
 from paft.graph.stage import Stage, canonical
 from paft.graph.stages import TRAINED
@@ -35,6 +35,15 @@ class Precedents:
         identity = canonical(model)
         return [
             r for r in self.records if r["stage"] == name and r["identity"]["config"].get("model") == identity
+        ]
+
+    def scored(self, model: ModelConfig, backend: Backend) -> list[Record]:
+        """The finished evaluations of this model by this backend, whose answers nobody judged."""
+        return [
+            record
+            for record in self.of("evaluate", model)
+            if "judge" not in record["identity"]["inputs"]
+            and record["identity"]["config"]["evaluate"].get("backend", Backend.hf.value) == backend.value
         ]
 
     def trainings(self, name: str, model: ModelConfig) -> list[Record]:

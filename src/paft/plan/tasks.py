@@ -6,9 +6,12 @@ rounded means of the leaderboard's few-shot prompts with a Llama-like one. The t
 
 from dataclasses import dataclass
 
-from paft.config import EvaluateConfig, ModelConfig
+from paft.config import EvaluateConfig, ModelConfig, ModelShape, RunConfig
+from paft.cost.flops_and_bytes import Batch, item_bytes
 from paft.cost.work import Work, sequence_work
+from paft.forward.limits import limits
 from paft.plan.rows import length_factor
+from paft.proof.record import device_of
 
 
 @dataclass(frozen=True)
@@ -74,5 +77,15 @@ def scoring(config: EvaluateConfig, model: ModelConfig) -> Scoring:
         scored = sequence_work(tokens, labels, past=past)
         written = sequence_work(generated, generated, past=past + tokens)
         work += (scored + written) * items
-        steps += items / min(config.batch_size, items) * generated
+        steps += items / min(config.generation_batch_size or config.batch_size, items) * generated
     return Scoring(work, steps)
+
+
+def scored_at_once(
+    config: RunConfig, shape: ModelShape, model: ModelConfig, *, free: float, most: float
+) -> Batch:
+    """The largest batch of an evaluation of `most` tokens, with `free` bytes beside the weights."""
+    device, size = device_of(config.trainer), config.evaluate.batch_size
+    room = limits(device, size, shape, free=free, item_bytes=item_bytes(model))
+    longest = min(room.tokens, room.held)
+    return Batch(min(longest, most), longest)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paft.evaluate.items import Floats
+from paft.report.backends import backends
 from paft.report.columns import MEASURES, score_names
 from paft.report.items import Score, Scores
 from paft.report.row import Row
@@ -40,6 +41,7 @@ def _cell(group: Sequence[Row], scores: Scores) -> Row:
     first, seeds = group[0], ",".join(str(r.seed) for r in group if r.seed is not None)
     columns = {"num_seeds": len(group), "seeds": seeds}
     columns["evaluate_keys"] = " ".join(r.evaluate_key for r in group)
+    columns["backend"] = ", ".join(backends(group))
     if len(group) > 1:
         follows = first.option("merge.seed") == first.seed
         columns |= {"seed": seeds} | ({"merge.seed": seeds} if follows else {})

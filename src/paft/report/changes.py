@@ -1,13 +1,14 @@
 """Which items two evaluations did not answer alike: the texts, both answers, and by how much each was right."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paft.evaluate.answers import read_answers
+from paft.report.backends import mixed
 from paft.report.columns import Column, score_columns
 from paft.report.html import html
 from paft.report.items import Scores
@@ -54,6 +55,8 @@ class Changed:
     column: Column
     num_items: int
     changes: list[Change]
+    cautions: tuple[str, ...] = ()
+    """What a reader must know of the two evaluations."""
 
     def num_better(self, side: str) -> int:
         return sum(change.better == side for change in self.changes)
@@ -79,7 +82,12 @@ def changed_items(store: Path, left: str, right: str, column: str | None = None)
     folders = (store / "evaluate" / row.evaluate_key for row in (one, other))
     said: tuple[Said, Said] = tuple(map(read_answers, folders))  # type: ignore[assignment]
     keys = (one.evaluate_key, other.evaluate_key)
-    return [_changed(c, scores, keys, said) for c in shared if column in (None, c.name)]
+    cautions = tuple(mixed([one, other]))
+    return [
+        replace(_changed(c, scores, keys, said), cautions=cautions)
+        for c in shared
+        if column in (None, c.name)
+    ]
 
 
 def _only(table: list[Row], text: str) -> Row:
@@ -138,4 +146,5 @@ def summary(changed: Sequence[Changed], left: str, right: str) -> Table:
 
 def page(changed: Sequence[Changed], left: str, right: str) -> str:
     """The HTML document of all that changed; every text is escaped."""
-    return html(PAGE, {"changed": changed, "left": left, "right": right, "dash": DASH})
+    cautions = changed[0].cautions if changed else ()
+    return html(PAGE, {"changed": changed, "left": left, "right": right, "cautions": cautions, "dash": DASH})

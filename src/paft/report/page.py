@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from paft.report.backends import backends, mixed
 from paft.report.claims import CLAIMS
 from paft.report.findings import Finding, flat
 from paft.report.html import html
@@ -72,6 +73,7 @@ def warnings(rows: Sequence[Row], paper: Sequence[Mapping[str, Any]] = ()) -> li
     cautions += list(
         dict.fromkeys(said for target, share in targets.values() if (said := missed(target, share)))
     )
+    cautions += dict.fromkeys(said for _, together in blocks(rows) for said in mixed(together))
     cautions += not_stored(rows)
     if any(r.base == "tiny" for r in rows):
         cautions.append(
@@ -99,6 +101,7 @@ def _block(
 ) -> dict[str, Any]:
     scope = block.scope
     facts = {"trained on": scope.data, "evaluated by": scope.evaluate, "chat template": scope.template}
+    facts |= {"scores by": ", ".join(backends(block.rows))}
     by_key = {r.evaluate_key: r for r in table}
     details = {r.evaluate_key: _details([by_key[k] for k in r.evaluate_keys], store) for r in block.rows}
     return {
@@ -144,7 +147,7 @@ def evaluations(table: Sequence[Row]) -> Table:
     """A line for every evaluation with the folders of its stages."""
     head = [Head("row", numeric=False), Head("λ"), Head("variant", numeric=False)]
     head += [Head(text) for text in ("lr SFT / pref.", "seed", "conflict %", "rounded back %")]
-    head.append(Head("folders", numeric=False))
+    head += [Head(text, numeric=False) for text in ("scores by", "folders")]
     sections, seen = [], set[str]()
     for scope, block in blocks(table):
         named = zip(block, labels(block), strict=True)
@@ -159,5 +162,6 @@ def _evaluation(row: Row, label: str) -> Line:
     rates = " / ".join(short(row.get(f"{branch}_lr")) for branch in ("sft", "preference"))
     texts = [name, short(row.weight), row["variant"] or DASH, rates, plain_text(row["seed"])]
     texts += [percent(row[measure]) for measure in ("sign_conflict", "rounded_back")]
+    texts.append(", ".join(backends([row])) or DASH)
     keys = Entry("\n".join(f"{stage}/{row.key(stage)}" for stage in KEYS if row.key(stage)), tone="code")
     return Line([*map(Entry, texts), keys])

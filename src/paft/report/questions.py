@@ -6,11 +6,13 @@ the sides are measured by different columns, as the sparsity of either branch, `
 """
 
 import csv
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paft.report.backends import mixed
 from paft.report.columns import MEASURES, Column, score_columns
 from paft.report.compare import match, over_pairs
 from paft.report.items import Scores
@@ -18,6 +20,8 @@ from paft.report.row import Row
 from paft.report.selection import select
 from paft.report.statistics import Estimate, holm
 from paft.report.table import require_rows
+
+log = logging.getLogger("paft")
 
 FIELDS = ("topic", "question", "both", "left", "right", "columns")
 
@@ -101,6 +105,8 @@ def _difference(
     left, right, apart = over_pairs(pairs, question.left_column, question.right_column, scores)
     if left is None or right is None or apart is None:
         raise ValueError(f"some of the cells have no {question.column}")
+    for caution in mixed(r for pair in pairs for cell in pair for r in cell):
+        log.warning("%s: %s", question.text, caution)
     means = {"left": column.scaled(left.value), "right": column.scaled(right.value)}
     keys = dict.fromkeys(r["evaluate_key"] for pair in pairs for cell in pair for r in cell)
     return means | _flat(apart, column) | {"num_pairs": len(pairs), "evaluate_keys": " ".join(keys)}

@@ -24,7 +24,7 @@ WHOLE = ("seed", "limit", "merge.seed")
 # fmt: off
 TEXT = (
     "base", "data", "paradigm", "preference", "merge", "variant", "evaluate", "lower_is_better", "in_average",
-    "sft_data", "preference_data", "template", "finished", "commit", "command", "family",
+    "sft_data", "preference_data", "template", "backend", "finished", "commit", "command", "family",
     "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")

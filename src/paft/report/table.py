@@ -40,7 +40,7 @@ TAIL = (
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
     "sign_conflict", "cosine", "rounded_back", "adapter_error", "sft_lr", "preference_lr", "preference_beta", "l1_of",
     "l1_method", "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe",
-    "template", "finished", "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
+    "template", "backend", "finished", "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
 COMMAND = "command"
@@ -95,7 +95,7 @@ def row(folder: Path) -> Row:
     keys["evaluate_key"] = folder.name
     report = merge_report(store, keys)
     columns = dict.fromkeys(HEAD) | _setting(identity) | _trained(store, branches(identity))
-    columns |= {"seed": seed_of(identity)}
+    columns |= {"seed": seed_of(identity), "backend": results.backend}
     columns |= {"variant": report.get("variant", ""), "family": family(identity)} | _scores(results)
     for name in branches(identity):
         columns |= measures(store / name / keys[f"{name}_key"], name, branches(identity)[name])

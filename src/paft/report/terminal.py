@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from paft.report.backends import mixed
 from paft.report.changes import Changed, summary
 from paft.report.columns import Column
 from paft.report.compare import Comparison
@@ -70,7 +71,7 @@ def print_blocks(
     for scope, block in scopes:
         alike = [r for r in beside if scope_of(r) == scope]
         out.print(in_terminal(_cells(scope, block)))
-        for sentence in (*not_stored(block), *one_sided(block, alike)):
+        for sentence in (*mixed(block), *not_stored(block), *one_sided(block, alike)):
             _say(out, sentence)
         if store is not None and (where := _models(block, store)):
             _say(out, where)
@@ -114,6 +115,8 @@ def print_comparison(comparison: Comparison, left: str, right: str) -> None:
         out.print(in_terminal(_pairs(comparison)))
     for name, (mine, theirs) in comparison.also_differ.items():
         _say(out, f"A and B also differ in {name}: {mine} against {theirs}")
+    for sentence in mixed(r for p in comparison.pairs for r in (*p.left, *p.right)):
+        _say(out, sentence)
     for name in comparison.alone:
         _say(out, f"without a partner, left out: {name}")
 
@@ -180,6 +183,8 @@ def print_changes(changed: Sequence[Changed], left: str, right: str, *, show: in
     """How many items changed, the first of each column with both answers, and the page that has all."""
     out = console()
     out.print(in_terminal(summary(changed, left, right)))
+    for sentence in changed[0].cautions if changed else ():
+        _say(out, sentence)
     for part in changed:
         for change in part.changes[:show]:
             _say(out, f"\n{part.column.title}, item {change.item}: {change.better} is better")

@@ -29,6 +29,8 @@ log = logging.getLogger("paft")
 
 Run = Callable[[Stage, dict[str, Path], Path], dict[str, Any]]
 """(stage, finished input folders, folder to fill) -> metrics for stage.json."""
+Help = Callable[[Stage, dict[str, Path], Path], None]
+"""The same of a stage that another process holds, whose folder is not this one's to fill: see `paft.files.journal`."""
 
 
 class Store:
@@ -104,18 +106,20 @@ class Store:
         unfinished = (s for s in target.walk() if not self.complete(s))
         return [s for s in unfinished if Path(f"{self.path(s)}{PARTIAL}").is_dir()]
 
-    def ensure(self, target: Stage, run: Run, *, poll_seconds: float = 0.5) -> Path:
+    def ensure(self, target: Stage, run: Run, *, help: Help | None = None, poll_seconds: float = 0.5) -> Path:
         """The folder of `target`, running whatever is missing.
 
         Of several missing stages, one that no other process holds is taken, so that processes started
-        together work on different branches; only when all are held does this wait.
+        together work on different branches; only when all are held does this `help` each of them, once, and wait.
         """
-        self.ensure_all([target], run, poll_seconds=poll_seconds)
+        self.ensure_all([target], run, help=help, poll_seconds=poll_seconds)
         return self.path(target)
 
-    def ensure_all(self, targets: Sequence[Stage], run: Run, *, poll_seconds: float = 0.5) -> None:
+    def ensure_all(
+        self, targets: Sequence[Stage], run: Run, *, help: Help | None = None, poll_seconds: float = 0.5
+    ) -> None:
         """Run whatever of several targets is missing."""
-        waiting = False
+        waiting, helped = False, set[str]()
         while missing := list({s.key: s for target in targets for s in self.missing(target)}.values()):
             ready = [s for s in missing if all(self.sound(i) for i in s.inputs.values())]
             ready.sort(key=lambda s: len(s.inputs))  # data first: its errors come before any training
@@ -125,7 +129,16 @@ class Store:
             if not waiting:
                 log.info("waiting for %s, held by another process", ", ".join(map(str, ready)))
             waiting = True
+            for stage in ready if help is not None else ():
+                if stage.key not in helped:
+                    helped.add(stage.key)
+                    self._help(stage, help)
             time.sleep(poll_seconds)
+
+    def _help(self, stage: Stage, help: Help) -> None:
+        partial = Path(f"{self.path(stage)}{PARTIAL}")
+        if partial.is_dir():
+            help(stage, {name: self.path(s) for name, s in stage.inputs.items()}, partial)
 
     def _claim_and_run(self, stage: Stage, run: Run) -> bool:
         with naming_unwritable(str(stage), self.root), self.claim(stage) as partial:

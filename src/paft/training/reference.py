@@ -93,8 +93,10 @@ def load_reference(
     folder = base_folder(config.model, offline=context.running.offline)
     base = load_base(folder, config.model, proved_paths(folder, config.model, device_of(settings)))
     add_deltas(base, [trained_folder(inputs["sft"])] if "sft" in inputs else [], folder)
-    gpu = settings.accelerator == "gpu"
-    device = torch.device("cuda", rank % settings.devices) if gpu else torch.device("cpu")
+    device = torch.device("cpu")
+    if settings.accelerator == "gpu":
+        alone = settings.world_size == 1
+        device = torch.device("cuda", torch.cuda.current_device() if alone else rank % settings.devices)
     if config.model.quantization is Quantization.nf4:
         quantize(base, device)
     return FrozenPolicy(base).to(device), pad_token_id(folder, config.model)

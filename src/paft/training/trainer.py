@@ -124,9 +124,10 @@ OURS: dict[str, Any] = dict(
 
 def _devices(running: Running) -> dict[str, Any]:
     config = running.trainer
+    alone = config.accelerator == "gpu" and config.world_size == 1
     return dict(
         accelerator=config.accelerator,
-        devices=config.devices,
+        devices=[torch.cuda.current_device()] if alone else config.devices,  # 1 would be the first GPU
         num_nodes=config.num_nodes,
         strategy=make_strategy(running),
         plugins=[WholeFiles(), *_alone(config)],
