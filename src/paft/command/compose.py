@@ -118,7 +118,9 @@ def worded() -> Iterator[None]:
     except (OmegaConfBaseException, MissingMandatoryValue) as error:
         key: Any = getattr(error, "full_key", None) or "config"
         said = f"{key}: {str(error).splitlines()[0]}"
-        raise ValueError(said.encode(errors="backslashreplace").decode()) from error  # what it quotes may be no text
+        raise ValueError(
+            said.encode(errors="backslashreplace").decode()
+        ) from error  # what it quotes may be no text
 
 
 def _typed(cfg: DictConfig, names: Sequence[str]) -> DictConfig:
