@@ -1,4 +1,4 @@
-"""A base whose layers add several LoRA deltas, each times a number: for coefficients to be learnt, soups to be scored."""
+"""A base whose layers add several LoRA deltas, each times a number: to learn coefficients, and to score soups."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
