@@ -74,9 +74,10 @@ def listed(text: str) -> list[str]:
 
 
 def announced(methods: Sequence[str], layers: int) -> list[float]:
-    """Seconds of each part: inputs, copy, each method with what it needs, and the check of TIES."""
-    each = [seconds for method in methods for seconds in ([MEASURING] if needs(method) else []) + [MERGING]]
-    parts = [MAKING, COPYING, *each, *([CHECKING] if "ties" in methods else [])]
+    """Seconds of each part: inputs, copy, each method after what it needs, TIES with its check."""
+    parts = [MAKING, COPYING]
+    for method in methods:
+        parts += [*([MEASURING] if needs(method) else []), MERGING, *([CHECKING] if method == "ties" else [])]
     return [seconds * layers / LAYERS for seconds in parts]
 
 
