@@ -50,7 +50,7 @@ def side(name: str, column: str, limit: int | None, words: list[str]) -> dict[st
         model.set_attn_implementation("sdpa")
         lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=evaluate.batch_size)
     else:
-        lm = lm_of(model, tokenizer, evaluate.batch_size, "cpu")
+        lm = lm_of(model, tokenizer, evaluate.batch_size, "cpu", chats=evaluate.apply_chat_template)
     started = time.perf_counter()
     scores, samples = scores_of(lm, evaluate)
     seconds = time.perf_counter() - started

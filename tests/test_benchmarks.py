@@ -123,6 +123,22 @@ def test_a_disk_without_room_is_refused_with_a_sentence(tmp_path: Path) -> None:
     assert "layers need" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "ties,best"], "there is no method 'best'; there are slerp, task_arithmetic, ties"),
+        (["--methods", "fisher", "--layers", "500000"], "500000 layers need"),
+    ],
+)
+def test_methods_of_the_7b_shape_are_refused_with_a_sentence(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = run(BENCHMARKS / "merge_7b.py", "--folder", tmp_path, *words)
+
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
 def test_whole_runs_write_into_the_repository_and_quick_ones_nowhere(progress, monkeypatch) -> None:
     for words, out in ([], BENCHMARKS), (["--quick"], None), (["--quick", "--out", "x"], Path("x")):
         monkeypatch.setattr(sys, "argv", ["script.py", *words])

@@ -1,13 +1,16 @@
 """Tables of Markdown files are those of the CSV files beside them, in this project's own pages too."""
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from synthetic_store import fill, grid
 
-from paft.merge.methods import Ties
+from paft.config import MergeConfig, PreferenceConfig
+from paft.merge.methods import METHODS, Ties
+from paft.objectives import OBJECTIVES
 from paft.report.__main__ import main
 from paft.report.build import build_report
 from paft.report.markdown import ENTRIES, TABLE, filled
@@ -50,6 +53,29 @@ def table(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_tables_of_the_docs_equal_their_csv(path):
     assert filled(path) == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "group", "registry", "shared"),
+    [
+        ("merging.md", "merge", METHODS, MergeConfig),
+        ("objectives.md", "preference", OBJECTIVES, PreferenceConfig),
+    ],
+)
+def test_every_choice_stands_in_its_page_with_its_own_options(page, group, registry, shared):
+    """Read from the page as it is in the repository: an entry that is added, renamed or changed makes it stale."""
+    lines = {
+        line[0]: line for line in table((ROOT / "docs" / page).read_text()) if line[0].startswith(f"{group}=")
+    }
+    assert [*lines] == [f"{group}={name}" for name in registry]
+    common = {f.name for f in dataclasses.fields(shared)}
+    for name, entry in registry.items():
+        _, title, _, options, looks_at, source = lines[f"{group}={name}"]
+        assert (title, source) == (entry.title, entry.source)
+        own = {f.name for f in dataclasses.fields(entry)} - common - {"sft_weight", "preference_weight"}
+        assert set(options.split(", ")) - {"–"} == own
+        needs = getattr(entry, "needs", None)
+        assert (needs.value if needs else "") in looks_at
 
 
 def test_paper_table_has_the_numbers_of_the_csv(report):

@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ SHARD = 5 * 10**9
 BLOCK = torch.randn(2**23, generator=torch.Generator().manual_seed(0))
 CHECKED = "model.layers.0.self_attn.k_proj"
 Shapes = dict[str, tuple[int, ...]]
+Values = Callable[[int, tuple[int, ...]], torch.Tensor]
 
 
 def narrowed(shapes: Shapes, by: int) -> Shapes:
@@ -61,6 +62,15 @@ def adapter_shapes(layers: int, rank: int) -> Shapes:
 
 def write(path: Path, shapes: Shapes, dtype: torch.dtype, scale: float) -> None:
     """A safetensors file of multiples of `BLOCK`, each tensor from another place and of another size."""
+
+    def numbers(index: int, _: tuple[int, ...]) -> torch.Tensor:
+        return BLOCK.roll(index * 7919) * (scale * (1 + index % 7 / 7))
+
+    write_values(path, shapes, dtype, numbers)
+
+
+def write_values(path: Path, shapes: Shapes, dtype: torch.dtype, values: Values) -> None:
+    """A safetensors file; the `values` of the tensor of each number and shape are repeated as often as it needs."""
     name, header, end = {torch.bfloat16: "BF16", torch.float32: "F32"}[dtype], {}, 0
     for tensor, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
@@ -69,13 +79,13 @@ def write(path: Path, shapes: Shapes, dtype: torch.dtype, scale: float) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for index, shape in enumerate(shapes.values()):
-            numbers = (BLOCK.roll(index * 7919) * (scale * (1 + index % 7 / 7))).to(dtype)
-            for piece in _pieces(math.prod(shape)):
+            numbers = values(index, shape).to(dtype)
+            for piece in _pieces(math.prod(shape), len(numbers)):
                 file.write(numbers[:piece].view(torch.uint8).numpy().data)
 
 
-def _pieces(count: int) -> Iterator[int]:
-    return (min(len(BLOCK), count - begin) for begin in range(0, count, len(BLOCK)))
+def _pieces(count: int, size: int) -> Iterator[int]:
+    return (min(size, count - begin) for begin in range(0, count, size))
 
 
 def make(folder: Path, layers: int, narrower: int) -> None:

@@ -13,7 +13,7 @@ from synthetic_store import PAFT, fill
 from transformers import AutoModelForCausalLM
 
 from paft.command.pipeline import context_of
-from paft.config import RunConfig, SoupConfig
+from paft.config import RunConfig, SFTSoupConfig
 from paft.files.jsonfile import read_object
 from paft.graph.build import build
 from paft.graph.stage import Stage
@@ -126,7 +126,7 @@ def test_what_cannot_be_a_soup_is_refused_before_anything_runs(cell, words, mess
 
 
 def with_soup(config: RunConfig, seeds: list[int]) -> RunConfig:
-    sft: Any = replace(config.sft, soup=SoupConfig(seeds))
+    sft: Any = replace(config.sft, soup=SFTSoupConfig(seeds))
     return replace(config, sft=sft)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from paft.command.chosen import refuse_scored_by
 from paft.command.devices import on_devices
 from paft.command.failures import Failures
 from paft.command.judged import require_judged_cell
@@ -78,6 +79,7 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
             take_gpu(cache_folder("gpus"))
     if any(s.name == "evaluate" for s in here):
         require_columns(config.evaluate)
+        refuse_scored_by(config)
 
 
 def prove_bases(missing: Iterable[Stage], context: Context) -> None:

@@ -48,9 +48,14 @@ def _needs_rows(cfg: DictConfig) -> bool:
 
 def refuse_unused(words: Iterable[str], configs: Sequence[RunConfig]) -> None:
     """Raise `ValueError` for a word of a command that says how to train a branch which every cell takes as it is, or of
-    an adapter where every cell trains all weights."""
+    an adapter where every cell trains all weights, or lambda where every cell has a soup of several."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
+        if key in ("lambda", "sft.l1.weight") and all(config.sft.soup.lambdas for config in configs):
+            raise ValueError(
+                f"{word} has no effect: the trainings have the lambdas of sft.soup.lambdas="
+                f"{configs[0].sft.soup.lambdas}; leave one of them out"
+            )
         branch = "sft" if key == "lambda" else key.partition(".")[0]
         if branch not in BRANCHES or key in {f"{branch}.{kind.value}" for kind in TakenKind}:
             continue

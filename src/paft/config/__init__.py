@@ -70,7 +70,7 @@ from paft.config.running import (
     Wandb,
     WandbMode,
 )
-from paft.config.soup import SoupConfig
+from paft.config.soup import SFTSoupConfig, SoupConfig, SoupKind
 from paft.config.training import (
     ALL_LINEAR,
     LINEAR_MODULES,
@@ -138,10 +138,12 @@ __all__ = [
     "RunConfig",
     "Running",
     "SFTConfig",
+    "SFTSoupConfig",
     "Schedule",
     "Scope",
     "Skill",
     "SoupConfig",
+    "SoupKind",
     "Source",
     "Space",
     "Sparsity",

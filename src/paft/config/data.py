@@ -109,6 +109,11 @@ class Source(Typed):
         once = len(set(self.columns.values())) == len(self.columns)
         require(once, "data.*.columns", self.columns, "{field: column} with each column once")
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether it has validation rows, of which no training learns."""
+        return True
+
 
 @dataclass
 class DemoSource(Source):
@@ -151,6 +156,10 @@ class HubSource(Source):
         if self.repo or self.revision:  # a source that no stage reads has neither
             require_pinned("data.*.revision", self.repo, self.revision)
 
+    @property
+    def has_validation(self) -> bool:
+        return self.validation_split is not None
+
 
 @dataclass
 class FileSource(Source):
@@ -183,6 +192,10 @@ class FileSource(Source):
         )
         alone = not self.mix or self.path in ("", MISSING)
         require(alone, "data.*.mix", self.mix, "given alone, without data.*.path")
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.validation_path)
 
     def names(self, split: str = "train") -> list[str]:
         """The paths that a split is read from, as they were given."""

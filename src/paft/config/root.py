@@ -21,6 +21,7 @@ from paft.config.running import (
     StrategyName,
     TrainerConfig,
 )
+from paft.config.soup import SoupKind
 from paft.config.training import PreferenceConfig, SFTConfig
 from paft.config.tuning import refuse_full
 
@@ -68,6 +69,7 @@ class RunConfig(Typed):
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         self._check_tasks()
         self._check_taken()
+        self._check_soups()
         self._check_output()
         refuse_full(self)
         loaded_as = self.evaluate.dtype or self.model.dtype
@@ -110,6 +112,21 @@ class RunConfig(Typed):
                 f"preference.adapter={self.preference.adapter} was not trained on top of an SFT that is still to be "
                 "trained; paradigm=parallel merges it, or give sft.adapter too, and both are added to the base"
             )
+
+    def _check_soups(self) -> None:
+        """One adapter of joint training is no soup, and a greedy one needs rows to choose by."""
+        for name in self.paradigm.branches:
+            soup = getattr(self, name).soup
+            if soup.stated and self.paradigm is Paradigm.joint:
+                raise ValueError(
+                    f"paradigm=joint trains one adapter, got {name}: {soup.stated}; leave it out, or set "
+                    "paradigm=parallel"
+                )
+            if soup.kind is SoupKind.greedy and not getattr(self.data, name).has_validation:
+                raise ValueError(
+                    f"{name}.soup.kind=greedy goes by validation rows, and data.{name} has none: give it a "
+                    f"validation_path (files) or a validation_split (hub), or leave {name}.soup.kind out"
+                )
 
     def _check_output(self) -> None:
         """A merge with a whole model in it has no rank by itself: said here, not after the other branch's training."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from paft.config.checks import UNLESS_DEFAULT, Entry, Typed, incidental, require
 from paft.config.penalty import L1Config, L1Of
-from paft.config.soup import SoupConfig
+from paft.config.soup import SFTSoupConfig, SoupConfig
 
 ALL_LINEAR = "all-linear"
 """In place of names: every linear layer but the output head, as in peft."""
@@ -99,7 +99,7 @@ class BranchConfig(Typed):
     """A fine-tuned model that is taken, not trained: its folder, or `user/repo@commit`. What it adds is its difference
     from the base."""
     soup: SoupConfig = field(default_factory=SoupConfig, metadata={"identity": False})
-    """Trainings of several seeds, averaged; each has a key of its own."""
+    """Several trainings, averaged; each has a key of its own."""
 
     def __post_init__(self) -> None:
         at = self.branch
@@ -108,9 +108,9 @@ class BranchConfig(Typed):
                 f"{at}.adapter={self.adapter} and {at}.checkpoint={self.checkpoint} are two answers to what the "
                 "branch is; give one of them"
             )
-        if self.taken and self.soup.seeds:
+        if self.taken and self.soup.stated:
             raise ValueError(
-                f"{at}.soup.seeds={self.soup.seeds} averages trainings, and {at}.{self.taken[0].value}={self.taken[1]} "
+                f"{at}: {self.soup.stated} averages trainings, and {at}.{self.taken[0].value}={self.taken[1]} "
                 "is taken as it is; leave one of them out"
             )
         for kind, place in (("adapter", self.adapter), ("checkpoint", self.checkpoint)):
@@ -150,12 +150,20 @@ class BranchConfig(Typed):
         """What the training depends on: where all weights are trained no adapter matters."""
         return replace(self, lora=LoraConfig()) if self.is_full else self
 
+    def trainings(self, seed: int) -> list[tuple[Self, int]]:
+        """What is trained, with its seed: the branch itself, or each training of its soup, whatever order they were
+        given in."""
+        alone: Any = {"soup": type(self.soup)()}
+        return [(replace(self, **alone), own) for own in sorted(self.soup.seeds) or [seed]]
+
 
 @dataclass
 class SFTConfig(BranchConfig):
     """Supervised fine-tuning: the negative log-likelihood of answers, and the L1 penalty of its delta."""
 
     l1: L1Config = field(default_factory=L1Config)
+    soup: SFTSoupConfig = field(default_factory=SFTSoupConfig, metadata={"identity": False})
+    """Several trainings, averaged; each has a key of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,6 +179,13 @@ class SFTConfig(BranchConfig):
 
     def in_effect(self) -> Self:
         return replace(super().in_effect(), l1=self.l1.in_effect())
+
+    def trainings(self, seed: int) -> list[tuple[Self, int]]:
+        weights = [*map(float, sorted(self.soup.lambdas))] or [self.l1.weight]
+        each = super().trainings(seed)
+        return [
+            (replace(sft, l1=replace(sft.l1, weight=weight)), own) for weight in weights for sft, own in each
+        ]
 
 
 OBJECTIVES: dict[str, type["PreferenceConfig"]] = {}

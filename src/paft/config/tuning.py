@@ -32,8 +32,8 @@ def _conflicts(config: "RunConfig", branch: BranchConfig) -> Iterator[str]:
             f"trains the weights themselves, which model.quantization={config.model.quantization.value} has in four "
             "bits: set model.quantization=none"
         )
-    if branch.soup.seeds:
-        yield f"writes no LoRA adapter, and soup.seeds={branch.soup.seeds} averages adapters: leave it out"
+    if branch.soup.stated:
+        yield f"writes no LoRA adapter, and {branch.soup.stated} averages adapters: leave it out"
     merge = config.merge
     if merge.output is MergeOutput.adapter:
         yield (

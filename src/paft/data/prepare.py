@@ -23,7 +23,6 @@ from paft.data.sources import (
     Problems,
     Split,
     conversations,
-    has_validation,
     holds_pairs,
     preference_pairs,
     unpaired_rows,
@@ -136,7 +135,7 @@ def _prepare(
 
 
 def _splits(source: Source) -> list[Split]:
-    return ["train", "validation"] if has_validation(source) else ["train"]
+    return ["train", "validation"] if source.has_validation else ["train"]
 
 
 def _prepare_split(

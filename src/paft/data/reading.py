@@ -49,16 +49,6 @@ def label_of(source: Source, split: Split) -> str:
     raise ValueError(f"source must be a DemoSource, HubSource or FileSource, got {type(source).__name__}")
 
 
-def has_validation(source: Source) -> bool:
-    """Whether the source names held-out rows of its own; the demo always has some."""
-    match source:
-        case HubSource():
-            return source.validation_split is not None
-        case FileSource():
-            return bool(source.validation_path)
-    return True
-
-
 def raw_rows(source: Source, split: Split) -> Iterator[RawRow]:
     """The rows of a split, at most `max_rows`. Raises `ValueError` naming a file that is absent or unreadable."""
     for row in islice(_all_rows(source, split), source.max_rows):
@@ -71,7 +61,7 @@ def raw_rows(source: Source, split: Split) -> Iterator[RawRow]:
 
 
 def _all_rows(source: Source, split: Split) -> Iterator[RawRow]:
-    if not has_validation(source) and split == "validation":
+    if not source.has_validation and split == "validation":
         raise ValueError(
             f"{label_of(source, 'train')} has no validation part; set its validation_split or validation_path"
         )

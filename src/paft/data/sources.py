@@ -17,7 +17,6 @@ from paft.data.reading import (
     RawRow,
     Split,
     file_of,
-    has_validation,
     label_of,
     raw_rows,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "Problems",
     "Split",
     "conversations",
-    "has_validation",
     "holds_pairs",
     "preference_pairs",
     "unpaired_rows",

@@ -4,7 +4,7 @@ Whatever lm-eval's task files tell is refused in words before anything is traine
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -131,6 +131,30 @@ def require_items(config: EvaluateConfig, manager: TaskManager) -> None:
         what = f"the items of one of {asked}"
         instead = "run it once where the hub can be reached, or choose evaluate=demo or tasks of your own"
         raise unavailable(what, "datasets", error, instead) from None
+
+
+def texts_of_items(config: EvaluateConfig, manager: TaskManager) -> dict[str, set[str]]:
+    """Column -> every text in the items of its task, of which one is the question; of held-out rows, which are another
+    stage's, there are none, nor of questions that a judge is asked about."""
+    if isinstance(config, JudgedConfig):
+        return {}
+    random.seed(config.seed)  # as `require_items` does
+    texts: dict[str, set[str]] = {}
+    for column, task in config.tasks.items():
+        names = [] if task.rows else [str(task.file)] if task.file else leaves([task.task], manager)
+        items = (doc for loaded in manager.load(names)["tasks"].values() for doc in loaded.eval_docs)
+        texts[column] = {text.strip() for doc in items for text in _texts(doc)}
+    return texts
+
+
+def _texts(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            yield from (text for inner in value.values() for text in _texts(inner))
+        case list():
+            yield from (text for inner in value for text in _texts(inner))
 
 
 def _foreign(tasks: Iterable[TaskConfig], manager: TaskManager) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from paft.config import HubModel, HubSource
+from paft.graph import soup
 from paft.graph.configs import BranchStage, DataStage, SoupStage, TakenStage
 from paft.graph.stage import Stage
 from paft.graph.stages import TRAINED
@@ -190,9 +191,7 @@ def _facts(stage: Stage) -> dict[str, str]:
     if isinstance(config, TakenStage):
         return {"taken": config.title, "sha256": config.sha256[:16] or DASH}
     if isinstance(config, SoupStage):
-        members = list(stage.inputs.values())
-        seeds = ", ".join(str(member.config.seed) for member in members)
-        return {**_facts(members[0]), "seed": f"mean of {len(members)} trainings: {seeds}"}
+        return {**_facts(soup.members(stage)["0"]), **soup.varied(stage), "soup": soup.title(stage)}
     assert isinstance(config, BranchStage)
     branch: Any = config.branch
     lora = None if branch.is_full else branch.lora

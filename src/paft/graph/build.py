@@ -9,7 +9,7 @@ Each stage gets its own slice of the config and nothing else. `reference` holds 
 of the answers, whatever the DPO or KTO trainings that share it do with them. Baselines are graphs, not code paths:
 `sft` and `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has
 none. A branch that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content; one that is a
-soup (`sft.soup.seeds`) has its trainings for inputs. A merge that looks at data has one more input for each branch,
+soup (`sft.soup`) has its trainings for inputs. A merge that looks at data has one more input for each branch,
 `statistics` of its rows, or one of both, `coefficients`.
 """
 
@@ -30,7 +30,7 @@ from paft.config import (
     PreferenceConfig,
     RunConfig,
     SFTConfig,
-    SoupConfig,
+    SoupKind,
     Source,
     Statistic,
 )
@@ -44,6 +44,7 @@ from paft.graph.configs import (
     DataStage,
     EvaluateStage,
     FirstSteps,
+    GreedySoupStage,
     JointRows,
     MergeStage,
     ReferenceStage,
@@ -148,11 +149,6 @@ def _joint(config: RunConfig, model: ModelConfig) -> Stage:
                 f"paradigm=joint trains one adapter on the rows of both branches, got {name}.{kind.value}={place}; "
                 "leave it out, or set paradigm=parallel"
             )
-        if seeds := getattr(config, name).soup.seeds:
-            raise ValueError(
-                f"paradigm=joint trains one adapter, got {name}.soup.seeds={seeds}; leave it out, or set "
-                "paradigm=parallel"
-            )
     alone, sft = _branch("preference", config, model), config.sft
     rows = JointRows(config.joint.sft_weight, sft.global_batch_size, sft.epochs, sft.max_steps)
     data = _data("sft", config, model.as_released())
@@ -163,7 +159,7 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
     branch: BranchConfig = getattr(config, name)
     if branch.taken:
         return _stage(name, taken(name, branch, model.as_released()))
-    if branch.soup.seeds:
+    if branch.soup.stated:
         return _soup(name, config, model, **inputs)
     branch = branch.in_effect()  # plain SFT is one training, however it is put
     inputs = {"data": _data(name, config, model.as_released()), **inputs}
@@ -175,14 +171,19 @@ def _branch(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -
 
 
 def _soup(name: str, config: RunConfig, model: ModelConfig, **inputs: Stage) -> Stage:
-    """The mean of the branch's trainings of several seeds, each a stage that other cells share; of one, that one."""
+    """The mean of the branch's trainings, or of those among them that validation rows choose; of one, that one. Each is
+    a stage that other cells share."""
     branch: BranchConfig = getattr(config, name)
-    alone: dict[str, Any] = {name: replace(branch, soup=SoupConfig())}
-    seeds = sorted(branch.soup.seeds)
-    trainings = [_branch(name, replace(config, seed=seed, **alone), model, **inputs) for seed in seeds]
-    if len(trainings) == 1:
-        return trainings[0]
-    return _stage(name, SoupStage(model.as_released()), **{str(n): s for n, s in enumerate(trainings)})
+    members: dict[str, Stage] = {}
+    for number, (alone, seed) in enumerate(branch.trainings(config.seed)):
+        own: dict[str, Any] = {name: alone}
+        members[str(number)] = _branch(name, replace(config, seed=seed, **own), model, **inputs)
+    if len(members) == 1:
+        return members["0"]
+    if branch.soup.kind is SoupKind.uniform:
+        return _stage(name, SoupStage(model.as_released()), **members)
+    data = members["0"].inputs["data"]
+    return _stage(name, GreedySoupStage(model, branch.soup.num_rows), **members, data=data, **inputs)
 
 
 def _first_steps(branch: BranchConfig, seed: int) -> FirstSteps | None:

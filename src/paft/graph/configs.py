@@ -111,6 +111,14 @@ class SoupStage:
 
 
 @dataclass
+class GreedySoupStage(SoupStage):
+    """The mean of those that are chosen by their loss on the first validation rows of the input `data`, on the base, or
+    on the base plus the adapter of an input that they were trained on top of."""
+
+    num_rows: int
+
+
+@dataclass
 class StatisticsStage:
     """What a branch's own training rows say of the layers that its adapter changes, for merges that ask."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from paft.graph.configs import SoupStage, TakenStage
+from paft.graph.configs import GreedySoupStage, SoupStage, TakenStage
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ STAGES = {
     "judge": Kind(1, "paft.judge.stage"),
     "evaluate": Kind(1, "paft.evaluate.stage", runs_base=True),
 }
-OTHERWISE = {TakenStage: Kind(1, "paft.training.taken"), SoupStage: Kind(1, "paft.training.soup")}
+OTHERWISE = {
+    TakenStage: Kind(1, "paft.training.taken"),
+    SoupStage: Kind(1, "paft.training.soup"),
+    GreedySoupStage: Kind(1, "paft.training.greedy", runs_base=True),
+}
 """Of a branch that is no training itself, whatever its name: taken from elsewhere, or the mean of several."""
 TRAINED = tuple(name for name, kind in STAGES.items() if kind.trains)
 

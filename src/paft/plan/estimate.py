@@ -71,7 +71,7 @@ class Estimator:
     def __call__(self, stage: Stage) -> Estimate:
         if stage.name == "data":
             return self.data(stage)
-        if isinstance(stage.config, TakenStage | SoupStage):
+        if isinstance(stage.config, TakenStage | SoupStage) and not stage.kind.runs_base:
             return Estimate(seconds=Figure(TAKING_SECONDS, True))
         shape = shape_of(stage.config.model)
         if shape is None:

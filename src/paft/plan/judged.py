@@ -6,6 +6,7 @@ from paft.config import JudgedConfig, ModelShape, OpenAIJudge
 from paft.config.judged import MTBenchQuestions, Questions, Reference
 from paft.cost.flops_and_bytes import Batch, forward_flops, forward_memory, item_bytes, parameters
 from paft.cost.work import sequence_work
+from paft.graph.configs import GreedySoupStage
 from paft.graph.stage import Stage
 from paft.judge.judging import usd
 from paft.judge.questions import read_questions
@@ -43,7 +44,7 @@ def size_of(questions: Questions) -> Size:
 
 
 class CellEstimator(Estimator):
-    """`Estimator`, also of the stages around a judge, and of those that measure on rows for a merge."""
+    """`Estimator`, also of the stages around a judge, and of those that measure on rows for a merge or a soup."""
 
     def __call__(self, stage: Stage) -> Estimate:
         if stage.name == "judge":
@@ -53,6 +54,8 @@ class CellEstimator(Estimator):
         return super().__call__(stage)
 
     def other(self, stage: Stage, shape: ModelShape) -> Estimate:
+        if isinstance(stage.config, GreedySoupStage):
+            return self.measuring(stage, shape)
         match stage.name:
             case "generate":
                 return self.generation(stage, shape)
@@ -61,7 +64,7 @@ class CellEstimator(Estimator):
         return super().other(stage, shape)
 
     def measuring(self, stage: Stage, shape: ModelShape) -> Estimate:
-        """Passes over a few training rows, forward and back, for a merge that looks at data."""
+        """Passes over a few rows for a merge or a soup that looks at data."""
         flops, rows = flops_of(stage, shape, self.store)
         tokens = rows.prompt + rows.answer
         speed = self.speed(stage, Batches(tokens, tokens))

@@ -1,9 +1,19 @@
-"""What the stages cost that measure on training rows for a merge: statistics of a branch, coefficients of layers."""
+"""What the stages cost that measure on rows for a merge or a soup: statistics of a branch, coefficients of layers, the
+losses that a greedy soup goes by."""
 
 from paft.config import ModelShape, Statistic
-from paft.cost.flops_and_bytes import forward_flops, linear_parameters, linear_sizes, parameters
-from paft.cost.work import Work, pair_work, sequence_work
-from paft.graph.configs import StatisticsStage
+from paft.cost.flops_and_bytes import (
+    base_memory,
+    forward_flops,
+    item_bytes,
+    linear_parameters,
+    linear_sizes,
+    parameters,
+    weight_bytes,
+)
+from paft.cost.work import Work, other_forwards, pair_work, sequence_work
+from paft.graph.configs import GreedySoupStage, StatisticsStage
+from paft.graph.soup import members
 from paft.graph.stage import Stage
 from paft.plan.rows import Rows, count
 from paft.store.store import Store
@@ -13,7 +23,10 @@ BACKWARD = 2
 
 
 def flops_of(stage: Stage, shape: ModelShape, store: Store) -> tuple[float, Rows]:
-    """FLOPs of a `statistics` or `coefficients` stage, and the rows they are of."""
+    """FLOPs of a `statistics` or `coefficients` stage, or of a greedy soup, and the rows they are of."""
+    if isinstance(stage.config, GreedySoupStage):
+        rows = count(stage.inputs["data"], store)
+        return scoring_flops(stage, shape, rows), rows
     if isinstance(stage.config, StatisticsStage):
         rows = count(stage.inputs["data"], store)
         num = min(rows.num, stage.config.num_rows)
@@ -29,6 +42,14 @@ def flops_of(stage: Stage, shape: ModelShape, store: Store) -> tuple[float, Rows
     return forward_flops(shape, row * stage.config.batch_size * stage.config.steps) * BACKWARD, texts
 
 
+def scoring_flops(soup: Stage[GreedySoupStage], shape: ModelShape, rows: Rows) -> float:
+    """Each of n trainings is scored alone, and n - 1 times a mean of several."""
+    trainings = members(soup)
+    branch = trainings["0"].config.branch
+    passes = (2 * len(trainings) - 1) * (1 + other_forwards(branch, ()))
+    return forward_flops(shape, rows.work(branch) * min(rows.held_out, soup.config.num_rows) * passes)
+
+
 def gram_flops(shape: ModelShape, work: Work) -> float:
     """x x^T of the inputs of each layer, once for layers of one input."""
     return 2.0 * work.tokens * gram_values(shape)
@@ -41,10 +62,13 @@ def gram_values(shape: ModelShape) -> float:
 
 
 def bytes_of(stage: Stage, shape: ModelShape) -> float:
-    """The model in float32, and what is summed up."""
-    model = 4.0 * parameters(shape)
+    """The model in float32, and what is summed up; of a soup the base as it is stored."""
+    if isinstance(stage.config, GreedySoupStage):
+        model = stage.config.model
+        return base_memory(shape, item_bytes=item_bytes(model), weight_bytes=weight_bytes(model))
+    whole = 4.0 * parameters(shape)
     if not isinstance(stage.config, StatisticsStage):
-        return 2 * model
+        return 2 * whole
     if stage.config.statistic is Statistic.fisher:
-        return model + 2 * 4.0 * linear_parameters(shape)
-    return model + 4.0 * gram_values(shape)
+        return whole + 2 * 4.0 * linear_parameters(shape)
+    return whole + 4.0 * gram_values(shape)

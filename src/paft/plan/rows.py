@@ -17,7 +17,7 @@ from paft.config import (
     TinyModel,
 )
 from paft.cost.work import Work, learns_prompt, pair_work, sequence_work
-from paft.data.sources import DEMO_VALIDATION_ROWS, has_validation
+from paft.data.sources import DEMO_VALIDATION_ROWS
 from paft.files.listed import listed_files
 from paft.graph.stage import Stage
 from paft.store.store import Store
@@ -109,7 +109,7 @@ def expected(source: Source, model: ModelConfig, *, pairs: bool) -> Rows:
     longest = min(like.longest, source.max_length)
     held_out = DEMO_VALIDATION_ROWS if isinstance(source, DemoSource) else max(num // 10, 1)
     said = f"{num:,} rows of {label(source)} with {prompt:.0f} prompt and {answer:.0f} answer tokens"
-    return Rows(num, prompt, answer, pairs, longest, held_out if has_validation(source) else 0, (said,))
+    return Rows(num, prompt, answer, pairs, longest, held_out if source.has_validation else 0, (said,))
 
 
 def length_factor(model: ModelConfig) -> float:

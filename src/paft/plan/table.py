@@ -9,6 +9,7 @@ from rich.table import Table
 
 from paft.config import PreferenceConfig, RunConfig
 from paft.config.judge import JUDGES
+from paft.graph import soup
 from paft.graph.configs import BranchStage, SoupStage, TakenStage
 from paft.graph.stage import Stage, canonical
 from paft.plan.estimate import Estimate, Figure, memory_limit
@@ -165,8 +166,7 @@ def describe(stage: Stage) -> str:
         content = stage.config.hub.partition("@")[2] or stage.config.sha256
         return f"taken: {stage.config.title}, {stage.config.kind.value} {content[:8]} of {stage.config.model.title}"
     if isinstance(stage.config, SoupStage):
-        seeds = ", ".join(str(s.config.seed) for s in stage.inputs.values())
-        return f"mean of {len(stage.inputs)} trainings, seeds {seeds}"
+        return soup.title(stage)
     match stage.name:
         case "data":
             source = config["source"]

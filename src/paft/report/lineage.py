@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paft.files.fingerprint import digest
-from paft.graph.configs import SoupStage, TakenStage
+from paft.graph.configs import GreedySoupStage, SoupStage, TakenStage
 from paft.graph.stages import TRAINED
 
 Identity = Mapping[str, Any]
@@ -23,10 +23,21 @@ def branches(identity: Identity) -> dict[str, Identity]:
 
 
 def trainings(branch: Identity) -> list[Identity]:
-    """Those behind a branch: one, or of a soup several, which differ by their seed alone; none where it was taken."""
-    if branch["config"].get("type") == SoupStage.__name__:
-        return list(branch["inputs"].values())
+    """Those behind a branch: one, or of a soup several, which differ by lambda and seed; none where it was taken."""
+    if branch["config"].get("type") == SoupStage.__name__ or is_greedy(branch):
+        return [stage for stage in branch["inputs"].values() if stage["stage"] == branch["stage"]]
     return [] if is_taken(branch) else [branch]
+
+
+def is_greedy(branch: Identity) -> bool:
+    """Whether it is the mean of those of its trainings that validation rows chose."""
+    return branch["config"].get("type") == GreedySoupStage.__name__
+
+
+def lambdas(branch: Identity) -> list[float]:
+    """The L1 weights of the trainings behind a branch, each once; none of a preference branch."""
+    penalties = (training["config"]["branch"].get("l1") for training in trainings(branch))
+    return list(dict.fromkeys(float(l1["weight"]) for l1 in penalties if l1))
 
 
 def is_taken(identity: Identity) -> bool:
@@ -63,10 +74,14 @@ def seed_of(identity: Identity) -> int | None:
 
 
 def recipe(branch: Identity) -> str:
-    """What the branches that differ by lambda and seed alone have in common: settings, data, and how many trainings."""
-    several = trainings(branch)
+    """What the branches that differ by lambda and seed alone have in common: settings, data, and how many trainings; of
+    a soup of several lambdas also these."""
+    several, weights = trainings(branch), lambdas(branch)
+    soup: dict[str, Any] = {"soup": len(several)} if len(several) > 1 else {}
+    soup |= {"lambdas": weights} if len(weights) > 1 else {}
+    soup |= {"greedy": branch["config"]["num_rows"]} if is_greedy(branch) else {}
     stage = several[0]
-    branch = dict(stage["config"]["branch"])
-    branch["l1"] = {name: value for name, value in branch.get("l1", {}).items() if name != "weight"}
-    settings = {**stage["config"], "branch": branch, "seed": None, "data": key_of(stage["inputs"]["data"])}
-    return digest(settings | ({"soup": len(several)} if len(several) > 1 else {}))
+    trained = dict(stage["config"]["branch"])
+    trained["l1"] = {name: value for name, value in trained.get("l1", {}).items() if name != "weight"}
+    settings = {**stage["config"], "branch": trained, "seed": None, "data": key_of(stage["inputs"]["data"])}
+    return digest(settings | soup)

@@ -21,14 +21,16 @@ Columns have commas between. Conditions have semicolons between and may be left 
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from paft.config import MergeConfig, PreferenceConfig
 from paft.merge.methods import METHODS
 from paft.objectives import OBJECTIVES
 from paft.report.columns import MEASURES, score_columns
 from paft.report.labels import method
-from paft.report.numbers import plain_text
+from paft.report.numbers import DASH, plain_text
 from paft.report.render import markdown
 from paft.report.representatives import representatives
 from paft.report.row import Row
@@ -72,13 +74,41 @@ def _between(begin: str, table: Table, end: str) -> str:
 
 
 def entries(group: str) -> Table:
-    """What the choices of a group are: title, first sentence of the class's docstring, source."""
-    registries: dict[str, Mapping[str, Any]] = {"merge": METHODS, "preference": OBJECTIVES}
+    """What the choices of a group are: title, first sentence of the class's docstring, the options that not every
+    choice of the group has, what it looks at, source."""
     lines = [
-        [f"{group}={name}", entry.title, _first_sentence(entry), entry.source]
-        for name, entry in registries[group].items()
+        [
+            f"{group}={name}",
+            entry.title,
+            _first_sentence(entry),
+            _own_options(entry, group),
+            _needs(entry),
+            entry.source,
+        ]
+        for name, entry in REGISTRIES[group][0].items()
     ]
-    return plain_table([*map(Head, (group, "title", "what it is", "source"))], lines)
+    heads = (group, "title", "what it is", "options", "looks at", "source")
+    return plain_table([*map(Head, heads)], lines)
+
+
+REGISTRIES: dict[str, tuple[Mapping[str, Any], type[Any]]] = {
+    "merge": (METHODS, MergeConfig),
+    "preference": (OBJECTIVES, PreferenceConfig),
+}
+"""Group -> its choices, and what all of them have."""
+
+
+def _own_options(entry: type[Any], group: str) -> str:
+    shared = {f.name for f in fields(REGISTRIES[group][1])}
+    own = [f.name for f in fields(entry) if f.name not in shared and f.metadata.get("identity", True)]
+    return ", ".join(own) or DASH
+
+
+def _needs(entry: type[Any]) -> str:
+    if issubclass(entry, PreferenceConfig):
+        rows = {"pairs": "pairs", "unpaired": "single answers"}[entry.rows]
+        return f"{rows}, reference" if entry().needs_reference else rows
+    return f"{entry.needs.value} of training rows" if entry.needs else "deltas"
 
 
 def _first_sentence(entry: type) -> str:

@@ -1,6 +1,7 @@
 """What was measured of a row's adapters and merge, as far as their folders are still there."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ def measures(folder: Path, branch: str, identity: Identity) -> dict[str, Any]:
             training, *_ = trainings(identity)
             values["l1_reached"] = reached(training["config"]["branch"]["l1"], sparsity)
     return values
+
+
+def chosen(folder: Path) -> str:
+    """Which of its trainings a greedy soup is the mean of, by which loss; empty of any other branch."""
+    metrics = read_if_there(folder / "stage.json").get("metrics") or {}
+    candidates = metrics.get("candidates") or []
+    if not candidates:
+        return ""
+    members, number = metrics["chosen"], (len(candidates) + 1) // 2
+    told = f"{len(members)} of {number} trainings, {', '.join(members)}; validation loss"
+    return f"{told} {metrics['validation/loss']:.6g}, of the single ones {_losses(candidates[:number])}"
+
+
+def _losses(candidates: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{candidate['loss']:.6g} ({candidate['members'][0]})" for candidate in candidates)
 
 
 def read_if_there(*paths: Path) -> dict[str, Any]:

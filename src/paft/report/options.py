@@ -6,10 +6,10 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from paft.config import Tuning
+from paft.config import SoupKind, Tuning
 from paft.config.checks import TYPES, UNLESS_DEFAULT, default_of
 from paft.graph.stage import canonical
-from paft.report.lineage import Identity, branches, is_taken, trainings
+from paft.report.lineage import Identity, branches, is_greedy, is_taken, lambdas, trainings
 from paft.report.row import Row, is_option
 
 ALIASES = {
@@ -41,7 +41,7 @@ def options(evaluate: Identity) -> dict[str, Any]:
     for name, branch in trained.items():
         if is_taken(branch):
             continue
-        stage, *others = trainings(branch)
+        stage, *_ = trainings(branch)
         data = stage["inputs"]["data"]["config"]
         options |= _flat(f"data.{name}", {**data["source"], "files": data.get("files") or {}})
         options |= _flat(name, _in_effect(stage["config"]["branch"]))
@@ -50,9 +50,7 @@ def options(evaluate: Identity) -> dict[str, Any]:
                 "data.sft", {**texts["config"]["source"], "files": texts["config"].get("files") or {}}
             )
             options |= _flat("joint", stage["config"]["joint"])
-        if others:
-            seeds = [training["config"]["seed"] for training in (stage, *others)]
-            options[f"{name}.soup.seeds"] = _plain(seeds)
+        options |= {f"{name}.soup.{option}": value for option, value in _soup(branch)}
         if callbacks := stage["config"].get("callbacks"):
             options["callbacks"] = ",".join(_callback(c["callback"]) for c in callbacks)
     options |= _flat("evaluate", evaluate["config"]["evaluate"])
@@ -97,6 +95,16 @@ def _in_effect(branch: Mapping[str, Any]) -> Mapping[str, Any]:
     unread = set() if (branch.get("l1") or {}).get("weight") else {"l1"}
     unread |= {"lora"} if branch.get("tuning") == Tuning.full.value else set()
     return {name: value for name, value in branch.items() if name not in unread}
+
+
+def _soup(branch: Identity) -> Iterator[tuple[str, Any]]:
+    """What is told of a branch of several trainings; nothing of one."""
+    seeds = list(dict.fromkeys(training["config"]["seed"] for training in trainings(branch)))
+    for name, values in (("seeds", seeds), ("lambdas", lambdas(branch))):
+        if len(values) > 1:
+            yield name, _plain(values)
+    if is_greedy(branch):
+        yield from (("kind", SoupKind.greedy.value), ("num_rows", branch["config"]["num_rows"]))
 
 
 def _flat(at: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

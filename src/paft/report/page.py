@@ -8,11 +8,13 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from paft.graph.stages import TRAINED
 from paft.report.backends import backends, mixed
 from paft.report.claims import CLAIMS
 from paft.report.findings import Finding, flat
 from paft.report.html import html
 from paft.report.labels import labels, section
+from paft.report.measured import chosen
 from paft.report.numbers import DASH, percent, plain_text, short
 from paft.report.paper import printed_effects
 from paft.report.row import Row
@@ -114,7 +116,7 @@ def _block(
 
 
 def _details(seeds: Sequence[Row], store: Path) -> list[tuple[str, str]]:
-    """Where the models of a cell are, and the commands that made it, seed by seed."""
+    """Where the models of a cell are, what a greedy soup chose, and the commands that made it, seed by seed."""
     details = []
     for row in seeds:
         of = f", seed {row.seed}" if len(seeds) > 1 else ""
@@ -122,6 +124,9 @@ def _details(seeds: Sequence[Row], store: Path) -> list[tuple[str, str]]:
         if row.key("merge"):
             gone = "" if merged.is_dir() else " (not there any more, or on another machine)"
             details.append((f"model{of}", f"{merged}{gone}"))
+        folders = {branch: store / branch / row.key(branch) for branch in TRAINED if row.key(branch)}
+        soups = {branch: chosen(folder) for branch, folder in folders.items()}
+        details += [(f"{branch} soup{of}", said) for branch, said in soups.items() if said]
         details.append((f"scores{of}", str(store / "evaluate" / row.evaluate_key)))
         if row.get(COMMAND):
             details.append((f"made by{of}", str(row[COMMAND])))

@@ -8,6 +8,7 @@ import logging
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from paft.config import Norm
@@ -20,6 +21,7 @@ from paft.report.lineage import (
     family,
     is_taken,
     key_of,
+    lambdas,
     recipe,
     seed_of,
     trainings,
@@ -195,7 +197,7 @@ def _trained(store: Path, branches: Mapping[str, Identity]) -> dict[str, Any]:
         columns[f"{name}_recipe"] = recipe(made)
         if name == "sft":
             l1 = branch["l1"]
-            columns |= {"lambda": l1["weight"], "l1_of": l1["of"]}
+            columns |= {"lambda": fmean(lambdas(made)), "l1_of": l1["of"]}  # a soup's own are in its options
             columns |= {"l1_method": l1.get("method"), "l1_target": l1.get("target_sparsity")}
         else:
             columns |= {"preference": objective_name(branch["type"]), "preference_beta": branch.get("beta")}

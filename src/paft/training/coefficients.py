@@ -6,20 +6,17 @@ arXiv:2410.13025) with either skill's own loss.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 from paft.data.tokens import read_preference, read_sft
-from paft.delta.statistics import LowRank, read_adapter
 from paft.files.jsonfile import write_json
 from paft.forward.batches import sft_tensors
 from paft.forward.pairs import REJECTED, pair_tensors
@@ -28,58 +25,15 @@ from paft.graph.stage import Stage
 from paft.losses import mean_nll, reference_point
 from paft.merge.methods.learned import FILE
 from paft.model.base import base_folder, pad_token_id
-from paft.model.policy import FrozenPolicy
 from paft.objectives.objective import Objective, UnpairedObjective
 from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.training.batches import row_order
+from paft.training.mixed import MixedPolicy, factors_of
 from paft.training.preference import pair_logps
 from paft.training.reference import scored
 from paft.training.unpaired import answer_logps
-
-
-class Mixed(nn.Module):
-    """A frozen linear layer plus both branches' deltas, each times a number that is learnt."""
-
-    def __init__(self, layer: nn.Module, deltas: Sequence[LowRank | None], start: Sequence[float]) -> None:
-        super().__init__()
-        self.layer, self.deltas, self.on = layer, deltas, True
-        self.coefficients = nn.Parameter(torch.tensor(list(start), dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        for coefficient, delta in zip(self.coefficients, self.deltas, strict=True):
-            if delta is not None and self.on:
-                added = (x.float() @ delta.A.T) @ delta.B.T
-                out = out + (coefficient * delta.scaling * added).to(out.dtype)
-        return out
-
-
-class MixedPolicy(FrozenPolicy):
-    """A base whose layers mix two branches; with them off it is the reference policy."""
-
-    def __init__(
-        self, base: PreTrainedModel, branches: Sequence[dict[str, LowRank]], start: Sequence[float]
-    ) -> None:
-        super().__init__(base)
-        device = base.device
-        self.mixed: dict[str, Mixed] = {}
-        for name in dict.fromkeys(name for branch in branches for name in branch):
-            path = name.removesuffix(".weight")
-            deltas = [branch[name].to(device) if name in branch else None for branch in branches]
-            self.mixed[name] = Mixed(base.get_submodule(path), deltas, start).to(device)
-            parent, _, last = path.rpartition(".")
-            setattr(base.get_submodule(parent), last, self.mixed[name])
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        for layer in self.mixed.values():
-            layer.on = False
-        with torch.no_grad():
-            yield
-        for layer in self.mixed.values():
-            layer.on = True
 
 
 def run(
@@ -89,7 +43,8 @@ def run(
     config, settings = stage.config, context.running.trainer
     folder, device = base_folder(config.model, offline=context.running.offline), device_of(settings)
     paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
-    branches = [factors_of(inputs[name] / "adapter", folder) for name in ("sft", "preference")]
+    adapters = [inputs[name] / "adapter" for name in ("sft", "preference")]
+    branches = [factors_of(adapter, folder, "merge=learned") for adapter in adapters]
     base = load_base(folder, config.model, paths)
     base.to(torch.device(device))  # type: ignore[arg-type]
     policy = MixedPolicy(base, branches, config.weights)
@@ -101,17 +56,6 @@ def run(
     write_json(out / FILE, {name: layer.coefficients.tolist() for name, layer in policy.mixed.items()})
     write_json(out / "losses.json", losses)
     return {"loss_before": losses[0], "loss_after": losses[-1], "steps": len(losses)}
-
-
-def factors_of(adapter: Path, base: Path) -> dict[str, LowRank]:
-    """The factors of every layer. Raises `ValueError` for an adapter that changes a layer otherwise."""
-    deltas = read_adapter(adapter, base)
-    factors = {name: delta for name, delta in deltas.items() if isinstance(delta, LowRank)}
-    if other := deltas.keys() - factors:
-        raise ValueError(
-            f"merge=learned mixes LoRA factors, and {adapter} changes {min(other)} otherwise; choose another merge"
-        )
-    return factors
 
 
 def drawn(rows: Sequence[Any], config: CoefficientsStage) -> list[Any]:

@@ -113,6 +113,14 @@ class BranchModule(L.LightningModule):
             return torch.device("cpu")
 
     @property
+    def world_size(self) -> int:
+        """Ranks of the trainer; 1 without one."""
+        try:
+            return self.trainer.world_size
+        except RuntimeError:  # it is attached to none
+            return 1
+
+    @property
     def backbone(self) -> Policy:
         assert self.policy is not None, "configure_model has not run"
         return self.policy
@@ -180,11 +188,11 @@ class BranchModule(L.LightningModule):
         packed = self.backbone.packs(max(row.row_tokens for row in batch.rows))
         size, tokens = self.settings.micro_batch_size, self.settings.micro_batch_tokens
         parts = micro_batches(batch.rows, size, tokens, packed=packed)
-        idle = largest_of_ranks(len(parts), self.trainer) - len(parts)
-        return [(part, 1.0) for part in parts] + [(parts[-1][:1], 0.0)] * idle
+        most = largest_of_ranks(len(parts), self.trainer) if self.world_size > 1 else len(parts)
+        return [(part, 1.0) for part in parts] + [(parts[-1][:1], 0.0)] * (most - len(parts))
 
     def _total(self, value: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
+        if self.world_size == 1:
             return value
         total = self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
         assert isinstance(total, Tensor)
@@ -199,15 +207,19 @@ class BranchModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, rank_zero_only=True)
         self.log("loss", logs["loss"], prog_bar=True, logger=False, rank_zero_only=True)
 
-    @torch.no_grad()
     def validation_step(self, batch: GlobalBatch[Any]) -> None:
+        named = {f"validation/{name}": value for name, value in self.averages(batch).items()}
+        self.log_dict(named, batch_size=1, rank_zero_only=True)
+
+    @torch.no_grad()
+    def averages(self, batch: GlobalBatch[Any]) -> dict[str, Tensor]:
+        """The loss over a global batch and what is logged beside it, without the penalty; needs no trainer."""
         sums: dict[str, Tensor] = {}
         for rows, share in self._passes(batch):
             loss, values = self.micro_loss(rows, batch)
             for name, value in {"loss": loss, **values}.items():
                 sums[name] = sums.get(name, torch.zeros(())) + value * share
-        named = {f"validation/{name}": self._total(value) for name, value in sums.items()}
-        self.log_dict(named, batch_size=1, rank_zero_only=True)
+        return {name: self._total(value) for name, value in sums.items()}
 
     # --- checkpoints: what is trained and the optimizer, never the base ----------------------------
 

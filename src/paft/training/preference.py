@@ -41,8 +41,8 @@ class PreferenceModule(BranchModule):
     def training_step(self, batch: GlobalBatch[Any]) -> None:
         super().training_step(self.with_reference_point(batch))
 
-    def validation_step(self, batch: GlobalBatch[Any]) -> None:
-        super().validation_step(self.with_reference_point(batch))
+    def averages(self, batch: GlobalBatch[Any]) -> dict[str, Tensor]:
+        return super().averages(self.with_reference_point(batch))
 
     @torch.no_grad()
     def with_reference_point(self, batch: GlobalBatch[Any]) -> GlobalBatch[Any]:
