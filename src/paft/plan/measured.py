@@ -1,13 +1,24 @@
-"""What the stages cost that measure on training rows for a merge: statistics of a branch, coefficients of layers."""
+"""What a merge changes, and what the stages cost that measure on training rows for it: statistics of a branch,
+coefficients of layers."""
 
-from paft.config import ModelShape, Statistic
-from paft.cost.flops_and_bytes import forward_flops, linear_parameters, linear_sizes, parameters
+from paft.config import ModelShape, Space, Statistic, TakenKind
+from paft.cost.flops_and_bytes import (
+    forward_flops,
+    head_parameters,
+    item_bytes,
+    linear_parameters,
+    linear_sizes,
+    parameters,
+)
+from paft.cost.merges import MergeWork
 from paft.cost.work import Work, pair_work, sequence_work
-from paft.graph.configs import StatisticsStage
+from paft.graph.configs import BranchStage, StatisticsStage, TakenStage
 from paft.graph.stage import Stage
 from paft.plan.rows import Rows, count
 from paft.store.store import Store
 
+MIXED_COPIES = 3
+"""Float32 arrays of a tensor while it is mixed: the sum, a delta and, on the way back, the gradient."""
 BACKWARD = 2
 """Of a forward pass, for what a pass through frozen layers sends back; gradients of the weights take one more."""
 
@@ -26,7 +37,8 @@ def flops_of(stage: Stage, shape: ModelShape, store: Store) -> tuple[float, Rows
     row = sequence_work(texts.prompt + texts.answer, texts.answer) + pair_work(
         pairs.prompt, pairs.answer, pairs.answer
     )
-    return forward_flops(shape, row * stage.config.batch_size * stage.config.steps) * BACKWARD, texts
+    passes = BACKWARD + int(changes_all(stage))
+    return forward_flops(shape, row * stage.config.batch_size * stage.config.steps) * passes, texts
 
 
 def gram_flops(shape: ModelShape, work: Work) -> float:
@@ -41,10 +53,31 @@ def gram_values(shape: ModelShape) -> float:
 
 
 def bytes_of(stage: Stage, shape: ModelShape) -> float:
-    """The model in float32, and what is summed up."""
-    model = 4.0 * parameters(shape)
+    """The model in float32, and what is summed up: of every tensor, where a branch changes all. Coefficients of such a
+    branch take the model in its own type, each weight as stored and as mixed, and float32 arrays of one tensor."""
+    model, every = 4.0 * parameters(shape), changes_all(stage)
     if not isinstance(stage.config, StatisticsStage):
-        return 2 * model
+        one = 4.0 * MIXED_COPIES * head_parameters(shape)
+        return 2.0 * item_bytes(stage.config.model) * parameters(shape) + one if every else 2 * model
     if stage.config.statistic is Statistic.fisher:
-        return model + 2 * 4.0 * linear_parameters(shape)
+        return model + 2 * 4.0 * (parameters(shape) if every else linear_parameters(shape))
     return model + 4.0 * gram_values(shape)
+
+
+def changes_all(stage: Stage) -> bool:
+    """Whether a branch among a stage's inputs changes every tensor: by full fine-tuning, or taken as a whole model."""
+
+    def all_of(config: object) -> bool:
+        if isinstance(config, TakenStage):
+            return config.kind is TakenKind.checkpoint
+        return isinstance(config, BranchStage) and config.branch.is_full
+
+    return any(all_of(branch.config) for branch in stage.inputs.values())
+
+
+def merge_work(shape: ModelShape, stage: Stage) -> MergeWork:
+    """Deltas that are no LoRA are decomposed as the method says, or both side by side in the space of that."""
+    if not changes_all(stage):
+        return MergeWork(shape)
+    method = stage.config.method
+    return MergeWork(shape, True, 2 if method.space is Space.svd else method.decompositions)

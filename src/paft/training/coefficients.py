@@ -1,85 +1,41 @@
 """The `coefficients` stage: how much of each branch's delta every layer takes, learnt on a few of both branches' rows.
 
-Both adapters are frozen; a layer has one number for each. What is minimised is the SFT loss of SFT rows plus the
+Both deltas are frozen; a tensor has one number for each. What is minimised is the SFT loss of SFT rows plus the
 preference branch's own loss of its pairs, as in LoRA Soups' learnable concatenation (Prabhakar et al. 2024,
 arXiv:2410.13025) with either skill's own loss.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from paft.chat.tokens import Encoded, EncodedAnswer, EncodedPair
 from paft.data.tokens import read_preference, read_sft
-from paft.delta.statistics import LowRank, read_adapter
 from paft.files.jsonfile import write_json
 from paft.forward.batches import sft_tensors
 from paft.forward.pairs import REJECTED, pair_tensors
 from paft.graph.configs import CoefficientsStage
 from paft.graph.stage import Stage
 from paft.losses import mean_nll, reference_point
+from paft.merge.branches import read_branches
 from paft.merge.methods.learned import FILE
 from paft.model.base import base_folder, pad_token_id
-from paft.model.policy import FrozenPolicy
 from paft.objectives.objective import Objective, UnpairedObjective
 from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.training.batches import row_order
+from paft.training.mixed import MixedPolicy
 from paft.training.preference import pair_logps
 from paft.training.reference import scored
+from paft.training.taken import folder_of_branch
 from paft.training.unpaired import answer_logps
-
-
-class Mixed(nn.Module):
-    """A frozen linear layer plus both branches' deltas, each times a number that is learnt."""
-
-    def __init__(self, layer: nn.Module, deltas: Sequence[LowRank | None], start: Sequence[float]) -> None:
-        super().__init__()
-        self.layer, self.deltas, self.on = layer, deltas, True
-        self.coefficients = nn.Parameter(torch.tensor(list(start), dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        for coefficient, delta in zip(self.coefficients, self.deltas, strict=True):
-            if delta is not None and self.on:
-                added = (x.float() @ delta.A.T) @ delta.B.T
-                out = out + (coefficient * delta.scaling * added).to(out.dtype)
-        return out
-
-
-class MixedPolicy(FrozenPolicy):
-    """A base whose layers mix two branches; with them off it is the reference policy."""
-
-    def __init__(
-        self, base: PreTrainedModel, branches: Sequence[dict[str, LowRank]], start: Sequence[float]
-    ) -> None:
-        super().__init__(base)
-        device = base.device
-        self.mixed: dict[str, Mixed] = {}
-        for name in dict.fromkeys(name for branch in branches for name in branch):
-            path = name.removesuffix(".weight")
-            deltas = [branch[name].to(device) if name in branch else None for branch in branches]
-            self.mixed[name] = Mixed(base.get_submodule(path), deltas, start).to(device)
-            parent, _, last = path.rpartition(".")
-            setattr(base.get_submodule(parent), last, self.mixed[name])
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        for layer in self.mixed.values():
-            layer.on = False
-        with torch.no_grad():
-            yield
-        for layer in self.mixed.values():
-            layer.on = True
 
 
 def run(
@@ -87,9 +43,12 @@ def run(
 ) -> dict[str, Any]:
     """Write coefficients.json, {tensor: [sft, preference]}; returns the loss at the first and at the last step."""
     config, settings = stage.config, context.running.trainer
-    folder, device = base_folder(config.model, offline=context.running.offline), device_of(settings)
+    offline = context.running.offline
+    folder, device = base_folder(config.model, offline=offline), device_of(settings)
     paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
-    branches = [factors_of(inputs[name] / "adapter", folder) for name in ("sft", "preference")]
+    names = ("sft", "preference")
+    folders = {n: folder_of_branch(stage.inputs[n], inputs[n], offline=offline) for n in names}
+    branches = [read_branches(folder, {name: at})[name] for name, at in folders.items()]
     base = load_base(folder, config.model, paths)
     base.to(torch.device(device))  # type: ignore[arg-type]
     policy = MixedPolicy(base, branches, config.weights)
@@ -98,20 +57,9 @@ def run(
     pairs: Sequence[Any] = read_preference(inputs["preference_data"], "train")
     pairs = scored(pairs, inputs["reference"]) if "reference" in inputs else pairs
     losses = learn(policy, config, texts, drawn(pairs, config), pad_token_id(folder, config.model), settings)
-    write_json(out / FILE, {name: layer.coefficients.tolist() for name, layer in policy.mixed.items()})
+    write_json(out / FILE, {name: own.tolist() for name, own in policy.coefficients.items()})
     write_json(out / "losses.json", losses)
     return {"loss_before": losses[0], "loss_after": losses[-1], "steps": len(losses)}
-
-
-def factors_of(adapter: Path, base: Path) -> dict[str, LowRank]:
-    """The factors of every layer. Raises `ValueError` for an adapter that changes a layer otherwise."""
-    deltas = read_adapter(adapter, base)
-    factors = {name: delta for name, delta in deltas.items() if isinstance(delta, LowRank)}
-    if other := deltas.keys() - factors:
-        raise ValueError(
-            f"merge=learned mixes LoRA factors, and {adapter} changes {min(other)} otherwise; choose another merge"
-        )
-    return factors
 
 
 def drawn(rows: Sequence[Any], config: CoefficientsStage) -> list[Any]:
@@ -132,8 +80,7 @@ def learn(
     objective = config.preference
     assert isinstance(objective, Objective | UnpairedObjective)
     loss_of: Any = pair_loss if isinstance(objective, Objective) else answer_loss
-    parameters = [layer.coefficients for layer in policy.mixed.values()]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    optimizer = torch.optim.Adam(policy.coefficients.values(), lr=config.lr)
     batches = zip(cycled(texts, config.batch_size), cycled(pairs, config.batch_size), strict=True)
     steps = tqdm(
         islice(batches, config.steps),
