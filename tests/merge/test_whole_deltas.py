@@ -1,6 +1,7 @@
 """Deltas without factors, as full fine-tuning has them, in the methods and the space of singular vectors: held to the
 authors' formulas on whole matrices, in torch."""
 
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from paft.delta.adapter import read_adapter as read_stored
 from paft.delta.delta import Delta, Dense, Factors
 from paft.delta.full import save_full_delta
 from paft.delta.rows import Array
-from paft.merge.apply import merge_adapters
+from paft.merge.apply import merge_adapters, plan_merge
 from paft.merge.methods import DareTies, Iso, Linear, Slerp, TaskArithmetic, Ties, Tsv, Wudi
 from paft.merge.space import merge_tensor
 
@@ -226,3 +227,25 @@ def test_beside_an_adapter_what_it_leaves_alone_keeps_the_whole_delta(
         deltas = [delta.double(), torch.from_numpy(low[name].load()[:]).double()]
         whole = wudi_fit(deltas) if isinstance(method, Wudi) else tsv_m(deltas, [64, 4])
         np.testing.assert_allclose(ours[name], whole.numpy(), rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("method", [*SINGULAR, Ties(density=0.5, space=Space.svd)])
+def test_memory_is_that_of_single_tensors(tmp_path: Path, method: MergeConfig) -> None:
+    """Of four times the layers no more: what is held beside the tensors in work are names and numbers."""
+    peaks = []
+    for layers in (4, 16):
+        at = tmp_path / str(layers)
+        sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": layers}
+        base = save_base(at / "base", **sizes)
+        for seed, name in enumerate(("sft", "preference")):
+            save_full_delta(drawn(base, seed), at / name)
+            (at / name / "paft.json").write_text("{}")
+        folders = {name: at / name for name in ("sft", "preference")}
+        tracemalloc.start()
+        merge = plan_merge(base, folders, method, same=NAMES_OF_BASE)
+        with merge.weights() as weights:
+            for weight in weights.values():
+                merge.delta(weight)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
