@@ -91,6 +91,15 @@ def test_a_tensor_of_one_branch_keeps_its_delta() -> None:
         np.testing.assert_allclose(ours, 0.5 * DENSE[0], rtol=0, atol=1e-6)
 
 
+def test_regmean_averages_what_no_inputs_were_measured_of() -> None:
+    """As `merging_with_regmean_weights` does with what is no weight of a linear layer: embeddings, norms, biases."""
+    deltas = [Dense(d.astype(np.float32)) for d in DENSE]
+    plan = plan_of(RegMean(weights=[1.0, 3.0], scale=0.5).holding([{}, {}]), {"sft": {}, "preference": {}})
+    ours = rows_merged(plan(NAME, deltas, np.zeros((8, 12), np.float32)))
+    expected = 0.5 * np.average(DENSE, axis=0, weights=[1.0, 3.0])
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
+
+
 def test_methods_by_data_say_what_they_lack() -> None:
     with pytest.raises(ValueError, match=r"merge=fisher looks at training rows of each branch.*train\.py"):
         plan_of(Fisher(), {"sft": {}, "preference": {}})
@@ -99,20 +108,20 @@ def test_methods_by_data_say_what_they_lack() -> None:
 # --- what is measured -----------------------------------------------------------------------------------------------
 
 
-def measured(measure: Any) -> tuple[Any, dict[str, Any], Any, dict[str, str]]:
+def measured() -> tuple[Any, dict[str, Any]]:
+    """A model, and some of its layers."""
     model = load_base(base_folder(MODEL), MODEL)
     names = [
         n
         for n, _ in model.named_parameters()
         if n.endswith(("q_proj.weight", "k_proj.weight", "down_proj.weight"))
     ]
-    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
-    sums, alike = measure(model, layers, iter(sft_rows(3)))
-    return model, layers, sums, alike
+    return model, {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
 
 
 def test_grams_against_inputs_of_the_layers() -> None:
-    model, layers, sums, alike = measured(grams)
+    model, layers = measured()
+    sums, alike = grams(model, layers, iter(sft_rows(3)))
     expected: dict[str, Any] = {}
     for name, layer in layers.items():
 
@@ -131,8 +140,9 @@ def test_grams_against_inputs_of_the_layers() -> None:
 
 
 def test_fishers_against_autograd_of_each_row() -> None:
-    model, layers, sums, alike = measured(fishers)
-    assert not alike and not any(p.requires_grad for p in model.parameters())
+    model, layers = measured()
+    sums = fishers(model, {name: layer.weight for name, layer in layers.items()}, iter(sft_rows(3)))
+    assert not any(p.requires_grad for p in model.parameters())
     name = next(iter(layers))
     weight = layers[name].weight.requires_grad_()
     expected = torch.zeros_like(weight)

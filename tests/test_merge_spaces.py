@@ -82,7 +82,7 @@ def test_dare_in_core_space_draws_a_mask_of_the_core_matrix() -> None:
 
 def test_core_space_refuses_a_delta_of_full_rank_by_name() -> None:
     with pytest.raises(
-        ValueError, match=r"take LoRA deltas: a branch changes weight otherwise .*merge.space=delta"
+        ValueError, match=r"factors of LoRA deltas: a branch changes weight otherwise .*merge.space=delta"
     ):
         merge_tensor(Linear(space=Space.core), [PAIR[0], Dense(whole(PAIR[1]).astype(np.float32))])
 

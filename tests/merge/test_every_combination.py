@@ -24,7 +24,13 @@ from paft.store.store import Store
 
 PAIRED = [name for name, objective in OBJECTIVES.items() if objective.rows == "pairs"]
 """The embedded rows are pairs."""
-LOW_RANK = (Space.core, Space.svd)
+TUNINGS = [("full", "full"), ("lora", "full"), ("full", "lora")]
+"""Of SFT and preference, beside LoRA of both."""
+
+
+def needs_factors(method: MergeConfig) -> bool:
+    """Whether it is in the one space that deltas without factors have no bases of."""
+    return method.space is Space.core and Space.delta in method.spaces
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +38,12 @@ def cell(compose: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFac
     """A smoke cell of an objective and a merge; all of them in one store, so that trainings are shared."""
     logs = tmp_path_factory.mktemp("combinations")
     words = ("experiment=smoke", "evaluate.limit=1", f"logs={logs}", f"store={logs / 'stages'}")
-    composed = {name: compose(*words, f"preference={name}") for name in PAIRED}
-    return lambda objective, merge: replace(composed[objective], merge=replace(merge, prove=False))
+
+    def config(objective: str, merge: MergeConfig, *more: str) -> RunConfig:
+        composed = compose(*words, f"preference={objective}", *more)
+        return replace(composed, merge=replace(merge, prove=False))
+
+    return config
 
 
 def merged(config: RunConfig) -> tuple[Stage, Path]:
@@ -65,6 +75,30 @@ def test_every_merge_of_every_objective_changes_the_base_to_finite_weights(cell,
     assert len(keys) >= len([method for method in merges() if not may_refuse(method)])
 
 
+@pytest.mark.parametrize(("sft", "preference"), TUNINGS)
+def test_every_merge_of_full_fine_tuning(cell, sft, preference):
+    """Of both branches, or beside a LoRA, everything that the full delta changes moves; in a space that is made of
+    factors it is refused before anything runs."""
+    words = (f"sft.tuning={sft}", f"preference.tuning={preference}", "sft.lr=1e-3", "preference.lr=1e-3")
+    base = weights_of(base_folder(cell("dpo", next(merges()), *words).model))
+    for method in merges():
+        if needs_factors(method):
+            with pytest.raises(ValueError, match=r"tuning=full gives a delta without factors"):
+                cell("dpo", method, *words)
+            continue
+        try:
+            _, folder = merged(cell("dpo", method, *words))
+        except ValueError as refused:
+            assert may_refuse(method), named(method)
+            assert str(refused).startswith(f"merge={method.name} "), refused
+            continue
+        weights = weights_of(folder)
+        assert weights.keys() == base.keys(), named(method)
+        assert all(w.isfinite().all() for w in weights.values()), named(method)
+        unmoved = {name for name, w in weights.items() if torch.equal(w, base[name])}
+        assert not unmoved, named(method)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_space_that_a_method_does_not_allow_is_refused_by_name(name):
     for space in set(Space) - set(METHODS[name].spaces):
@@ -85,10 +119,10 @@ def models(tmp_path_factory) -> tuple[Path, dict[str, Path]]:
 
 @pytest.mark.parametrize("method", merges(), ids=named)
 def test_every_merge_of_whole_models_or_its_refusal(models, tmp_path, method: MergeConfig):
-    """Methods of low-rank spaces, and those that look at rows, say that they cannot take a whole model."""
+    """The space of factors, and methods that look at rows, say that they cannot take two folders of models."""
     base, branches = models
-    if method.space in LOW_RANK or method.needs:
-        lacking = "merge.space=core and svd" if method.space in LOW_RANK else f"merge={method.name} looks at"
+    if needs_factors(method) or method.needs:
+        lacking = "merge.space=core is made of" if needs_factors(method) else f"merge={method.name} looks at"
         with pytest.raises(ValueError, match=lacking):
             merge_adapters(base, branches, method, tmp_path / "out")
         return

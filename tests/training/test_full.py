@@ -245,10 +245,7 @@ def test_keys_know_the_tuning_and_of_full_no_lora(tmp_path):
     [
         (("sft.tuning=full", "model.quantization=nf4"), r"sft.tuning=full .* set model.quantization=none"),
         (("sft.tuning=full", "sft.l1.of=factors"), "set sft.l1.of=delta, or sft.tuning=lora"),
-        (("preference.tuning=full", "merge=fisher"), "preference.tuning=full .* choose another merge"),
-        (("sft.tuning=full", "merge=learned"), "choose another merge, or sft.tuning=lora"),
-        (("sft.tuning=full", "merge=ties", "merge.space=core"), "set merge.space=delta, or sft.tuning=lora"),
-        (("sft.tuning=full", "merge=wudi"), "factors: choose another merge, or sft.tuning=lora"),
+        (("sft.tuning=full", "merge=ties", "merge.space=core"), "without factors, .* set merge.space=delta"),
         (("sft.tuning=full", "merge.output=adapter", "merge.rank=4"), "leave merge.output=adapter out"),
         (("sft.tuning=full", "merge.output=adapter", "paradigm=sft"), "leave merge.output=adapter out"),
         (("preference.tuning=full", "paradigm=joint"), "paradigm=joint trains one delta"),
@@ -265,7 +262,7 @@ def test_what_full_does_not_go_with_is_refused_by_name(tmp_path, words, said):
         ("sft.tuning=full", "paradigm=preference", "model.quantization=nf4"),
         ("sft.tuning=full", "paradigm=base", "merge.output=adapter"),
         ("sft.tuning=full", "preference.tuning=full", "paradigm=joint"),
-        ("sft.tuning=full", "merge=wudi", "paradigm=sequential"),
+        ("sft.tuning=full", "merge=ties", "merge.space=core", "paradigm=sequential"),
     ],
 )
 def test_what_is_not_read_is_not_refused(tmp_path, words):

@@ -25,6 +25,7 @@ from paft.files.jsonfile import read_object
 from paft.graph.build import build
 from paft.graph.soup import members
 from paft.graph.stage import Stage
+from paft.merge.branches import read_branches
 from paft.model.base import base_folder
 from paft.plan.table import describe
 from paft.proof.base import load_base
@@ -33,7 +34,7 @@ from paft.report.labels import labels
 from paft.report.measured import chosen
 from paft.store.store import Store
 from paft.training.greedy import greedy, prompt_of, validation_rows
-from paft.training.mixed import MixedPolicy, factors_of
+from paft.training.mixed import MixedPolicy
 
 LAMBDAS = "sft.soup.lambdas=[0,1e-2,1]"
 GREEDY = (LAMBDAS, "sft.soup.kind=greedy")
@@ -191,9 +192,8 @@ def test_layers_that_store_their_weight_transposed_are_mixed_as_peft_adds_to_the
             torch.nn.init.normal_(parameter, std=0.3)
     adapted.save_pretrained(tmp_path / "adapter")
     base = load_base(tmp_path / "base", model)
-    policy = MixedPolicy(
-        base, [factors_of(tmp_path / "adapter", tmp_path / "base", "a test")] * 2, [0.25, 0.75]
-    )
+    (deltas,) = read_branches(tmp_path / "base", {"sft": tmp_path / "adapter"}).values()
+    policy = MixedPolicy(base, [deltas] * 2, [0.25, 0.75])
     ids = torch.randint(3, 250, (1, 12))
     with torch.no_grad():
         expected, ours = adapted(ids).logits, policy.base(ids).logits

@@ -11,8 +11,8 @@ from paft.config.model import DType
 class Space(str, Enum):
     """What is merged: the deltas' elements; `full`: those of whole weights (SLERP as in mergekit); `core`: the small
     matrices U^T delta V, in the singular vectors U of all B and V of all A together (core space, 2509.17786); `svd`:
-    the V_i of the deltas side by side, [delta_1 | delta_2] = U [V_1 | V_2] (KnOTS, 2410.19735). `core` and `svd` need
-    LoRA deltas."""
+    the V_i of the deltas side by side, [delta_1 | delta_2] = U [V_1 | V_2] (KnOTS, 2410.19735). `core` needs LoRA
+    deltas, but for methods of no other space, which merge any others as whole weights."""
 
     delta = "delta"
     full = "full"
@@ -116,6 +116,8 @@ class MergeConfig(Entry):
     """Those that the method can merge in."""
     needs: ClassVar[Statistic | None] = None
     """What it asks of each branch's training rows."""
+    decompositions: ClassVar[int] = 0
+    """How many singular value decompositions, of the size of a tensor, it takes where a delta is no LoRA."""
 
     space: Space = field(default=Space.delta, metadata=UNLESS_DEFAULT)
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)

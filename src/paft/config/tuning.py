@@ -41,14 +41,8 @@ def _conflicts(config: "RunConfig", branch: BranchConfig) -> Iterator[str]:
         )
     if config.paradigm is not Paradigm.parallel:
         return  # of `merge` nothing else is read
-    if merge.needs is not None:
+    if merge.space is Space.core and Space.delta in merge.spaces:  # others are of whole weights too
         yield (
-            f"trains more than linear layers, whose inputs or gradients merge={merge.name} measures: choose another "
-            "merge"
-        )
-    if merge.space in (Space.core, Space.svd):
-        instead = "set merge.space=delta" if Space.delta in merge.spaces else "choose another merge"
-        yield (
-            f"gives a delta of full rank, and merge={merge.name} merge.space={merge.space.value} is of low-rank "
-            f"factors: {instead}"
+            "gives a delta without factors, which the bases of merge.space=core are made of: set merge.space=delta, "
+            "or merge.space=svd, whose basis is the deltas' own"
         )

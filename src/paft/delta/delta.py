@@ -92,6 +92,11 @@ def zero_delta(shape: tuple[int, ...]) -> Factors:
     return Factors(np.zeros((0, width), np.float32), np.zeros((out, 0), np.float32), 1.0)
 
 
+def is_zero(delta: Delta) -> bool:
+    """Whether it is `zero_delta`."""
+    return isinstance(delta, Factors) and not len(delta.A)
+
+
 def inner(a: Delta, b: Delta) -> float:
     """Sum of products over all elements, in float64.
 

@@ -80,17 +80,9 @@ def build(config: RunConfig) -> Stage:
 def _measured(
     method: Any, branches: dict[str, Stage], config: RunConfig, model: ModelConfig
 ) -> dict[str, Stage]:
-    """The stages that measure on training rows what the merge method asks; shared by all merges that ask the same.
-
-    Raises `ValueError` for a branch that was taken as a whole model, of which nothing is measured.
-    """
+    """The stages that measure on training rows what the merge method asks; shared by all merges that ask the same."""
     if method.needs is None:
         return {}
-    if whole := checkpoints(branches):
-        raise ValueError(
-            f"merge={method.name} measures LoRA branches on their training rows, and {', '.join(whole)} is taken as a "
-            "whole model; give an adapter, or choose another merge"
-        )
     data = {f"{name}_data": _data(name, config, model) for name in branches}
     if method.needs is Statistic.coefficients:
         names = [f.name for f in fields(CoefficientsStage) if f.name not in ("model", "preference")]

@@ -120,7 +120,7 @@ class GreedySoupStage(SoupStage):
 
 @dataclass
 class StatisticsStage:
-    """What a branch's own training rows say of the layers that its adapter changes, for merges that ask."""
+    """What a branch's own training rows say of the tensors that it changes, for merges that ask."""
 
     model: ModelConfig
     statistic: Statistic
@@ -131,7 +131,7 @@ class StatisticsStage:
 
 @dataclass
 class CoefficientsStage:
-    """How much of each branch's delta every layer takes, learnt on a few rows of both."""
+    """How much of each branch's delta every tensor takes, learnt on a few rows of both."""
 
     model: ModelConfig
     preference: PreferenceConfig

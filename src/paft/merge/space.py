@@ -1,7 +1,8 @@
-"""Other spaces than the weights' own to merge low-rank deltas in: `merge.space`.
+"""Other spaces than the weights' own to merge deltas in: `merge.space`.
 
 Two deltas s_i B_i A_i span few directions. In core space both are small matrices in one pair of bases, in KnOTS's they
 share a left basis and differ in their right factors; either way what is merged there is a merged delta of low rank.
+KnOTS's is defined of whole deltas as well, by their own singular values, and so are the methods of singular vectors.
 """
 
 import re
@@ -13,14 +14,18 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paft.config import Space
+from paft.config import Normalize, Space
 from paft.config.checks import UNLESS_DEFAULT
-from paft.delta.delta import Delta, Dense, Factors
+from paft.delta.delta import Delta, Dense, Factors, is_zero, zero_delta
 from paft.delta.rows import Array, Rows, blocks_of
+from paft.merge.combine import added
 from paft.merge.method import Adapters, Method, Plan, TensorMerge, WeightedMerge
 from paft.merge.sparsify import everything
+from paft.merge.stream import Weight
 
 Wide = NDArray[np.float64]
+Matrix = NDArray[np.floating[Any]]
+"""Float64 where it is small, float32 where it is as large as a tensor."""
 SMALL = 1e-5
 """Singular values of deltas side by side that KnOTS takes for 0."""
 
@@ -28,17 +33,17 @@ SMALL = 1e-5
 class Cores(NamedTuple):
     """Deltas as `left` M_i `right`, without loss."""
 
-    left: Wide
+    left: Matrix
     """[out, k], orthonormal columns."""
-    middles: list[Wide]
+    middles: Sequence[Matrix]
     """M_i [k, l] of each branch."""
-    right: Wide
-    """[l, in], orthonormal rows."""
+    right: Wide | None
+    """[l, in], orthonormal rows; None is the identity."""
 
-    def delta(self, middle: Wide | Array) -> Factors:
+    def delta(self, middle: Matrix) -> Factors | Dense:
         """What a merged M is as a delta."""
         left = (self.left @ middle).astype(np.float32)
-        return Factors(self.right.astype(np.float32), left, 1.0)
+        return Dense(left) if self.right is None else Factors(self.right.astype(np.float32), left, 1.0)
 
 
 def plan_of(method: Method, adapters: Adapters) -> Plan:
@@ -81,28 +86,39 @@ def core_space(deltas: Sequence[Delta], name: str = "a tensor") -> Cores:
 def knots_space(deltas: Sequence[Delta], name: str = "a tensor") -> Cores:
     """M_i = Sigma V_i of [delta_1 | delta_2] = U Sigma [V_1 | V_2], each as wide as the tensor (2410.19735, section 4).
 
-    Directions with a singular value up to 1e-5 are left out, as by its authors.
+    Directions with a singular value up to 1e-5 are left out, as by its authors. In float64 through the factors of
+    low-rank deltas, in float32 of others.
     """
+    if not all(isinstance(delta, Factors) for delta in deltas):
+        left, sizes, right = _svd(np.concatenate([delta[:] for delta in deltas], 1))
+        kept = sizes > SMALL
+        return Cores(left[:, kept], np.split(sizes[kept, None] * right[kept], len(deltas), axis=1), None)
     cores = core_space(deltas, name)
     inner, sizes, _ = _svd(np.concatenate(cores.middles, 1))
     inner = inner[:, sizes > SMALL]
-    beside = [inner.T @ middle @ cores.right for middle in cores.middles]
-    return Cores(cores.left @ inner, beside, np.eye(cores.right.shape[1]))
+    right = cores.right
+    assert right is not None
+    beside = [inner.T @ middle @ right for middle in cores.middles]
+    return Cores(cores.left @ inner, beside, np.eye(right.shape[1]))
 
 
 def low_rank(deltas: Sequence[Delta], name: str) -> list[Factors]:
     factors = [delta for delta in deltas if isinstance(delta, Factors)]
     if len(factors) < len(deltas):
         raise ValueError(
-            f"merge.space=core and svd, and the methods that work there, take LoRA deltas: a branch changes {name} "
-            "otherwise (a whole model, DoRA, biases or modules_to_save); set merge.space=delta or another method"
+            f"merge.space=core is made of the factors of LoRA deltas: a branch changes {name} otherwise (all weights, "
+            "a whole model, DoRA or modules_to_save); set merge.space=delta or merge.space=svd"
         )
     return factors
 
 
 def _through(space: Any, plan: Plan) -> Plan:
     def merged(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
+        if not is_matrix(base):
+            return plan(name, deltas, base)  # a vector is its own direction
         cores: Cores = space(deltas, name)
+        if not cores.middles[0].size:
+            return as_whole(deltas, zero_delta(deltas[0].shape))
         middles = [Dense(middle.astype(np.float32)) for middle in cores.middles]
         tensor = plan(name, middles, np.zeros(middles[0].shape, np.float32))
         return as_whole(deltas, cores.delta(rows_merged(tensor)), tensor.linear)
@@ -134,7 +150,13 @@ def as_whole(deltas: Sequence[Delta], result: Delta, linear: bool | None = None)
     return TensorMerge([*deltas, result], lambda d, _: d[-1], keep, linear, only_result)
 
 
-def _svd(matrix: Wide) -> tuple[Wide, Wide, Wide]:
+def is_matrix(base: Rows) -> bool:
+    """Whether a tensor of the base has two dimensions: biases, norms and stacked experts, which count as matrices
+    elsewhere, have not."""
+    return len(base.stored.shape if isinstance(base, Weight) else base.shape) == 2
+
+
+def _svd(matrix: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     """Thin; of a matrix without columns or rows too."""
     left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
     return left, sizes, right
@@ -145,6 +167,8 @@ class CoreMerge(WeightedMerge):
     """A method of singular values and vectors: it says `merge_cores`, of the small matrices of core space.
 
     Core space keeps every product of the deltas, so such a method is that of whole weights, at (r1 + r2)^3 a tensor.
+    Deltas that are no products of factors are merged as whole weights, in float32; of tensors that are no matrices the
+    mean of those that change is taken, as by the methods' authors.
     """
 
     spaces: ClassVar[tuple[Space, ...]] = (Space.core,)
@@ -154,12 +178,28 @@ class CoreMerge(WeightedMerge):
 
     def plan(self, adapters: Adapters) -> Plan:
         def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
-            cores = core_space(deltas, name)
-            weighted = [w * middle for w, middle in zip(self.weights, cores.middles, strict=True)]
-            return as_whole(deltas, cores.delta(self.scale * self.merge_cores(weighted)))
+            if all(isinstance(delta, Factors) for delta in deltas):
+                cores = core_space(deltas, name)
+                weighted = [w * middle for w, middle in zip(self.weights, cores.middles, strict=True)]
+                return as_whole(deltas, cores.delta(self.scale * self.merge_cores(weighted)))
+            changed = [(w, d) for w, d in zip(self.weights, deltas, strict=True) if not is_zero(d)]
+            if not is_matrix(base):
+                return _mean_of(deltas, self.weights, self.scale / len(changed))
+            merged = self.merge_whole([np.float32(w) * d[:] for w, d in changed])
+            return as_whole(deltas, Dense(merged.astype(np.float32, copy=False), self.scale))
 
         return plan
 
-    def merge_cores(self, cores: Sequence[Wide]) -> Wide:
-        """One matrix [k, l] of the weighted ones of the branches, float64."""
+    def merge_cores(self, cores: Sequence[Matrix]) -> Matrix:
+        """One matrix [k, l] of the weighted ones of the branches, of their type."""
         raise NotImplementedError(f"{type(self).__name__} must say how it merges core matrices")
+
+    def merge_whole(self, deltas: Sequence[Array]) -> Matrix:
+        """The same of the weighted deltas themselves, [out, in], of the branches that change the tensor."""
+        return self.merge_cores(deltas)
+
+
+def _mean_of(deltas: Sequence[Delta], weights: Sequence[float], scale: float) -> TensorMerge:
+    shares = [scale * weight for weight in weights]
+    keep = [everything] * len(shares)
+    return TensorMerge(deltas, lambda d, _: added(d, shares, Normalize.none, 1.0), keep, coefficients=shares)

@@ -1,6 +1,7 @@
 """Adapters and the base they belong to: what is refused, what is added to weights, what identifies a base."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,14 +34,19 @@ def refuse_unstored(weights: list[str], folder: Path, *, left_out: bool = True) 
         )
 
 
-@torch.no_grad()
 def add_deltas(base: PreTrainedModel, adapters: list[Path], folder: Path) -> None:
     """Add the deltas in `adapters`, of LoRA or of full fine-tuning, to the weights of a base that was loaded from
     `folder`: in float32, cast once."""
+    add_stored(base, [read_adapter(adapter, folder) for adapter in adapters])
+
+
+@torch.no_grad()
+def add_stored(base: PreTrainedModel, branches: Sequence[Mapping[str, StoredDelta]]) -> None:
+    """The same of deltas that were described already, under the names of the base's files."""
     weights = dict(base.named_parameters())
     deltas: dict[str, list[StoredDelta]] = {}
-    for adapter in adapters:
-        for name, stored in read_adapter(adapter, folder).items():
+    for branch in branches:
+        for name, stored in branch.items():
             deltas.setdefault(find_name(name, weights) or name, []).append(stored)
     for name, parts in deltas.items():
         weight = weights[name]

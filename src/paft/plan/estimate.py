@@ -20,6 +20,7 @@ from paft.cost.shape import shape_of
 from paft.cost.work import other_forwards, pair_work
 from paft.graph.configs import SoupStage, TakenStage
 from paft.graph.stage import Stage
+from paft.plan.measured import merge_work
 from paft.plan.precedents import Precedents, Record, median, run_seconds
 from paft.plan.rows import Rows, count
 from paft.plan.speed import STARTUP_SECONDS, Batches, Speed, largest_batch, mean_batch
@@ -174,16 +175,18 @@ class Estimator:
     def merge(self, stage: Stage, shape: ModelShape) -> Estimate:
         """Time in proportion to the base's bytes; what finished merges of this base took, where there are some."""
         proved, width = stage.config.method.prove, item_bytes(stage.config.model)
-        held = merge_memory(shape, item_bytes=width, proved=proved, limit=memory_limit(self.hardware))
+        work = merge_work(shape, stage)
+        held = merge_memory(work, item_bytes=width, proved=proved, limit=memory_limit(self.hardware))
         memory = Figure(held + self.runtime)
         method = {"type": type(stage.config.method).__name__}
         finished = self.precedents.of("merge", stage.config.model)
         alike = [r for r in finished if method.items() <= r["identity"]["config"]["method"].items()]
-        seconds = median(alike or finished, run_seconds)
+        seconds = None if work.decompositions else median(alike or finished, run_seconds)
         if seconds is not None:
             return Estimate(seconds=Figure(seconds), memory=memory, measured=("merges: their seconds",))
         said = f"merges at {MERGED_PER_SECOND / 1e6:.0f} MB of base per second" + ", and their proof" * proved
-        seconds = merge_seconds(shape, item_bytes=width, proved=proved)
+        said += ", and singular values of every matrix" if work.decompositions else ""
+        seconds = merge_seconds(work, item_bytes=width, proved=proved)
         return Estimate(seconds=Figure(seconds, True), memory=memory, assumed=(said,))
 
     def evaluation(self, stage: Stage, shape: ModelShape) -> Estimate:

@@ -1,23 +1,27 @@
-"""What the stages cost that measure on rows for a merge or a soup: statistics of a branch, coefficients of layers, the
-losses that a greedy soup goes by."""
+"""What a merge changes, and what the stages cost that measure on rows for it or for a soup: statistics of a branch,
+coefficients of layers, the losses that a greedy soup goes by."""
 
-from paft.config import ModelShape, Statistic
+from paft.config import ModelShape, Space, Statistic, TakenKind
 from paft.cost.flops_and_bytes import (
     base_memory,
     forward_flops,
+    head_parameters,
     item_bytes,
     linear_parameters,
     linear_sizes,
     parameters,
     weight_bytes,
 )
+from paft.cost.merges import MergeWork
 from paft.cost.work import Work, other_forwards, pair_work, sequence_work
-from paft.graph.configs import GreedySoupStage, StatisticsStage
+from paft.graph.configs import BranchStage, GreedySoupStage, StatisticsStage, TakenStage
 from paft.graph.soup import members
 from paft.graph.stage import Stage
 from paft.plan.rows import Rows, count
 from paft.store.store import Store
 
+MIXED_COPIES = 3
+"""Float32 arrays of a tensor while it is mixed: the sum, a delta and, on the way back, the gradient."""
 BACKWARD = 2
 """Of a forward pass, for what a pass through frozen layers sends back; gradients of the weights take one more."""
 
@@ -39,7 +43,8 @@ def flops_of(stage: Stage, shape: ModelShape, store: Store) -> tuple[float, Rows
     row = sequence_work(texts.prompt + texts.answer, texts.answer) + pair_work(
         pairs.prompt, pairs.answer, pairs.answer
     )
-    return forward_flops(shape, row * stage.config.batch_size * stage.config.steps) * BACKWARD, texts
+    passes = BACKWARD + int(changes_all(stage))
+    return forward_flops(shape, row * stage.config.batch_size * stage.config.steps) * passes, texts
 
 
 def scoring_flops(soup: Stage[GreedySoupStage], shape: ModelShape, rows: Rows) -> float:
@@ -62,13 +67,35 @@ def gram_values(shape: ModelShape) -> float:
 
 
 def bytes_of(stage: Stage, shape: ModelShape) -> float:
-    """The model in float32, and what is summed up; of a soup the base as it is stored."""
+    """The model in float32, and what is summed up: of every tensor, where a branch changes all. Coefficients of such a
+    branch take the model in its own type, each weight as stored and as mixed, and float32 arrays of one tensor; a soup
+    takes the base as it is stored."""
     if isinstance(stage.config, GreedySoupStage):
-        model = stage.config.model
-        return base_memory(shape, item_bytes=item_bytes(model), weight_bytes=weight_bytes(model))
-    whole = 4.0 * parameters(shape)
+        stored = stage.config.model
+        return base_memory(shape, item_bytes=item_bytes(stored), weight_bytes=weight_bytes(stored))
+    model, every = 4.0 * parameters(shape), changes_all(stage)
     if not isinstance(stage.config, StatisticsStage):
-        return 2 * whole
+        one = 4.0 * MIXED_COPIES * head_parameters(shape)
+        return 2.0 * item_bytes(stage.config.model) * parameters(shape) + one if every else 2 * model
     if stage.config.statistic is Statistic.fisher:
-        return whole + 2 * 4.0 * linear_parameters(shape)
-    return whole + 4.0 * gram_values(shape)
+        return model + 2 * 4.0 * (parameters(shape) if every else linear_parameters(shape))
+    return model + 4.0 * gram_values(shape)
+
+
+def changes_all(stage: Stage) -> bool:
+    """Whether a branch among a stage's inputs changes every tensor: by full fine-tuning, or taken as a whole model."""
+
+    def all_of(config: object) -> bool:
+        if isinstance(config, TakenStage):
+            return config.kind is TakenKind.checkpoint
+        return isinstance(config, BranchStage) and config.branch.is_full
+
+    return any(all_of(branch.config) for branch in stage.inputs.values())
+
+
+def merge_work(shape: ModelShape, stage: Stage) -> MergeWork:
+    """Deltas that are no LoRA are decomposed as the method says, or both side by side in the space of that."""
+    if not changes_all(stage):
+        return MergeWork(shape)
+    method = stage.config.method
+    return MergeWork(shape, True, 2 if method.space is Space.svd else method.decompositions)

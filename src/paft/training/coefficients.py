@@ -1,6 +1,6 @@
 """The `coefficients` stage: how much of each branch's delta every layer takes, learnt on a few of both branches' rows.
 
-Both adapters are frozen; a layer has one number for each. What is minimised is the SFT loss of SFT rows plus the
+Both deltas are frozen; a tensor has one number for each. What is minimised is the SFT loss of SFT rows plus the
 preference branch's own loss of its pairs, as in LoRA Soups' learnable concatenation (Prabhakar et al. 2024,
 arXiv:2410.13025) with either skill's own loss.
 """
@@ -23,6 +23,7 @@ from paft.forward.pairs import REJECTED, pair_tensors
 from paft.graph.configs import CoefficientsStage
 from paft.graph.stage import Stage
 from paft.losses import mean_nll, reference_point
+from paft.merge.branches import read_branches
 from paft.merge.methods.learned import FILE
 from paft.model.base import base_folder, pad_token_id
 from paft.objectives.objective import Objective, UnpairedObjective
@@ -30,9 +31,10 @@ from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.training.batches import row_order
-from paft.training.mixed import MixedPolicy, factors_of
+from paft.training.mixed import MixedPolicy
 from paft.training.preference import pair_logps
 from paft.training.reference import scored
+from paft.training.taken import folder_of_branch
 from paft.training.unpaired import answer_logps
 
 
@@ -41,10 +43,12 @@ def run(
 ) -> dict[str, Any]:
     """Write coefficients.json, {tensor: [sft, preference]}; returns the loss at the first and at the last step."""
     config, settings = stage.config, context.running.trainer
-    folder, device = base_folder(config.model, offline=context.running.offline), device_of(settings)
+    offline = context.running.offline
+    folder, device = base_folder(config.model, offline=offline), device_of(settings)
     paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
-    adapters = [inputs[name] / "adapter" for name in ("sft", "preference")]
-    branches = [factors_of(adapter, folder, "merge=learned") for adapter in adapters]
+    names = ("sft", "preference")
+    folders = {n: folder_of_branch(stage.inputs[n], inputs[n], offline=offline) for n in names}
+    branches = [read_branches(folder, {name: at})[name] for name, at in folders.items()]
     base = load_base(folder, config.model, paths)
     base.to(torch.device(device))  # type: ignore[arg-type]
     policy = MixedPolicy(base, branches, config.weights)
@@ -53,7 +57,7 @@ def run(
     pairs: Sequence[Any] = read_preference(inputs["preference_data"], "train")
     pairs = scored(pairs, inputs["reference"]) if "reference" in inputs else pairs
     losses = learn(policy, config, texts, drawn(pairs, config), pad_token_id(folder, config.model), settings)
-    write_json(out / FILE, {name: layer.coefficients.tolist() for name, layer in policy.mixed.items()})
+    write_json(out / FILE, {name: own.tolist() for name, own in policy.coefficients.items()})
     write_json(out / "losses.json", losses)
     return {"loss_before": losses[0], "loss_after": losses[-1], "steps": len(losses)}
 
@@ -76,8 +80,7 @@ def learn(
     objective = config.preference
     assert isinstance(objective, Objective | UnpairedObjective)
     loss_of: Any = pair_loss if isinstance(objective, Objective) else answer_loss
-    parameters = [layer.coefficients for layer in policy.mixed.values()]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    optimizer = torch.optim.Adam(policy.coefficients.values(), lr=config.lr)
     batches = zip(cycled(texts, config.batch_size), cycled(pairs, config.batch_size), strict=True)
     steps = tqdm(
         islice(batches, config.steps),

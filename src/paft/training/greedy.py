@@ -22,6 +22,7 @@ from paft.graph.configs import GreedySoupStage
 from paft.graph.soup import members, words
 from paft.graph.stage import Stage
 from paft.graph.stages import TRAINED
+from paft.merge.branches import read_branches
 from paft.model.adapters import add_deltas
 from paft.model.base import base_folder, pad_token_id
 from paft.model.quantize import quantize
@@ -29,7 +30,7 @@ from paft.proof.base import load_base
 from paft.proof.record import device_of, proved_paths
 from paft.store.context import Context
 from paft.training.batches import StepLoader
-from paft.training.mixed import MixedPolicy, factors_of
+from paft.training.mixed import MixedPolicy
 from paft.training.soup import write_mean
 from paft.training.stage import MODULES, READERS
 
@@ -127,7 +128,7 @@ def scorer(
         quantize(base, torch.device(device))
     base.to(torch.device(device))  # type: ignore[arg-type]
     trainings = members(stage)
-    adapters = [factors_of(inputs[name] / "adapter", folder, "soup.kind=greedy") for name in trainings]
+    adapters = [read_branches(folder, {name: inputs[name] / "adapter"})[name] for name in trainings]
     policy = MixedPolicy(base, adapters, [0.0] * len(adapters))
     first, pad_id = trainings["0"].config, pad_token_id(folder, config.model)
     module = MODULES[stage.name](folder, first, settings, num_steps=1, pad_id=pad_id)

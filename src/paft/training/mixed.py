@@ -1,27 +1,36 @@
-"""A base whose layers add several LoRA deltas, each times a number: to learn coefficients, and to score soups."""
+"""A frozen base plus the deltas of several branches, each tensor's times numbers: to learn them, and to score soups.
 
-from collections.abc import Iterator, Sequence
+Of two LoRAs a linear layer adds what their factors make of its input. Any other tensor is mixed itself when its module
+runs: the base's plus the deltas in float32, rounded once to the model's type. Its gradient goes to the numbers alone
+and is not kept, and its deltas stay in their files: one at a time is in memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from paft.delta.base import find_name
-from paft.delta.statistics import LowRank, read_adapter
+from paft.delta.delta import StoredDelta
+from paft.delta.statistics import LowRank, dense, in_torch
+from paft.delta.stored import StoredFactors
+from paft.logps import Head
+from paft.model.full import parameters_of
 from paft.model.policy import FrozenPolicy
 
 
 class Mixed(nn.Module):
-    """A frozen linear layer plus several deltas of its weight, each times a number that may be learnt."""
+    """A frozen linear layer plus the branches' low-rank deltas, each times its coefficient."""
 
-    def __init__(self, layer: nn.Module, deltas: Sequence[LowRank | None], start: Sequence[float]) -> None:
+    def __init__(
+        self, layer: nn.Module, deltas: Sequence[LowRank | None], coefficients: nn.Parameter
+    ) -> None:
         super().__init__()
-        self.layer, self.on = layer, True
-        self.deltas = [None if delta is None else _as_multiplied(delta, layer) for delta in deltas]
-        self.coefficients = nn.Parameter(torch.tensor(list(start), dtype=torch.float32))
+        self.layer, self.deltas, self.on = layer, deltas, True
+        self.coefficients = coefficients
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x)
@@ -32,49 +41,114 @@ class Mixed(nn.Module):
         return out
 
 
-def _as_multiplied(delta: LowRank, layer: nn.Module) -> LowRank:
-    """The factors of an [out, in] weight, also where the layer stores its own as [in, out]."""
-    return LowRank(delta.B.T, delta.A.T, delta.scaling) if isinstance(layer, Conv1D) else delta
+class MixedWeight(NamedTuple):
+    """A tensor that is mixed itself."""
+
+    deltas: Sequence[StoredDelta | None]
+    """Of each branch; None where it leaves the tensor alone."""
+    coefficients: nn.Parameter
+
+
+class _Sum(torch.autograd.Function):
+    """The base's tensor plus all deltas times their coefficients, which alone have a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, coefficients: Tensor, weight: Tensor, deltas: Sequence[StoredDelta | None]
+    ) -> Tensor:
+        ctx.deltas = deltas
+        total = weight.to(torch.float32, copy=True)
+        for coefficient, stored in zip(coefficients, deltas, strict=True):
+            if stored is not None:
+                total.addcmul_(_like(weight, stored), coefficient)
+        return total.to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        wide = grad.float()
+        zero = wide.new_zeros(())
+        slopes = [zero if stored is None else (wide * _like(wide, stored)).sum() for stored in ctx.deltas]
+        return torch.stack(slopes), None, None
+
+
+def _like(weight: Tensor, stored: StoredDelta) -> Tensor:
+    return dense(in_torch(stored.load())).to(weight.device).view_as(weight)
 
 
 class MixedPolicy(FrozenPolicy):
-    """A base whose layers mix several adapters; with them off it is the reference policy."""
+    """A base that mixes branches, given as tensor -> delta; in `reference()` it is the base alone."""
 
     def __init__(
-        self, base: PreTrainedModel, adapters: Sequence[dict[str, LowRank]], start: Sequence[float]
+        self, base: PreTrainedModel, branches: Sequence[Mapping[str, StoredDelta]], start: Sequence[float]
     ) -> None:
         super().__init__(base)
-        device, weights = base.device, dict(base.named_parameters())
-        self.mixed: dict[str, Mixed] = {}
-        for name in dict.fromkeys(name for adapter in adapters for name in adapter):
-            path = (find_name(name, weights) or name).removesuffix(".weight")
-            deltas = [adapter[name].to(device) if name in adapter else None for adapter in adapters]
-            self.mixed[name] = Mixed(base.get_submodule(path), deltas, start).to(device)
-            parent, _, last = path.rpartition(".")
-            setattr(base.get_submodule(parent), last, self.mixed[name])
+        self.on = True
+        self.coefficients: dict[str, nn.Parameter] = {}
+        """Tensor -> a number of each branch."""
+        self.layers: list[Mixed] = []
+        self.mixing: dict[nn.Module, dict[str, MixedWeight]] = {}
+        """Module -> the parameters of its own that are mixed."""
+        weights, found = dict(base.named_parameters()), {}
+        for name in dict.fromkeys(name for branch in branches for name in branch):
+            own = torch.tensor(list(start), dtype=torch.float32, device=base.device)
+            self.coefficients[name] = nn.Parameter(own)
+            deltas = [branch.get(name) for branch in branches]
+            in_model = find_name(name, weights) or name
+            if not self._mix_layer(in_model, deltas, self.coefficients[name]):
+                found[weights[in_model]] = MixedWeight(deltas, self.coefficients[name])
+        self._mix_weights(found)
 
     @torch.no_grad()
     def weigh(self, coefficients: Sequence[float]) -> None:
-        """Give every layer these factors of the adapters."""
-        for layer in self.mixed.values():
-            layer.coefficients.copy_(torch.tensor(list(coefficients)))
+        """Give every tensor these numbers of the branches."""
+        for own in self.coefficients.values():
+            own.copy_(torch.tensor(list(coefficients)))
+
+    def _mix_layer(self, name: str, deltas: Sequence[StoredDelta | None], coefficients: nn.Parameter) -> bool:
+        """Whether the tensor is the weight of a linear layer that low-rank deltas change, and is mixed so."""
+        path, _, parameter = name.rpartition(".")
+        layer = self.base.get_submodule(path)
+        low_rank = all(delta is None or isinstance(delta, StoredFactors) for delta in deltas)
+        is_inner = isinstance(layer, nn.Linear) and layer is not self.base.get_output_embeddings()
+        if not low_rank or not is_inner or parameter != "weight":
+            return False
+        device = self.base.device
+        loaded = [None if delta is None else in_torch(delta.load()) for delta in deltas]
+        factors = [delta.to(device) if isinstance(delta, LowRank) else None for delta in loaded]
+        mixed = Mixed(layer, factors, coefficients)
+        parent, _, last = path.rpartition(".")
+        setattr(self.base.get_submodule(parent), last, mixed)
+        self.layers.append(mixed)
+        return True
+
+    def _mix_weights(self, found: Mapping[nn.Parameter, MixedWeight]) -> None:
+        """In every module that has them: tied ones have several."""
+        for module in self.base.modules():
+            own = {n: found[p] for n, p in parameters_of(module).items() if p in found}
+            if own:
+                self.mixing[module] = own
+                module.register_forward_pre_hook(self._mix)
+
+    def _mix(self, module: nn.Module, _: Any = None) -> None:
+        """Before a module runs: what it reads under a parameter's name is the mixed one."""
+        for name, (deltas, coefficients) in self.mixing[module].items():
+            weight = parameters_of(module)[name]
+            # found before what is registered
+            module.__dict__[name] = _Sum.apply(coefficients, weight, deltas) if self.on else weight
+
+    def _outputs(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Head | None]:
+        if (head := self.base.get_output_embeddings()) in self.mixing:
+            self._mix(head)  # its weight may be read without a call
+        return super()._outputs(input_ids, **kwargs)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        for layer in self.mixed.values():
-            layer.on = False
+        self._switch(on=False)
         with torch.no_grad():
             yield
-        for layer in self.mixed.values():
-            layer.on = True
+        self._switch(on=True)
 
-
-def factors_of(adapter: Path, base: Path, asked_by: str) -> dict[str, LowRank]:
-    """The factors of every layer. Raises `ValueError` for an adapter that changes a layer otherwise."""
-    deltas = read_adapter(adapter, base)
-    factors = {name: delta for name, delta in deltas.items() if isinstance(delta, LowRank)}
-    if other := deltas.keys() - factors:
-        raise ValueError(
-            f"{asked_by} mixes LoRA factors, and {adapter} changes {min(other)} otherwise; leave it out"
-        )
-    return factors
+    def _switch(self, *, on: bool) -> None:
+        self.on = on
+        for layer in self.layers:
+            layer.on = on

@@ -1,10 +1,11 @@
-"""The `statistics` stage: what a branch's own training rows say of the layers it adapts, for merges that ask.
+"""The `statistics` stage: what a branch's own training rows say of the tensors it changes, for merges that ask.
 
 The model is the branch's own, base plus delta, in float32 and run the plain way, a row at a time: every layer is then
-called as it is. Layers of one input, as the projections of an attention, share one Gram matrix.
+called as it is. Layers of one input, as the projections of an attention, share one Gram matrix. Fisher information is
+that of any tensor, a Gram matrix of linear layers only.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -16,23 +17,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from paft.chat.tokens import IGNORE, Encoded, EncodedAnswer, EncodedPair
 from paft.config import DType, Statistic
 from paft.data.tokens import read_preference, read_sft
-from paft.delta.adapter import read_adapter
+from paft.delta.base import find_name
 from paft.files.jsonfile import write_json
 from paft.graph.configs import StatisticsStage
 from paft.graph.stage import Stage
 from paft.logps import label_logps
+from paft.merge.branches import read_branches
 from paft.merge.statistics import ALIKE, FILE
-from paft.model.adapters import add_deltas
+from paft.model.adapters import add_stored
 from paft.model.base import base_folder
 from paft.model.paths import FastPaths
 from paft.proof.base import load_base
 from paft.proof.record import device_of
 from paft.store.context import Context
 from paft.training.batches import row_order
+from paft.training.taken import folder_of_branch
 
 Accumulated = dict[str, Tensor]
 """Name of a weight -> a sum over rows, float32."""
@@ -43,32 +47,48 @@ def run(
 ) -> dict[str, Any]:
     """Write statistics.safetensors; returns how many rows and tokens it is a mean over."""
     config, settings = stage.config, context.running.trainer
-    folder, adapter = base_folder(config.model, offline=context.running.offline), inputs["branch"] / "adapter"
+    offline = context.running.offline
+    folder = base_folder(config.model, offline=offline)
+    branch = folder_of_branch(stage.inputs["branch"], inputs["branch"], offline=offline)
+    deltas = read_branches(folder, {config.branch: branch})[config.branch]
     model = load_base(folder, replace(config.model, dtype=DType.float32), FastPaths())
-    add_deltas(model, [adapter], folder)
+    add_stored(model, [deltas])
     model.to(torch.device(device_of(settings)))  # type: ignore[arg-type]
-    layers = linear_layers(model, list(read_adapter(adapter, folder)))
+    weights = weights_of(model, deltas)
     rows = texts(config, inputs["data"])
-    measure = fishers if config.statistic is Statistic.fisher else grams
-    sums, alike = measure(
-        model, layers, tqdm(rows, "statistics", unit=" rows", disable=not settings.progress_bar)
-    )
+    shown = tqdm(rows, "statistics", unit=" rows", disable=not settings.progress_bar)
+    if config.statistic is Statistic.fisher:
+        sums, alike = fishers(model, weights, shown), {}
+    else:
+        sums, alike = grams(model, linear_layers(model, weights), shown)
     count = len(rows) if config.statistic is Statistic.fisher else sum(len(row.input_ids) for row in rows)
     save_file({name: (total / count).contiguous().cpu() for name, total in sums.items()}, out / FILE)
     write_json(out / ALIKE, alike)
     return {"rows": len(rows), "tokens": sum(len(row.input_ids) for row in rows)}
 
 
-def linear_layers(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Linear]:
-    """The layers whose weights an adapter changes. Raises `ValueError` for one that changes anything else."""
-    modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-    layers = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and n.endswith(".weight")}
-    if other := modules.keys() - layers:
-        raise ValueError(
-            f"the merge measures inputs and gradients of linear layers, and the adapter changes {min(other)}; choose a "
-            "merge that looks at no rows"
-        )
-    return layers
+def weights_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters that tensors of the base are in the model, under the base's names."""
+    held = dict(model.named_parameters())
+    return {name: held[find_name(name, held) or name] for name in names}
+
+
+def linear_layers(model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Linear]:
+    """The linear layers among whose weights these are; one whose weight is an embedding's too is none.
+
+    Raises `ValueError` for linear layers whose weights are stored as [in, out].
+    """
+    others = {
+        p: m for m in model.modules() if not isinstance(m, nn.Linear) for p in m.parameters(recurse=False)
+    }
+    for name, weight in weights.items():
+        if isinstance(others.get(weight), Conv1D) and weight.ndim == 2:
+            raise ValueError(
+                f"the merge measures inputs of linear layers with weights [out, in], and {name} is stored as [in, out] "
+                "(Conv1D); choose one that looks at no inputs, as merge=fisher"
+            )
+    layers = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear) and m.weight not in others}
+    return {name: layers[weight] for name, weight in weights.items() if weight in layers}
 
 
 def texts(config: StatisticsStage, data: Path) -> list[Encoded]:
@@ -118,18 +138,20 @@ def grams(
 
 
 def fishers(
-    model: PreTrainedModel, layers: dict[str, nn.Linear], rows: Iterable[Encoded]
-) -> tuple[Accumulated, dict[str, str]]:
-    """Sums over rows of the squared gradient of the log-likelihood of a row's labels, [out, in] as each weight."""
-    weights = [layer.weight for layer in layers.values()]
+    model: PreTrainedModel, named: Mapping[str, nn.Parameter], rows: Iterable[Encoded]
+) -> Accumulated:
+    """Sums over rows of the squared gradient of the log-likelihood of a row's labels, in the shape of each weight."""
+    weights = list(named.values())
     sums = [torch.zeros_like(weight) for weight in weights]
     with differentiable(weights):
         for row in rows:
             ids, labels = (torch.tensor([x], device=model.device) for x in row)
             total = label_logps(model(input_ids=ids, use_cache=False).logits, labels).sum()
-            for squares, gradient in zip(sums, torch.autograd.grad(total, weights), strict=True):
-                squares.addcmul_(gradient, gradient)
-    return dict(zip(layers, sums, strict=True)), {}
+            gradients = torch.autograd.grad(total, weights, allow_unused=True)  # some experts, by a short row
+            for squares, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    squares.addcmul_(gradient, gradient)
+    return dict(zip(named, sums, strict=True))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from paft.config import TakenKind
 from paft.delta.adapter import read_adapter
 from paft.delta.checkpoint import read_difference
 from paft.delta.delta import StoredDelta
+from paft.delta.full import trained_folder
 from paft.delta.statistics import measured
 from paft.files.fingerprint import adapter_files, files_sha256
 from paft.files.hub import folder_of
@@ -45,6 +46,19 @@ def run(stage: Stage[TakenStage], inputs: dict[str, Path], out: Path, context: C
     write_json(out / "sparsity.json", sparsity)
     shares = {name: sparsity[name] for name in ("mean_over_layers", "over_elements")}
     return {"taken": config.title, "kind": config.kind.value, "stated_base": stated, "sparsity": shares}
+
+
+def folder_of_branch(stage: Stage, made: Path, *, offline: bool) -> Path:
+    """Where the delta of a branch is read from whose stage made a folder: in it, or a whole model where it lies.
+
+    Raises `ValueError` for a model that is gone, or is another one than when the branch was taken.
+    """
+    config = stage.config
+    if not isinstance(config, TakenStage) or config.kind is TakenKind.adapter:
+        return trained_folder(made)
+    folder = folder_of(config.path or config.hub, offline=offline)
+    refuse_changed_model(stage.name, config, folder)
+    return folder
 
 
 def _refuse_diverged(folder: Path, layers: Mapping[str, Mapping[str, float]]) -> None:

@@ -6,11 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from paft.config import Statistic, require
-from paft.delta.delta import Delta, Dense, Factors
+from paft.config import Normalize, Statistic, require
+from paft.delta.delta import Delta, Dense, Factors, is_zero
 from paft.delta.rows import Array, Rows
+from paft.merge.combine import added
 from paft.merge.method import Adapters, Plan, TensorMerge
 from paft.merge.space import Wide, as_whole
+from paft.merge.sparsify import everything
 from paft.merge.statistics import DataMerge, Measured, lone
 
 
@@ -19,7 +21,7 @@ class RegMean(DataMerge, name="regmean", title="RegMean", source="Jin et al. 202
     """The least-squares fit to what each branch's layer makes of its own inputs.
 
     (sum_i w_i delta_i G_i) (sum_i w_i G_i)^-1, where G_i is the mean of x x^T over the inputs x of the layer in the
-    branch's own model, on its own rows.
+    branch's own model, on its own rows. What is no weight of a linear layer is averaged: sum_i w_i delta_i / sum_i w_i.
     """
 
     needs: ClassVar[Statistic] = Statistic.gram
@@ -35,10 +37,15 @@ class RegMean(DataMerge, name="regmean", title="RegMean", source="Jin et al. 202
         def plan(name: str, deltas: Sequence[Delta], base: Rows) -> TensorMerge:
             grams = [gram[name] for gram in measured if name in gram]
             if len(grams) < len(deltas):
-                return lone(deltas, self.scale)
+                alone = any(map(is_zero, deltas))
+                return lone(deltas, self.scale) if alone else self._averaged(deltas)
             return as_whole(deltas, self._fitted(deltas, [self._shrunk(gram[:]) for gram in grams]))
 
         return plan
+
+    def _averaged(self, deltas: Sequence[Delta]) -> TensorMerge:
+        keep = [everything] * len(deltas)
+        return TensorMerge(deltas, lambda d, _: added(d, self.weights, Normalize.weights, self.scale), keep)
 
     def _shrunk(self, gram: Array) -> Wide:
         shrunk = self.nondiagonal * gram.astype(np.float64)

@@ -2,40 +2,57 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from paft.config import require
-from paft.merge.space import CoreMerge, Wide
+from paft.delta.rows import Array
+from paft.merge.space import CoreMerge, Matrix
 
 
 @dataclass
 class Tsv(CoreMerge, name="tsv", title="TSV-M", source="Gargiulo et al. 2025, arXiv:2412.00081"):
     """Task singular vectors, made orthogonal between the branches (Procrustes) before they are added."""
 
+    decompositions: ClassVar[int] = 4
+
     top: int | None = None
-    """Singular values kept of each delta; null: all. Core-space TSV keeps half of both ranks together."""
+    """Singular values kept of each delta; null: all of LoRA deltas, and of others as many as both have room for, half
+    of a matrix's smaller side (the paper's 1/T). Core-space TSV keeps half of both ranks together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.top is None or self.top > 0, "merge.top", self.top, "positive or null")
 
-    def merge_cores(self, cores: Sequence[Wide]) -> Wide:
-        lefts, sizes, rights = zip(*(np.linalg.svd(core, full_matrices=False) for core in cores), strict=True)
-        kept = [min(self.top or size.size, rank_of(size)) for size in sizes]
-        left = orthogonal(np.concatenate([u[:, :k] for u, k in zip(lefts, kept, strict=True)], 1))
-        right = orthogonal(np.concatenate([v[:k] for v, k in zip(rights, kept, strict=True)], 0))
-        merged: Wide = left * np.concatenate([s[:k] for s, k in zip(sizes, kept, strict=True)]) @ right
-        return merged
+    def merge_cores(self, cores: Sequence[Matrix]) -> Matrix:
+        return without_interference(cores, self.top)
+
+    def merge_whole(self, deltas: Sequence[Array]) -> Matrix:
+        if len(deltas) == 1 and self.top is None:
+            return deltas[0]
+        room = max(1, min(deltas[0].shape) // len(deltas))
+        return without_interference(deltas, self.top or room)
 
 
-def orthogonal(vectors: Wide) -> Wide:
+def without_interference(deltas: Sequence[Matrix], top: int | None) -> Matrix:
+    """Algorithm 1 of the paper, with the first `top` singular triplets of each, or all."""
+    lefts, sizes, rights = zip(*(np.linalg.svd(delta, full_matrices=False) for delta in deltas), strict=True)
+    kept = [min(top or size.size, rank_of(size)) for size in sizes]
+    left = orthogonal(np.concatenate([u[:, :k] for u, k in zip(lefts, kept, strict=True)], 1))
+    right = orthogonal(np.concatenate([v[:k] for v, k in zip(rights, kept, strict=True)], 0))
+    merged: Matrix = left * np.concatenate([s[:k] for s, k in zip(sizes, kept, strict=True)]) @ right
+    return merged
+
+
+def orthogonal(vectors: Matrix) -> Matrix:
     """The nearest matrix with orthonormal rows or columns."""
     left, _, right = np.linalg.svd(vectors, full_matrices=False)
-    nearest: Wide = left @ right
+    nearest: Matrix = left @ right
     return nearest
 
 
-def rank_of(sizes: Wide) -> int:
-    """How many singular values of a core matrix are more than rounding."""
-    return int(np.count_nonzero(sizes > 1e-10 * sizes.max(initial=0.0)))
+def rank_of(sizes: Matrix) -> int:
+    """How many singular values are more than rounding."""
+    rounding = 1e-10 if sizes.dtype == np.float64 else 1e-6
+    return int(np.count_nonzero(sizes > rounding * sizes.max(initial=0.0)))

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from paft.merge.space import CoreMerge, Wide
+from paft.delta.rows import Array
+from paft.merge.space import CoreMerge, Matrix, Wide
 
 
 @dataclass
@@ -16,8 +18,38 @@ class Wudi(CoreMerge, name="wudi", title="WUDI", source="Cheng et al. 2025, arXi
     (sum_i delta_i H_i) (sum_i H_i)^+ with H_i = delta_i^T delta_i / |delta_i|^2.
     """
 
-    def merge_cores(self, cores: Sequence[Wide]) -> Wide:
-        reads = [core.T @ core / max(float(np.vdot(core, core)), np.finfo(np.float64).tiny) for core in cores]
+    decompositions: ClassVar[int] = 2
+
+    def merge_cores(self, cores: Sequence[Matrix]) -> Matrix:
+        reads = [core.T @ core / _square(core) for core in cores]
         total = sum(core @ read for core, read in zip(cores, reads, strict=True))
-        merged: Wide = total @ np.linalg.pinv(sum(reads), rcond=1e-12, hermitian=True)
+        merged: Wide = total @ _inverse(sum(reads))
         return merged
+
+    def merge_whole(self, deltas: Sequence[Array]) -> Matrix:
+        """In float64: products of deltas have the squares of their singular values."""
+        out, width = deltas[0].shape
+        if len(deltas) == 1:
+            return deltas[0]
+        wide = [delta.astype(np.float64) for delta in deltas]
+        return self.merge_cores(wide) if len(deltas) * out >= width else of_outputs(wide)
+
+
+def of_outputs(deltas: Sequence[Wide]) -> Wide:
+    """The same of matrices wider than all are tall together: with D all delta_i / |delta_i| one below the other,
+    sum_i H_i = D^T D, and D (D^T D)^+ = (D D^T)^+ D."""
+    units = [delta / np.sqrt(_square(delta)) for delta in deltas]
+    answers = np.concatenate([delta @ unit.T for delta, unit in zip(deltas, units, strict=True)], 1)
+    D = np.concatenate(units)
+    merged: Wide = answers @ _inverse(D @ D.T) @ D
+    return merged
+
+
+def _square(delta: Matrix) -> float:
+    return max(float(np.vdot(delta, delta)), float(np.finfo(np.float64).tiny))
+
+
+def _inverse(products: Wide) -> Wide:
+    """Of what is not 0 in them."""
+    inverse: Wide = np.linalg.pinv(products, rcond=1e-12, hermitian=True)
+    return inverse
