@@ -36,7 +36,7 @@ def refuse_unstored(weights: list[str], folder: Path, *, left_out: bool = True) 
 @torch.no_grad()
 def add_deltas(base: PreTrainedModel, adapters: list[Path], folder: Path) -> None:
     """Add the deltas in `adapters`, of LoRA or of full fine-tuning, to the weights of a base that was loaded from
-    `folder`: in float32, cast once."""
+    `folder`: in float32, cast once. Products of factors are made on the CPU, wherever the base is."""
     weights = dict(base.named_parameters())
     deltas: dict[str, list[StoredDelta]] = {}
     for adapter in adapters:
@@ -45,7 +45,7 @@ def add_deltas(base: PreTrainedModel, adapters: list[Path], folder: Path) -> Non
     for name, parts in deltas.items():
         weight = weights[name]
         total = torch.stack([dense(in_torch(part.load())) for part in parts]).sum(0)
-        weight.copy_((weight.float() + total.view_as(weight)).to(weight.dtype))
+        weight.copy_((weight.float() + total.to(weight.device).view_as(weight)).to(weight.dtype))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
