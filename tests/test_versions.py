@@ -39,7 +39,7 @@ def test_recomputation_under_its_older_name(monkeypatch):
 def test_special_tokens_as_text_are_refused_where_transformers_cannot_read_them(monkeypatch):
     monkeypatch.delattr(chat_templates, "mark_control_tokens", raising=False)
 
-    with pytest.raises(ValueError, match="special_tokens_in_text=text needs a transformers that .* got 5"):
+    with pytest.raises(ValueError, match=r"special_tokens_in_text=text needs a transformers that .* got 5"):
         versions.marker()
     with pytest.raises(ValueError, match="set special_tokens_in_text=error or token"):
         ChatEncoder(tokenizer_of("byte level", "chatml"), SpecialTokens.text)

@@ -62,7 +62,7 @@ def on_copies(folder: Path) -> None:
 
     copies.register_comm_hook(None, count)
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=copies))
-    for number, loss in enumerate(losses(module)):  # noqa: B007 read by the hook
+    for number, loss in enumerate(losses(module)):
         with sent_with_the_last(trainer, module.backbone, last=number == PASSES - 1):
             prepare_for_backward(copies, loss)
             loss.backward()
