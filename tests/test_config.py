@@ -40,7 +40,7 @@ NEEDS = {
     "judge=local": ("evaluate=alpaca_eval",),
     "judge=annotations": ("evaluate=alpaca_eval",),
     "trainer=a100x8": ("strategy=ddp",),
-} | {f"hardware={gpu}": ("trainer=gpu",) for gpu in ("a100_40gb", "a100_80gb", "h100_80gb")}
+} | {f"hardware={path.stem}": ("trainer=gpu",) for path in CONF.glob("hardware/*.yaml") if path.stem != "cpu"}
 """What some options are refused without."""
 
 

@@ -11,6 +11,7 @@ from paft.config import HubModel, L1Config, LocalModel, LoraConfig, SFTConfig
 from paft.cost.flops_and_bytes import (
     Batch,
     branch_flops,
+    dropout_masks,
     forward_flops,
     layer_activations,
     lora_parameters,
@@ -223,7 +224,8 @@ def test_another_kind_of_model_has_no_shape(tmp_path, text):
 # --- memory -------------------------------------------------------------------------------------------
 
 
-def test_activations_against_saved_tensors(policy, shape):
+def saved(policy: Policy) -> int:
+    """Bytes that a forward pass keeps for its backward pass."""
     held: dict[int, int] = {}
     frozen = {p.untyped_storage().data_ptr() for p in policy.parameters()}
 
@@ -235,11 +237,25 @@ def test_activations_against_saved_tensors(policy, shape):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         kept_alive = step(policy)
+    assert kept_alive.requires_grad
+    return sum(held.values())
 
+
+def test_activations_against_saved_tensors(policy, shape):
     formula = 8 * layer_activations(shape, Batch(B * T, T), item_bytes=4, stored_scores=True)
     # besides: the factors' products (rank 4 of 32 here, 16 of 576 in a real model), norms' scales, labels
-    assert kept_alive.requires_grad
-    assert formula < sum(held.values()) < 1.25 * formula
+    assert formula < saved(policy) < 1.25 * formula
+
+
+def test_dropout_keeps_a_mask_of_every_adapted_input(policy, shape):
+    lora = replace(LORA, dropout=0.1)
+    dropping = Policy(load_base(base_folder(DEEP), DEEP), lora).train()
+    masks = 8 * B * T * dropout_masks(shape, lora)
+    how = {"item_bytes": 4, "stored_scores": True}
+    planned = [training_memory(shape, each, Batch(B * T, T), **how)["activations"] for each in (LORA, lora)]
+
+    assert dropout_masks(shape, LORA) == 0 < masks == planned[1] - planned[0]
+    assert masks <= saved(dropping) - saved(policy)
 
 
 def test_shards_divide_base_and_adapter_but_not_activations(shape):
@@ -247,7 +263,8 @@ def test_shards_divide_base_and_adapter_but_not_activations(shape):
     alone = training_memory(shape, LORA, Batch(B * T, T), **how)
     shared = training_memory(shape, LORA, Batch(B * T, T), shards=4, **how)
 
-    assert shared["adapter"] == alone["adapter"] / 4
+    # gradients, unlike values and moments, stay whole until the last micro-batch
+    assert shared["adapter"] == alone["adapter"] / 4 + 4 * lora_parameters(shape, LORA)
     assert shared["activations"] == alone["activations"]
     whole_units = shared["base"] - alone["base"] / 4
     assert 0 < whole_units < alone["base"]

@@ -24,6 +24,7 @@ from paft.chat.template import (
 from paft.chat.tokens import IGNORE, Encoded, EncodedPair, kept_lengths
 from paft.chat.unwritten import refuse_unwritten, texts_in
 from paft.config import SpecialTokens
+from paft.versions import marker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -169,6 +170,7 @@ class MessageTexts:
         self.special = re.compile("|".join(map(re.escape, _control_tokens(tokenizer))) or NEVER)
         self.marked = in_text is SpecialTokens.text
         """Whether texts carry transformers' marks around what is not to become a token."""
+        self.mark = marker() if self.marked else None
 
     def prepared(self, messages: Sequence[Message]) -> list[Message]:
         plain = unmarked(messages, self.ends)
@@ -183,10 +185,8 @@ class MessageTexts:
         if self.in_text is SpecialTokens.error:
             for text in texts_in(value):
                 self._refuse_special(text)
-        if self.marked:
-            from transformers.utils.chat_template_utils import mark_control_tokens
-
-            return mark_control_tokens(value, self.special)
+        if self.mark is not None:
+            return self.mark(value, self.special)
         return value
 
     def _refuse_special(self, text: str) -> None:

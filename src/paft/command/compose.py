@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from paft.command.choices import CONF, ENTRIES
+from paft.command.hardware import this_gpu
 from paft.command.unread import fill, is_in, unread_parts
 from paft.config import ALL_LINEAR, SCHEMAS, RunConfig, require_sound
 from paft.graph.callbacks import refuse_unknown
@@ -40,6 +41,7 @@ def register_schemas() -> None:
             if not (CONF / group / f"{name}.yaml").is_file():
                 store.store(group=group, name=name, node=_choice(schema))
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
+    OmegaConf.register_new_resolver("this_gpu", this_gpu, replace=True)
 
 
 def _choice(schema: type) -> DictConfig:

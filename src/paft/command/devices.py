@@ -60,7 +60,8 @@ def module_of(stage: Stage) -> ModuleType:
 def _here(
     stage: Stage, inputs: dict[str, Path], out: Path, context: Context, config: RunConfig
 ) -> dict[str, Any]:
-    keep_freed_memory()
+    if config.trainer.accelerator == "cpu":  # beside a GPU the host's memory is better given back
+        keep_freed_memory()
     return module_of(stage).run(stage, inputs, out, context)
 
 
@@ -139,6 +140,12 @@ def main(job_path: Path) -> None:
     (stage,) = (s for s in cell.walk() if s.key == job["key"])
     quiet_libraries([stage])
     inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
+    if (
+        config.trainer.accelerator == "gpu"
+    ):  # before anything is put on `cuda`, which is the first one otherwise
+        import torch
+
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
         context = Context(config.running, Store(config.store), cell)
         metrics = _here(stage, inputs, job_path.parent, context, config)

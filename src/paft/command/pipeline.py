@@ -20,6 +20,7 @@ from paft.files.cache import cache_folder
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
+from paft.process.cuda import release_memory, same_products
 from paft.process.gpu import take_gpu
 from paft.proof.record import device_of, known, proved_paths
 from paft.store.context import Context
@@ -64,6 +65,8 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
     their own.
     """
     missing = list(missing)
+    if config.trainer.deterministic:
+        same_products()
     quiet_libraries(missing)
     require_judged_cell(config, missing)
     if in_four_bits(missing):
@@ -104,8 +107,12 @@ def run_stage(
     failures: Failures | None = None,
 ) -> dict[str, Any]:
     """Fill `out` with the result of one stage; returns the metrics for stage.json."""
-    with failures.of(stage) if failures else nullcontext():
-        metrics = on_devices(stage, inputs, out, context, config)
+    release_memory()  # a stage that runs inside of a training needs room beside it
+    try:
+        with failures.of(stage) if failures else nullcontext():
+            metrics = on_devices(stage, inputs, out, context, config)
+    finally:
+        release_memory()
     device = device_of(context.running.trainer)
     if stage.kind.runs_base and (proof := known(stage.config.model, device)):
         metrics |= {"base_difference": proof["largest_difference"]}

@@ -15,6 +15,8 @@ class HardwareConfig(Typed):
     """What plans call it."""
     accelerator: str = "cpu"
     """The `trainer.accelerator` it stands for."""
+    gpu: str | None = None
+    """What its driver calls it, as a regular expression of the whole name; `hardware=auto` finds it by that."""
     peak_tflops: float = 0.8
     """Dense bfloat16 matrix products, 10^12 FLOP/s. On CPUs a training measures it and later plans use that."""
     memory_gb: float | None = None
@@ -69,6 +71,9 @@ class TrainerConfig(Typed):
     """Held-out rows scored at the end of training, where the source has some."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more work."""
+    deterministic: bool = False
+    """On GPUs only kernels that give the same bits each time, so that a training that was stopped ends as one that was
+    not; slower, and an operation that has none is an error. CPUs always compute so."""
     progress_bar: bool = True
     """Show one while training."""
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paft.config import (
-    ALL_LINEAR,
     BranchConfig,
     DType,
     L1Of,
@@ -18,55 +17,21 @@ from paft.config import (
     Quantization,
     SFTConfig,
 )
+from paft.cost.parameters import (
+    adapted,
+    dropout_masks,
+    head_parameters,
+    linear_parameters,
+    linear_sizes,
+    lora_parameters,
+    parameters,
+)
 from paft.cost.work import Work
 
 BLOCK_N = 512
 """Tokens whose vocabulary-sized logits exist at once."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: four bits, its block's maximum in a byte, and the scale of 256 such maxima in float32."""
-
-
-# --- parameters --------------------------------------------------------------------------------------
-
-
-def linear_sizes(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) of the linear layers of one decoder layer."""
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    queries, keys = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
-    return {
-        "q_proj": (hidden, queries),
-        "k_proj": (hidden, keys),
-        "v_proj": (hidden, keys),
-        "o_proj": (queries, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
-
-
-def linear_parameters(shape: ModelShape) -> int:
-    """Of all decoder layers together: what every token is multiplied with."""
-    return shape.num_hidden_layers * sum(n * m for n, m in linear_sizes(shape).values())
-
-
-def head_parameters(shape: ModelShape) -> int:
-    return shape.vocab_size * shape.hidden_size
-
-
-def parameters(shape: ModelShape) -> int:
-    """All of them: linear layers, norms, embeddings, and the output head where it is not the embeddings."""
-    norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
-    return linear_parameters(shape) + norms + head_parameters(shape) * (1 if shape.tie_word_embeddings else 2)
-
-
-def adapted(shape: ModelShape, lora: LoraConfig) -> list[tuple[int, int]]:
-    """(inputs, outputs) of the linear layers of one decoder layer that have LoRA factors."""
-    every = lora.target_modules == [ALL_LINEAR]
-    return [size for name, size in linear_sizes(shape).items() if every or name in lora.target_modules]
-
-
-def lora_parameters(shape: ModelShape, lora: LoraConfig) -> int:
-    return shape.num_hidden_layers * lora.rank * sum(n + m for n, m in adapted(shape, lora))
 
 
 # --- FLOPs -------------------------------------------------------------------------------------------
@@ -175,10 +140,14 @@ def training_memory(
         base += 2 * linear_parameters(shape) / layers * ((weight_bytes or item_bytes) + beside)
         base += 2 * head_parameters(shape) * (item_bytes + beside)
     one = layer_activations(shape, batch, item_bytes=item_bytes, stored_scores=stored_scores)
+    one += dropout_masks(shape, lora) * batch.tokens if lora else 0
+    adapter = trained_memory(shape, lora, item_bytes=item_bytes) / shards
+    if lora and shards > 1:  # gradients stay whole until the last micro-batch of a step
+        adapter += 4 * lora_parameters(shape, lora)
     stream = shape.hidden_size * batch.tokens * item_bytes
     return {
         "base": base + unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes),
-        "adapter": trained_memory(shape, lora, item_bytes=item_bytes) / shards,
+        "adapter": adapter,
         "activations": layers * stream + one if recompute else layers * one,
         "head": head_memory(shape, batch, item_bytes=item_bytes),
     }

@@ -36,7 +36,7 @@ def refuse_unstored(weights: list[str], folder: Path, *, left_out: bool = True) 
 
 def add_deltas(base: PreTrainedModel, adapters: list[Path], folder: Path) -> None:
     """Add the deltas in `adapters`, of LoRA or of full fine-tuning, to the weights of a base that was loaded from
-    `folder`: in float32, cast once."""
+    `folder`: in float32, cast once. Products of factors are made on the CPU, wherever the base is."""
     add_stored(base, [read_adapter(adapter, folder) for adapter in adapters])
 
 
@@ -51,7 +51,7 @@ def add_stored(base: PreTrainedModel, branches: Sequence[Mapping[str, StoredDelt
     for name, parts in deltas.items():
         weight = weights[name]
         total = torch.stack([dense(in_torch(part.load())) for part in parts]).sum(0)
-        weight.copy_((weight.float() + total.view_as(weight)).to(weight.dtype))
+        weight.copy_((weight.float() + total.to(weight.device).view_as(weight)).to(weight.dtype))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -15,17 +16,19 @@ from paft.proof.search import Proof, prove
 
 
 def load_base(
-    folder: Path, config: ModelConfig, paths: FastPaths | None = None, *, device: str = "cpu"
+    folder: Path, config: ModelConfig, paths: FastPaths | None = None, *, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """The frozen base in its storage type, from safetensors files of its folder alone.
+    """The frozen base in its storage type on the `device`, from safetensors files of its folder alone.
 
-    It takes the fast `paths` that it was proved to take on its kind of `device`; without them it is proved now
+    It takes the fast `paths` that it was proved to take on that kind of device; without them it is proved now
     (`paft.proof`). Its own dropout is off for good. Raises `ValueError` for damaged files, files elsewhere, and what
     is no causal language model.
     """
-    settings = base_settings(folder, config)
+    settings, device = base_settings(folder, config), torch.device(device)
     if paths is None:
-        paths = prove_base(folder, config, device=device).paths
+        paths = prove_base(folder, config, device=str(device)).paths
+    # tensor by tensor; the CPU is where they are read to by themselves
+    straight: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     disable_progress_bar()  # loading is quick; transformers' bar is not worth a line per stage
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -35,6 +38,7 @@ def load_base(
             attn_implementation=paths.attention,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            **straight,
         )
     except ImportError as error:  # of an attention's package
         raise ValueError(

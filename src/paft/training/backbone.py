@@ -1,6 +1,6 @@
 """The model of a training: the base, what earlier trainings add to it, and what is trained on top."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from paft.model.paths import FastPaths, paths_of
 from paft.model.policy import Policy
 from paft.model.quantize import quantize
 from paft.proof.base import load_base
+from paft.versions import recompute_layers
 
 
 def make_policy(
@@ -22,21 +23,23 @@ def make_policy(
     paths: FastPaths | None,
     *,
     seed: int,
-    device: Callable[[], torch.device],
+    device: torch.device,
+    sharded: bool = False,
 ) -> Policy:
     """The base in `folder` plus `deltas`, with a new adapter or, with `tuning=full`, every weight to be trained.
 
-    Only four bits are made on the `device`, which nothing else asks for. Raises `ValueError` for weights that the
-    base's files do not hold.
+    The base is read onto the `device`, so that no process holds it in host memory; a `sharded` one, or one whose
+    weights become four bits there, layer by layer from the host. Raises `ValueError` for weights that the base's files
+    do not hold.
     """
     # Some of Lightning's strategies make their device the default one. A factor's first values depend on the
     # device that draws them, and must not depend on the strategy
-    cpu = torch.device("cpu")
+    cpu, packed = torch.device("cpu"), model.quantization is Quantization.nf4
     with cpu:
-        base = load_base(folder, model, paths)
+        base = load_base(folder, model, paths, device=cpu if sharded or packed else device)
         add_deltas(base, list(deltas), folder)
-    if model.quantization is Quantization.nf4:
-        quantize(base, device())
+    if packed:
+        quantize(base, device)
     with cpu, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = FullPolicy(base) if branch.is_full else Policy(base, branch.lora, seed=seed)
@@ -52,4 +55,4 @@ def recompute_activations(policy: Policy, branch: BranchConfig) -> None:
             f"together on {policy.base.config.model_type}, whose rows are run one by one; switch one off"
         )
     policy.base.enable_input_require_grads()
-    policy.base.activation_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(policy.base)

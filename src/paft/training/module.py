@@ -7,7 +7,7 @@ batch's totals, so the update depends neither on the micro-batch size nor on the
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -21,7 +21,7 @@ from paft.model.policy import Policy
 from paft.training.backbone import make_policy, recompute_activations
 from paft.training.batches import GlobalBatch
 from paft.training.nonfinite import LeftOut
-from paft.training.strategy import largest_of_ranks, shard
+from paft.training.strategy import largest_of_ranks, sent_with_the_last, shard
 
 
 def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[int], float]:
@@ -96,7 +96,7 @@ class BranchModule(L.LightningModule):
             return
         policy = make_policy(
             self.base_folder, self.model_config, self.config, self.deltas, self.paths,
-            seed=self.seed, device=self._root_device,
+            seed=self.seed, device=self._root_device(), sharded=self.device_mesh is not None,
         )  # fmt: skip
         if self.settings.gradient_checkpointing:
             recompute_activations(policy, self.config)
@@ -140,6 +140,11 @@ class BranchModule(L.LightningModule):
     def on_validation_start(self) -> None:
         self.backbone.follow()  # also of a run that was killed after its last step
 
+    def cpu(self) -> Self:
+        """Where the module is: Lightning sends it to the host after `fit`, from where validation would bring it back,
+        and that sends it once more. Its memory goes with it, when the stage ends."""
+        return self
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """A global batch is lists of tokens; its micro-batches move when they become tensors."""
         return batch
@@ -164,11 +169,13 @@ class BranchModule(L.LightningModule):
         world = self.trainer.world_size
         sums: dict[str, Tensor] = {}
         places = dict(zip(map(id, batch.rows), batch.places or range(len(batch.rows)), strict=True))
-        for rows, share in self._passes(batch):
+        passes = self._passes(batch)
+        for number, (rows, share) in enumerate(passes, 1):
             lengths = [row.row_tokens for row in rows]
             self.backbone.rows.begin(batch.step, [places[id(row)] for row in rows], lengths)
-            loss, values = self.micro_loss(rows, batch)
-            self.manual_backward(loss * (world * share))
+            with sent_with_the_last(self.trainer, self.backbone, last=number == len(passes)):
+                loss, values = self.micro_loss(rows, batch)
+                self.manual_backward(loss * (world * share))
             for name, value in {"loss": loss, **values}.items():
                 sums[name] = sums.get(name, torch.zeros(())) + value.detach() * share
         sums = {name: self._total(value) for name, value in sums.items()}

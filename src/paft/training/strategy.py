@@ -1,6 +1,8 @@
 """The `strategy` group: one device, copies that share gradients, or shards, as Lightning is told and FSDP2 does it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import lightning as L
@@ -12,11 +14,13 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from paft.config import Running, StrategyName
+from paft.model.full import FullPolicy
 from paft.model.policy import Policy
 from paft.private import move_only_rows, undivided
 
@@ -86,14 +90,39 @@ def shard(policy: Policy, mesh: DeviceMesh, *, cpu_offload: bool = False) -> int
     # bytes, in twice as many calls (tests/distributed/test_sharded_memory.py)
     hybrid = mesh["tensor_parallel"].size() > 1
     over = mesh if hybrid else mesh["data_parallel"]
-    pinned = torch.cuda.is_available()
-    offload = CPUOffloadPolicy(pin_memory=pinned) if cpu_offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
     for unit in (*decoder_layers(policy), policy):
         fully_shard(unit, mesh=over, offload_policy=offload)
+    for layer, following in pairwise(decoder_layers(policy)):
+        layer.set_modules_to_forward_prefetch(
+            [following]
+        )  # asked for before the layer's own kernels are started
     return over.size(-1)
 
 
-def decoder_layers(policy: Policy) -> Iterator[torch.nn.Module]:
+@contextmanager
+def sent_with_the_last(trainer: L.Trainer, policy: Policy, *, last: bool) -> Iterator[None]:
+    """Inside, a micro-batch's gradients stay on their rank, and go to the others with those of the `last` one.
+
+    The gradients of shards are whole until then: adapters have the room, all weights have not and send each time.
+    """
+    copies = trainer.strategy.model
+    if last:
+        yield
+    elif isinstance(copies, DistributedDataParallel):
+        with copies.no_sync():
+            yield
+    elif isinstance(policy, FSDPModule) and not isinstance(policy, FullPolicy):
+        policy.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            policy.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def decoder_layers(policy: Policy) -> Iterator[Any]:
     names = set(undivided(policy.base))
     yield from (m for m in policy.modules() if type(m).__name__ in names)
 

@@ -22,6 +22,7 @@ PEAK_SIZE, PEAK_SECONDS = 1024, 0.1
 SHOWN = {
     "tokens_per_second": ("tokens/s", "{:.0f}"),
     "share_of_peak": ("of peak", "{:.0%}"),
+    "useful_share_of_peak": ("useful", "{:.0%}"),
     "peak_memory_gb": ("memory", "{:.1f} GB"),
 }
 """What is logged of a step -> its name and form in the progress bar."""
@@ -30,10 +31,12 @@ SHOWN = {
 class Throughput(Callback):
     """Times every optimizer step and logs `train/tokens_per_second`, `train/share_of_peak`, `train/peak_memory_gb`.
 
-    Tokens are real ones of all devices, never padding. The share is the FLOPs of one device's rows, with the second
-    forward pass of gradient checkpointing, over what the device could do in that time; it is left out for a model of
-    unknown shape. Totals live in the checkpoint, so that a resumed run reports the whole of it. First among the
-    callbacks, it does not count what the others do.
+    Tokens are real ones of all devices, never padding. The share is the FLOPs of one device's rows over what the device
+    could do in that time; it is left out for a model of unknown shape. With gradient checkpointing it counts the second
+    forward pass (hardware FLOPs utilization, HFU), and `train/useful_share_of_peak` does not (model FLOPs utilization,
+    MFU, Chowdhery et al. 2022, arXiv:2204.02311, appendix B); without it they are one, and logged as one. Memory is the
+    most of any step so far. Totals live in the checkpoint, so that a resumed run reports the whole of it. First among
+    the callbacks, it does not count what the others do.
     """
 
     def __init__(self, stage: Stage, base: Path, context: Context) -> None:
@@ -44,11 +47,17 @@ class Throughput(Callback):
         self.total = dict.fromkeys(
             ("tokens", "seconds", "flops", "validation_seconds", "validation_flops"), 0.0
         )
+        self.recomputes = self.running.trainer.gradient_checkpointing
+        if self.recomputes:
+            self.total["useful_flops"] = 0.0
+        self.memory = 0.0
+        """Bytes: the most of any step."""
         self.last: dict[str, float] = {}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        forget_peak_memory(self.running.hardware)  # an earlier stage's, or that of one inside of this
         self.started = time.perf_counter()
 
     def on_train_batch_end(
@@ -57,8 +66,10 @@ class Throughput(Callback):
         step = {
             "tokens": float(sum(sum(row.lengths) for row in batch.rows) * trainer.world_size),
             "seconds": time.perf_counter() - self.started,
-            "flops": self.flops(batch),
+            "flops": self.flops(batch, recompute=self.recomputes),
         }
+        if self.recomputes:
+            step["useful_flops"] = self.flops(batch, recompute=False)
         self._add(step)
         self.last = self._rates(step)
         pl_module.log_dict({f"train/{name}": v for name, v in self.last.items()}, rank_zero_only=True)
@@ -88,7 +99,7 @@ class Throughput(Callback):
     def _add(self, spent: dict[str, float]) -> None:
         self.total |= {name: self.total[name] + value for name, value in spent.items()}
 
-    def flops(self, batch: GlobalBatch[Any]) -> float:
+    def flops(self, batch: GlobalBatch[Any], *, recompute: bool) -> float:
         """Of the rows this device has of an optimizer step; 0 where the model's shape is unknown."""
         if self.shape is None:
             return 0.0
@@ -99,7 +110,7 @@ class Throughput(Callback):
             rows_work(batch.rows, branch),
             steps=1,
             forwards=other_forwards(branch, self.stage.inputs),
-            recompute=self.running.trainer.gradient_checkpointing,
+            recompute=recompute,
         )
 
     def validation_flops(self, batch: GlobalBatch[Any]) -> float:
@@ -114,7 +125,10 @@ class Throughput(Callback):
         rates = {"tokens_per_second": spent["tokens"] / spent["seconds"]}
         if self.shape is not None:
             rates["share_of_peak"] = spent["flops"] / spent["seconds"] / self.peak
-        return rates | {"peak_memory_gb": peak_memory(self.running.hardware) / 1e9}
+            if self.recomputes:
+                rates["useful_share_of_peak"] = spent["useful_flops"] / spent["seconds"] / self.peak
+        self.memory = max(self.memory, peak_memory(self.running.hardware))
+        return rates | {"peak_memory_gb": self.memory / 1e9}
 
     def shown(self) -> dict[str, str]:
         """The last step in words, for a progress bar."""
@@ -131,14 +145,21 @@ class Throughput(Callback):
         return dict(self.total)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.total = dict(state_dict)
+        self.total |= state_dict
 
 
 def peak_memory(hardware: HardwareConfig) -> float:
-    """Bytes: the most this GPU had allocated, or the most this process, its earlier stages included, has held."""
+    """Bytes: the most this GPU had allocated since `forget_peak_memory`, or the most this process, its earlier stages
+    included, has held."""
     if hardware.accelerator == "gpu":
         return float(torch.cuda.max_memory_allocated())
     return float(peak_resident_bytes())
+
+
+def forget_peak_memory(hardware: HardwareConfig) -> None:
+    """Of a GPU; the operating system forgets no peak of a process."""
+    if hardware.accelerator == "gpu":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_flops(hardware: HardwareConfig, model: ModelConfig) -> float:

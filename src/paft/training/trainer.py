@@ -131,7 +131,7 @@ def _devices(running: Running) -> dict[str, Any]:
         num_nodes=config.num_nodes,
         strategy=make_strategy(running),
         plugins=[WholeFiles(), *_alone(config)],
-        deterministic=config.accelerator == "cpu",
+        deterministic=config.deterministic or config.accelerator == "cpu",
         log_every_n_steps=config.log_every,
         enable_progress_bar=config.progress_bar,
     )

@@ -3,6 +3,7 @@
 from torch import nn
 
 from paft.model.layers.norm import fuse_norms
+from paft.model.layers.swapped import swap_back
 from paft.model.layers.swiglu import fuse_mlps
 
 
@@ -15,4 +16,4 @@ def fuse(base: nn.Module) -> None:
 def unfuse(base: nn.Module) -> None:
     """Give every layer its own forward back."""
     for module in base.modules():
-        module.__dict__.pop("forward", None)
+        swap_back(module)

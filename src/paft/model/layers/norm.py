@@ -1,12 +1,12 @@
 """RMSNorm as one autograd node: three passes backward in place of ten."""
 
-from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from paft.model.architecture import FAMILIES
+from paft.model.layers.swapped import swap_forward
 
 SAME_FORMULA = [family.norm for family in FAMILIES]
 
@@ -40,4 +40,4 @@ def fuse_norms(model: nn.Module) -> None:
     """Let every RMSNorm of a known formula compute itself in one node; other layers stay as they are."""
     for module in model.modules():
         if type(module).__name__ in SAME_FORMULA:
-            module.forward = MethodType(_forward, module)
+            swap_forward(module, _forward)

@@ -1,6 +1,5 @@
 """The gated MLP's product as one autograd node that keeps the two factors only: an eighth of a layer's memory."""
 
-from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from paft.model.architecture import FAMILIES
+from paft.model.layers.swapped import swap_forward
 
 SAME_FORMULA = [family.mlp for family in FAMILIES]
 
@@ -36,4 +36,4 @@ def fuse_mlps(model: nn.Module) -> None:
     """Let every MLP of a known formula compute its product in one node; other layers stay as they are."""
     for module in model.modules():
         if type(module).__name__ in SAME_FORMULA and isinstance(module.act_fn, SiLUActivation):
-            module.forward = MethodType(_forward, module)
+            swap_forward(module, _forward)
