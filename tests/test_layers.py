@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from paft.model.layers.attention import LONGEST, attention, causal_bias, pack, shared_prompt_bias
+from paft.model.layers.dropout import RowDropout, Rows
 from paft.model.layers.lora import LoraLinear
 from paft.model.layers.norm import fuse_norms
 from paft.model.layers.swiglu import fuse_mlps
@@ -83,6 +84,50 @@ def test_lora_with_dropout_is_that_of_peft():
         outputs.append(lora(kind, torch.float32, dropout=0.5).train()(x))
     assert torch.equal(*outputs)
     assert not torch.allclose(outputs[0], lora(Linear, torch.float32)(x))
+
+
+def dropping(layer: Linear, x: Tensor, p: float) -> Linear:
+    """The layer with dropout, whose mask for this input is the same for every such layer."""
+    rows = Rows(seed=0)
+    rows.lay_out(torch.arange(x.shape[1]).expand(x.shape[:2]))
+    layer.lora_dropout["default"] = RowDropout(p, "layer", rows)
+    return layer.train()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_lora_with_dropout_against_peft_with_the_same_mask(bias):
+    x = normal(2, 7, 24, seed=5)
+    ours, theirs, plain = (
+        results(layer, x)
+        for layer in (
+            dropping(lora(LoraLinear, torch.float32, bias=bias), x, 0.3),
+            dropping(lora(Linear, torch.float32, bias=bias), x, 0.3),
+            lora(Linear, torch.float32, bias=bias),
+        )
+    )
+    for mine, own, other in zip(ours, theirs, plain, strict=True):
+        torch.testing.assert_close(mine, own, **FLOAT32)
+        assert (mine - other).norm() > 0.01 * other.norm()
+
+
+def test_lora_with_dropout_is_one_product_in_the_base_type():
+    """peft's own forward, which multiplies in float32, would keep a float32 input for the backward pass."""
+    x = normal(2, 7, 24, seed=5).bfloat16().requires_grad_()
+    kept: list[Tensor] = []
+    layer = dropping(lora(LoraLinear, torch.bfloat16), x, 0.3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(x)
+    assert "LoraProduct" in type(y.grad_fn).__name__
+    assert {t.dtype for t in kept} == {torch.bfloat16, torch.bool}
+
+
+def test_lora_with_dropout_in_bfloat16_is_as_near_the_truth_as_its_rounding():
+    x = normal(2, 7, 24, seed=5).bfloat16()
+    truth = results(dropping(lora(Linear, torch.bfloat16).float(), x, 0.3), x.float())
+    for mine, exact in zip(
+        results(dropping(lora(LoraLinear, torch.bfloat16), x, 0.3), x), truth, strict=True
+    ):
+        assert (mine - exact).norm() / exact.norm() < 4 * 2**-9
 
 
 def heads(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

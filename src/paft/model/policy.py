@@ -23,7 +23,6 @@ from paft.model.layers.dropout import RowDropout, Rows
 from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
 from paft.model.paths import can_share, outputs_of, packs, pads, paths_of
-from paft.model.quantize import is_quantized
 from paft.model.shards import own_rows, summing_over_shards, whole
 from paft.model.targets import in_peft
 from paft.private import register_lora
@@ -44,8 +43,7 @@ class Policy(nn.Module):
     def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
         peft_config = in_peft(lora, base)
-        if not is_quantized(base):  # else peft's own layer for four bits
-            register_lora(peft_config, {nn.Linear: LoraLinear})
+        register_lora(peft_config, {nn.Linear: LoraLinear})
         if paths_of(base).fused:
             fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)

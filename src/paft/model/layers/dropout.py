@@ -42,15 +42,15 @@ class Rows:
         places_RT = columns_RT + starts[rows.to(starts.device) % len(starts)][:, None]
         self.tokens = places_RT.clamp(max=sum(self.lengths) - 1) if real_RT is None else places_RT[real_RT]
 
-    def draw(self, layer: str, features: int) -> Tensor:
-        """Float32 [tokens laid out, features], uniform in [0, 1)."""
+    def keep(self, layer: str, features: int, p: float) -> Tensor:
+        """Bool [tokens laid out, features], each false with probability `p`."""
         device = self.tokens.device
         assert self.places is not None, "lay_out has run"
         drawn = []
         for place, length in zip(self.places, self.lengths, strict=True):
             stream = hashlib.blake2b(f"{self.seed} {self.step} {place} {layer}".encode(), digest_size=7)
             generator = torch.Generator(device).manual_seed(int.from_bytes(stream.digest()))
-            drawn.append(torch.rand(length, features, generator=generator, device=device))
+            drawn.append(torch.rand(length, features, generator=generator, device=device) >= p)
         return torch.cat(drawn)[self.tokens.flatten()]
 
 
@@ -62,12 +62,16 @@ class RowDropout(nn.Module):
         self.p, self.layer, self.rows = p, layer, rows
 
     def forward(self, x: Tensor) -> Tensor:
+        keep = self.keep(x)
+        return x if keep is None else x * keep.to(x.dtype).mul_(1 / (1 - self.p)).view(x.shape)
+
+    def keep(self, x: Tensor) -> Tensor | None:
+        """Which inputs stay, bool [tokens, features]; None where all do. Raises `ValueError` for another layout."""
         if not self.training:
-            return x
+            return None
         if x[..., 0].numel() != self.rows.tokens.numel():
             raise ValueError(
                 f"lora.dropout={self.p:g} cannot be used on {self.layer}, which does not see each token of a row once; "
                 "leave it out of lora.target_modules, or set lora.dropout=0"
             )
-        keep = self.rows.draw(self.layer, x.shape[-1]) >= self.p
-        return x * keep.to(x.dtype).mul_(1 / (1 - self.p)).view(x.shape)
+        return self.rows.keep(self.layer, x.shape[-1], self.p)
