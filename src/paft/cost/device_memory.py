@@ -4,6 +4,7 @@ import os
 
 from paft.config import BranchConfig, HardwareConfig, ModelConfig, ModelShape, Running
 from paft.cost.flops_and_bytes import Batch, item_bytes, training_memory, weight_bytes
+from paft.device import forms_on
 
 
 def memory_limit(hardware: HardwareConfig) -> float:
@@ -30,6 +31,7 @@ def training_holds(
     recompute: bool,
 ) -> float:
     """Bytes on one device at the end of a forward pass, with what its allocator holds beyond them."""
+    kind = "cuda" if running.hardware.accelerator == "gpu" else "cpu"
     memory = training_memory(
         shape,
         None if branch.is_full else branch.lora,
@@ -38,7 +40,8 @@ def training_holds(
         weight_bytes=weight_bytes(model),
         shards=running.num_shards,
         recompute=recompute,
-        stored_scores=running.hardware.accelerator == "cpu" and model.attention == "auto",
+        stored_scores=kind == "cpu" and model.attention == "auto",
+        head_block=forms_on(kind).head_block,
     )
     return sum(memory.values()) + running.hardware.fragmentation * memory["activations"]
 

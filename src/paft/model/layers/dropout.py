@@ -28,11 +28,11 @@ class Rows:
         """The next micro-batch: the optimizer step, each row's place in the global batch and its tokens."""
         self.step, self.places, self.lengths = step, places, lengths
 
-    def lay_out(self, columns_RT: Tensor, real_RT: Tensor | None = None, *, row: int | None = None) -> None:
+    def lay_out(self, columns_RT: Tensor, real_N: Tensor | None = None, *, row: int | None = None) -> None:
         """What is forwarded next: the place of every token in its row's stream.
 
-        R may be a multiple of the rows, which then follow each other in turn. With `real_RT` only those tokens are,
-        end to end; with `row` only that one of the R rows.
+        R may be a multiple of the rows, which then follow each other in turn. With `real_N` only those of the R T
+        tokens are, end to end; with `row` only that one of the R rows.
         """
         if self.places is None:
             lengths = [columns_RT.shape[1]] * len(columns_RT)
@@ -40,7 +40,8 @@ class Rows:
         starts = torch.tensor([0, *self.lengths[:-1]], device=columns_RT.device).cumsum(0)
         rows = torch.arange(len(columns_RT)) if row is None else torch.tensor([row])
         places_RT = columns_RT + starts[rows.to(starts.device) % len(starts)][:, None]
-        self.tokens = places_RT.clamp(max=sum(self.lengths) - 1) if real_RT is None else places_RT[real_RT]
+        last = sum(self.lengths) - 1
+        self.tokens = places_RT.clamp(max=last) if real_N is None else places_RT.flatten()[real_N]
 
     def keep(self, layer: str, features: int, p: float) -> Tensor:
         """Bool [tokens laid out, features], each false with probability `p`."""
