@@ -5,7 +5,7 @@ from pathlib import Path
 
 SRC = Path(__file__).parents[1] / "src/paft"
 FLOORS = """
-files private process versions
+files private process versions device
 config
 chat delta graph
 cost store

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
+from paft.device import CPU, CUDA, FORMS
 from paft.model.layers.attention import LONGEST, attention, causal_bias, pack, shared_prompt_bias
+from paft.model.layers.dropout import RowDropout, Rows
 from paft.model.layers.lora import LoraLinear
 from paft.model.layers.norm import fuse_norms
 from paft.model.layers.swiglu import fuse_mlps
+from paft.model.layers.varlen import varlen
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-5}
 """Sums of up to a few hundred float32 products in another order."""
@@ -85,6 +88,50 @@ def test_lora_with_dropout_is_that_of_peft():
     assert not torch.allclose(outputs[0], lora(Linear, torch.float32)(x))
 
 
+def dropping(layer: Linear, x: Tensor, p: float) -> Linear:
+    """The layer with dropout, whose mask for this input is the same for every such layer."""
+    rows = Rows(seed=0)
+    rows.lay_out(torch.arange(x.shape[1]).expand(x.shape[:2]))
+    layer.lora_dropout["default"] = RowDropout(p, "layer", rows)
+    return layer.train()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_lora_with_dropout_against_peft_with_the_same_mask(bias):
+    x = normal(2, 7, 24, seed=5)
+    ours, theirs, plain = (
+        results(layer, x)
+        for layer in (
+            dropping(lora(LoraLinear, torch.float32, bias=bias), x, 0.3),
+            dropping(lora(Linear, torch.float32, bias=bias), x, 0.3),
+            lora(Linear, torch.float32, bias=bias),
+        )
+    )
+    for mine, own, other in zip(ours, theirs, plain, strict=True):
+        torch.testing.assert_close(mine, own, **FLOAT32)
+        assert (mine - other).norm() > 0.01 * other.norm()
+
+
+def test_lora_with_dropout_is_one_product_in_the_base_type():
+    """peft's own forward, which multiplies in float32, would keep a float32 input for the backward pass."""
+    x = normal(2, 7, 24, seed=5).bfloat16().requires_grad_()
+    kept: list[Tensor] = []
+    layer = dropping(lora(LoraLinear, torch.bfloat16), x, 0.3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(x)
+    assert "LoraProduct" in type(y.grad_fn).__name__
+    assert {t.dtype for t in kept} == {torch.bfloat16, torch.bool}
+
+
+def test_lora_with_dropout_in_bfloat16_is_as_near_the_truth_as_its_rounding():
+    x = normal(2, 7, 24, seed=5).bfloat16()
+    truth = results(dropping(lora(Linear, torch.bfloat16).float(), x, 0.3), x.float())
+    for mine, exact in zip(
+        results(dropping(lora(LoraLinear, torch.bfloat16), x, 0.3), x), truth, strict=True
+    ):
+        assert (mine - exact).norm() / exact.norm() < 4 * 2**-9
+
+
 def heads(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     sizes = ((2, 6, length, 8), (2, 2, length, 8), (2, 2, length, 8))
     return [normal(*size, seed=i, dtype=dtype).requires_grad_() for i, size in enumerate(sizes)]
@@ -128,6 +175,64 @@ def test_packed_attention_against_scaled_dot_product_of_each_text(shared):
         torch.testing.assert_close(mine, own, **FLOAT32)
 
 
+ROWS = torch.tensor(
+    [[0, 0, 0, 1, 1, 2, 2, 9], [1, 1, 2, 2, 2, 2, 9, 9], [0, 1, 1, 1, 1, 1, 1, 1], [0, 0, 9, 9, 9, 9, 9, 9]]
+)
+"""A prompt and two answers, two answers without a prompt, one answer, a prompt alone; 9 is padding."""
+LENGTHS = [7, 6, 8, 2]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_varlen_says_what_the_dense_mask_says(shared):
+    """Its numbers taken literally: query i of a text of n queries and m keys sees the first m - n + i + 1 keys."""
+    texts = varlen(LENGTHS, ROWS if shared else None)
+    total = sum(LENGTHS)
+    places = torch.arange(total) if texts.places is None else texts.places
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    for start, end, first, last in zip(
+        texts.queries[:-1], texts.queries[1:], texts.keys[:-1], texts.keys[1:], strict=True
+    ):
+        for query in range(start, end):
+            keys = places[first : last - (end - 1 - query)]
+            assert len(keys.unique()) == len(keys)
+            seen[query, keys] = True
+    dense = [
+        (shared_prompt_bias(row[None, :n], torch.float32)[0, 0] if shared else causal_bias(n, torch.float32))
+        == 0
+        for row, n in zip(ROWS, LENGTHS, strict=True)
+    ]
+    assert torch.equal(seen, torch.block_diag(*dense).bool())
+    assert texts.queries.dtype == texts.keys.dtype == torch.int32
+    assert (texts.longest_query, texts.longest_key) == tuple(
+        int(ends.diff().max()) for ends in (texts.queries, texts.keys)
+    )
+
+
+def test_varlen_by_hand():
+    texts = varlen([7], ROWS[:1])
+    assert texts.queries.tolist() == [0, 5, 7] and texts.keys.tolist() == [0, 5, 10]
+    assert texts.places is not None and texts.places.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6]
+    assert varlen([3, 1]).queries.tolist() == [0, 3, 4] and varlen([3, 1]).places is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_varlen_attention_against_scaled_dot_product_of_each_row(shared):
+    q, k, v = (t.detach()[:1].requires_grad_() for t in heads(sum(LENGTHS)))
+    texts = varlen(LENGTHS, ROWS if shared else None)
+    ours, _ = attention(nn.Module(), q, k, v, None, scaling=0.3, packed=texts)
+    rows, theirs = zip(*(t.split(LENGTHS, dim=2) for t in (q, k, v)), strict=True), []
+    for row, segments, length in zip(rows, ROWS, LENGTHS, strict=True):
+        bias = (
+            shared_prompt_bias(segments[None, :length], q.dtype) if shared else causal_bias(length, q.dtype)
+        )
+        theirs.append(F.scaled_dot_product_attention(*row, attn_mask=bias, scale=0.3, enable_gqa=True))
+    expected = torch.cat(theirs, dim=2).transpose(1, 2)
+    torch.testing.assert_close(ours, expected, **FLOAT32)
+    pull = normal(*ours.shape, seed=7)
+    for mine, own in zip(*(torch.autograd.grad(o, (q, k, v), pull) for o in (ours, expected)), strict=True):
+        torch.testing.assert_close(mine, own, **FLOAT32)
+
+
 def test_attention_in_bfloat16_is_as_near_the_truth_as_eager():
     q, k, v = heads(50, torch.bfloat16)
     exact = F.scaled_dot_product_attention(
@@ -158,8 +263,11 @@ def test_shared_prompt_bias_by_hand():
     )
 
 
+@pytest.mark.parametrize("forms", [CPU, CUDA])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rms_norm_against_transformers(dtype):
+def test_rms_norm_against_transformers(dtype, forms, monkeypatch):
+    monkeypatch.setitem(FORMS, "cpu", forms)
+
     def make() -> LlamaRMSNorm:
         norm = LlamaRMSNorm(24).to(dtype).requires_grad_(False)
         norm.weight.copy_(normal(24, seed=1))

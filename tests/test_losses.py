@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from paft.device import CPU, CUDA
 from paft.logps import Head, label_logps
 from paft.losses import (
     IGNORE,
@@ -69,11 +70,14 @@ def test_head_with_bias_scale_and_cap_against_autograd(batch, biased, scale, cap
     torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_head_blocks_do_not_change_the_result(batch, monkeypatch):
+@pytest.mark.parametrize("block", [1, 2, CPU.head_block, CUDA.head_block])
+def test_head_blocks_of_any_device_against_autograd(batch, block):
     hidden, head, labels = batch
-    whole = sequence_logps(hidden, labels, head)
-    monkeypatch.setattr("paft.logps.BLOCK_N", 2)
-    torch.testing.assert_close(sequence_logps(hidden, labels, head), whole)
+    ours, right = label_logps(hidden, labels, head, block_N=block), label_logps(hidden @ head.T, labels)
+    torch.testing.assert_close(ours, right)
+    pull = torch.linspace(-1, 2, right.numel()).view_as(right)
+    (gradient,), (wanted,) = (torch.autograd.grad((pull * x).sum(), hidden) for x in (ours, right))
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_sft_loss_against_cross_entropy(batch):
@@ -162,7 +166,7 @@ def factors(scale: float = 1.0) -> list[tuple[torch.Tensor, torch.Tensor, float]
     ]
 
 
-@pytest.mark.parametrize("block_rows", [1, 3, 1000])
+@pytest.mark.parametrize("block_rows", [1, 3, CPU.delta_rows, CUDA.delta_rows])
 def test_l1_of_delta_against_autograd(block_rows):
     ours, plain = factors(0.5), factors(0.5)
     penalty = l1_penalty(ours, block_rows=block_rows)

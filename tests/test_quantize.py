@@ -67,15 +67,29 @@ def test_every_linear_layer_but_the_head_is_packed():
     assert all(p.dtype is torch.float32 for p in module.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("name", ["sft+l1", "sft+l1 factors", "dpo", "orpo"])
-def test_gradient_against_a_plain_base_with_the_rounded_weights(name):
-    quantized = move(make(BRANCHES[name], model=NF4))
-    plain = move(make(BRANCHES[name]))
+def test_gradient_against_a_plain_base_with_the_rounded_weights(name, dropout):
+    config = replace(BRANCHES[name], lora=replace(BRANCHES[name].lora, dropout=dropout))
+    quantized = move(make(config, model=NF4))
+    plain = move(make(config))
     for path, layer in packed_layers(quantized).items():
         wrapped = plain.backbone.base.get_submodule(path)
         wrapped.base_layer.weight.data.copy_(unpacked(layer))
 
     assert distance(gradient(quantized), gradient(plain)) < SAME
+
+
+def test_an_adapter_over_four_bits_works_in_the_type_of_the_base():
+    module = move(make(BRANCHES["sft"], model=replace(BFLOAT16, quantization=Quantization.nf4)))
+    q_proj = module.backbone.base.model.layers[0].self_attn.q_proj
+    x = torch.randn(1, 3, q_proj.in_features, dtype=torch.bfloat16)
+    kept: list[Tensor] = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        q_proj(x)
+
+    assert {t.dtype for t in kept} == {torch.bfloat16}
 
 
 def test_rounding_moves_the_gradient():

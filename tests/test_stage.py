@@ -66,6 +66,7 @@ def test_keys_against_golden(cell):
 
 INCIDENTAL = {
     "trainer": replace(CELL, trainer=TrainerConfig(micro_batch_size=1, checkpoint_every=3, log_every=7)),
+    "recompute": replace(CELL, trainer=TrainerConfig(gradient_checkpointing="auto")),
     "devices": replace(CELL, trainer=TrainerConfig(devices=2), strategy=StrategyConfig(StrategyName.ddp)),
     "logger": replace(CELL, logger=Wandb(project="elsewhere")),
     "callbacks": replace(CELL, callbacks={"mine": {"_target_": "mine.Callback"}}),

@@ -11,10 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paft.chat.tokens import IGNORE
-from paft.cost.flops_and_bytes import BLOCK_N
-
-SOFTMAX_ROWS = 16
-"""Of these, how many a CPU takes through the softmax together: their float32 copy stays in its cache."""
+from paft.device import forms_on
 
 
 class Head(NamedTuple):
@@ -68,13 +65,14 @@ class _HeadLogps(torch.autograd.Function):
         scale: float,
         cap: float | None,
         targets_N: Tensor,
+        block_N: int,
     ) -> Tensor:
         head = Head(weight_VH, bias_V, scale, cap)
         needs_grad = ctx.needs_input_grad[0]
         logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_NH.device)
         slope_NH = torch.empty_like(hidden_NH) if needs_grad else None
-        for start in range(0, len(targets_N), BLOCK_N):
-            block = slice(start, start + BLOCK_N)
+        for start in range(0, len(targets_N), block_N):
+            block = slice(start, start + block_N)
             logits_NV = head.logits(hidden_NH[block])
             damping_NV = head.damping(logits_NV) if needs_grad else None
             logps_N[block], totals_N = _softmax_residual_(logits_NV, targets_N[block])
@@ -83,7 +81,7 @@ class _HeadLogps(torch.autograd.Function):
         if slope_NH is not None:
             trained = any(ctx.needs_input_grad[1:3])
             ctx.save_for_backward(slope_NH, *([hidden_NH, targets_N, weight_VH, bias_V] if trained else []))
-            ctx.form = scale, cap
+            ctx.form, ctx.block_N = (scale, cap), block_N
         return logps_N
 
     @staticmethod
@@ -91,21 +89,22 @@ class _HeadLogps(torch.autograd.Function):
         slope_NH, *rest = ctx.saved_tensors
         grad_NH = (grad_N[:, None] * slope_NH.float()).to(slope_NH.dtype)
         if not rest:
-            return grad_NH, *[None] * 5
+            return grad_NH, *[None] * 6
         hidden_NH, targets_N, weight_VH, bias_V = rest
         head = Head(weight_VH, bias_V, *ctx.form)
-        return grad_NH, *_head_gradients(head, hidden_NH, targets_N, grad_N), None, None, None
+        of_head = _head_gradients(head, hidden_NH, targets_N, grad_N, ctx.block_N)
+        return grad_NH, *of_head, None, None, None, None
 
 
 def _head_gradients(
-    head: Head, hidden_NH: Tensor, targets_N: Tensor, grad_N: Tensor
+    head: Head, hidden_NH: Tensor, targets_N: Tensor, grad_N: Tensor, block_N: int
 ) -> tuple[Tensor, Tensor | None]:
     """Of the head's weight [V, H] and bias [V], for the gradients of the targets' log-probabilities."""
     W, bias = head.weight, head.bias
     grad_VH = torch.zeros_like(W, dtype=torch.float32)
     grad_V = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-    for start in range(0, len(targets_N), BLOCK_N):
-        block = slice(start, start + BLOCK_N)
+    for start in range(0, len(targets_N), block_N):
+        block = slice(start, start + block_N)
         logits_NV = head.logits(hidden_NH[block])
         damping_NV = head.damping(logits_NV)
         _, totals_N = _softmax_residual_(logits_NV, targets_N[block])
@@ -125,7 +124,7 @@ def _softmax_residual_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Te
     """
     logps_N = torch.empty(len(targets_N), dtype=torch.float32, device=logits_NV.device)
     totals_N = torch.empty_like(logps_N)
-    size = SOFTMAX_ROWS if logits_NV.device.type == "cpu" else BLOCK_N
+    size = forms_on(logits_NV.device.type).softmax_rows
     for start in range(0, len(targets_N), size):
         rows = slice(start, start + size)
         exponents, picked = logits_NV[rows].float(), targets_N[rows, None]
@@ -136,12 +135,14 @@ def _softmax_residual_(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Te
     return logps_N - totals_N.log(), totals_N
 
 
-def label_logps(outputs: Tensor, labels_BT: Tensor, head: Head | Tensor | None = None) -> Tensor:
+def label_logps(
+    outputs: Tensor, labels_BT: Tensor, head: Head | Tensor | None = None, *, block_N: int | None = None
+) -> Tensor:
     """Log-probability of every label given what precedes it: float32 [B, T], 0 where there is no label.
 
     `outputs` are logits [B, T, V]; or, with the frozen output head (or its weight [V, H], where that is all of it),
     the hidden states [B, T, H] it would be applied to, and then logits are formed only where there is a label,
-    `BLOCK_N` tokens at a time.
+    `block_N` tokens at a time; None: as many as the device's `head_block`.
     """
     wanted_BT = labels_BT[:, 1:] != IGNORE
     targets_N = labels_BT[:, 1:][wanted_BT]
@@ -150,7 +151,8 @@ def label_logps(outputs: Tensor, labels_BT: Tensor, head: Head | Tensor | None =
         logps_N = F.log_softmax(selected.float(), dim=-1).gather(1, targets_N[:, None]).squeeze(1)
     else:
         whole = head if isinstance(head, Head) else Head(head)
-        logps_N = _HeadLogps.apply(selected, *whole, targets_N)
+        block_N = block_N or forms_on(selected.device.type).head_block
+        logps_N = _HeadLogps.apply(selected, *whole, targets_N, block_N)
     logps_BT = torch.zeros(labels_BT.shape, dtype=torch.float32, device=outputs.device)
     logps_BT[:, 1:] = logps_BT[:, 1:].masked_scatter(wanted_BT, logps_N)
     return logps_BT

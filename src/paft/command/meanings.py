@@ -28,7 +28,7 @@ def allowed(schema: type, name: str) -> str:
     choices = [str(member.value) for kind in kinds if issubclass(kind, Enum) for member in kind]
     if choices:
         return " | ".join([*choices, *(["null"] * _may_be_null(schema, name))])
-    if bool in kinds:
+    if bool in kinds and str not in kinds:
         return "true | false"
     called = "lambda" if (schema, name) == (L1Config, "weight") else name  # its name at the root
     checks = (check for kind in reversed(schema.__mro__) for check in _checks(kind) if check[0] == called)
@@ -40,7 +40,7 @@ def type_name(schema: type, name: str) -> str:
     words = {int: "whole number", float: "number", str: "text", bool: "", list: "list", dict: "names"}
     kinds = parts(schema, name)
     said = [words.get(kind, "") for kind in kinds if not is_dataclass(kind)]
-    if any(issubclass(kind, Enum) for kind in kinds):
+    if any(issubclass(kind, Enum) or kind is bool for kind in kinds):
         return ""  # its choices say it
     null = ["null"] * _may_be_null(schema, name)
     return (" of " if list in kinds else " or ").join([*dict.fromkeys(filter(None, said)), *null])

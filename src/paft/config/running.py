@@ -69,8 +69,9 @@ class TrainerConfig(Typed):
     """Optimizer steps between two lines of the curves."""
     validation_rows: int = 64
     """Held-out rows scored at the end of training, where the source has some."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more work."""
+    gradient_checkpointing: bool | str = False
+    """Recompute activations in the backward pass: less memory, about a third more work; `auto`: where a training would
+    not fit its device without."""
     deterministic: bool = False
     """On GPUs only kernels that give the same bits each time, so that a training that was stopped ends as one that was
     not; slower, and an operation that has none is an error. CPUs always compute so."""
@@ -85,6 +86,9 @@ class TrainerConfig(Typed):
     def __post_init__(self) -> None:
         allowed = ("cpu", "gpu")
         require(self.accelerator in allowed, "trainer.accelerator", self.accelerator, f"one of {allowed}")
+        recompute = self.gradient_checkpointing
+        ok = recompute in (True, False, "auto")
+        require(ok, "trainer.gradient_checkpointing", recompute, "true, false or auto")
         for name in (
             "devices",
             "num_nodes",

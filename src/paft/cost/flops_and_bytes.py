@@ -27,9 +27,10 @@ from paft.cost.parameters import (
     parameters,
 )
 from paft.cost.work import Work
+from paft.device import CPU
 
-BLOCK_N = 512
-"""Tokens whose vocabulary-sized logits exist at once."""
+BLOCK_N = CPU.head_block
+"""Tokens whose vocabulary-sized logits exist at once in an evaluation, and in a training on a CPU."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: four bits, its block's maximum in a byte, and the scale of 256 such maxima in float32."""
 
@@ -125,11 +126,13 @@ def training_memory(
     shards: int = 1,
     recompute: bool = False,
     stored_scores: bool = False,
+    head_block: int = BLOCK_N,
 ) -> Mapping[str, float]:
     """Bytes by what holds them, at the end of a forward pass.
 
     `weight_bytes` is of a linear layer's weight if that is not `item_bytes`. `shards` devices share the base and the
-    factors. `stored_scores` is for an attention that keeps its weights. Without a LoRA every weight is trained.
+    factors. `stored_scores` is for an attention that keeps its weights, `head_block` the tokens whose logits exist at
+    once. Without a LoRA every weight is trained.
     """
     layers, beside = (
         shape.num_hidden_layers,
@@ -149,7 +152,7 @@ def training_memory(
         "base": base + unpacked_memory(shape, item_bytes=item_bytes, weight_bytes=weight_bytes),
         "adapter": adapter,
         "activations": layers * stream + one if recompute else layers * one,
-        "head": head_memory(shape, batch, item_bytes=item_bytes),
+        "head": head_memory(shape, batch, item_bytes=item_bytes, block=head_block),
     }
 
 
@@ -171,9 +174,9 @@ def layer_activations(shape: ModelShape, batch: Batch, *, item_bytes: int, store
     return (width + (heads * batch.longest if stored_scores else 0)) * batch.tokens * item_bytes
 
 
-def head_memory(shape: ModelShape, batch: Batch, *, item_bytes: int) -> float:
+def head_memory(shape: ModelShape, batch: Batch, *, item_bytes: int, block: int = BLOCK_N) -> float:
     """A block of logits, and the gradient that each position will pull on its hidden state."""
-    return min(BLOCK_N, batch.tokens) * shape.vocab_size * item_bytes + (
+    return min(block, batch.tokens) * shape.vocab_size * item_bytes + (
         batch.tokens * shape.hidden_size * item_bytes
     )
 

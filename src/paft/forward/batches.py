@@ -9,6 +9,7 @@ from torch import Tensor
 
 from paft.chat.tokens import IGNORE, Encoded, EncodedAnswer, EncodedPair
 
+HOST = torch.device("cpu")
 Row = TypeVar("Row", bound=Encoded | EncodedPair | EncodedAnswer)
 
 
@@ -37,7 +38,17 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
-def sft_tensors(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(input_ids [B, T], labels [B, T], tokens of each row [B])."""
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from the host to a GPU without waiting for what that is at."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def sft_tensors(
+    rows: Sequence[Encoded], pad_id: int, device: torch.device = HOST
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(input_ids [B, T], labels [B, T], tokens of each row [B]); the last on the host, which cuts rows by it."""
     ids = [r.input_ids for r in rows]
-    return pad(ids, pad_id), pad([r.labels for r in rows], IGNORE), torch.tensor([*map(len, ids)])
+    ids_BT, labels_BT = pad(ids, pad_id), pad([r.labels for r in rows], IGNORE)
+    return placed(ids_BT, device), placed(labels_BT, device), torch.tensor([*map(len, ids)])

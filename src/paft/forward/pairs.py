@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paft.chat.tokens import IGNORE, EncodedPair
-from paft.forward.batches import pad
+from paft.forward.batches import pad, placed
 from paft.model.policy import Policy
 
 PROMPT, CHOSEN, REJECTED, PADDING = range(4)
@@ -37,7 +37,12 @@ class PairTensors(NamedTuple):
     """int64 [R, T]: the column each token has, or would have, where its pair is one row; None: its own."""
 
     def to(self, device: torch.device) -> "PairTensors":
-        moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in self._asdict().items()}
+        """On a device, all but the lengths and segments, by which the host cuts rows."""
+        moved: dict[str, Any] = {
+            name: placed(tensor, device)
+            for name, tensor in self._asdict().items()
+            if tensor is not None and name not in ("lengths", "segments")
+        }
         return self._replace(**moved)
 
     def logps(self, policy: Policy) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paft.device import forms_on
+
 
 class _DeltaL1(torch.autograd.Function):
     """|scaling * B A|_1 with its gradients, formed a block of rows at a time.
@@ -40,24 +42,24 @@ Layer = tuple[Tensor, Tensor, float] | Tensor
 """(A [r, in], B [out, r], scaling), whose delta is scaling * B A; or the delta itself, of any shape."""
 
 
-def l1_penalty(layers: Sequence[Layer], *, of: str = "delta", block_rows: int = 512) -> Tensor:
+def l1_penalty(layers: Sequence[Layer], *, of: str = "delta", block_rows: int | None = None) -> Tensor:
     """Sum of absolute values over all layers: float32 scalar (equation 1 of the paper, before lambda).
 
-    `of="delta"` sums |scaling * B A| and never holds more than `block_rows` rows of one delta; `of="factors"` sums
-    |A| + |B|. Of a delta itself both are the sum of its elements' absolute values.
+    `of="delta"` sums |scaling * B A| and never holds more than `block_rows` rows of one delta (None: the device's
+    `delta_rows`); `of="factors"` sums |A| + |B|. Of a delta itself both are the sum of its elements' absolute values.
     """
     if of not in ("delta", "factors"):
         raise ValueError(f"of must be delta or factors, got {of!r}")
     return torch.stack([_l1(layer, of, block_rows) for layer in layers]).sum()
 
 
-def _l1(layer: Layer, of: str, block_rows: int) -> Tensor:
+def _l1(layer: Layer, of: str, block_rows: int | None) -> Tensor:
     if isinstance(layer, Tensor):
         return layer.abs().sum()
     A, B, scaling = layer
     if of == "factors":
         return A.abs().sum() + B.abs().sum()
-    total: Tensor = _DeltaL1.apply(A, B, scaling, block_rows)
+    total: Tensor = _DeltaL1.apply(A, B, scaling, block_rows or forms_on(A.device.type).delta_rows)
     return total
 
 

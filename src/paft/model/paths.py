@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from paft.device import Packing, forms_on
 from paft.logps import Head
 from paft.model.architecture import same_positions, sees_whole_rows
 from paft.model.layers.attention import AUTO, LONGEST
@@ -74,8 +75,9 @@ def can_share(base: PreTrainedModel, longest: int) -> bool:
 
 def packs(base: PreTrainedModel, longest: int) -> bool:
     """Whether texts of up to `longest` tokens go through the model end to end, without padding."""
-    ours = attention_of(base) == AUTO and base.device.type == "cpu"
-    return ours and longest <= LONGEST and paths_of(base).packed and _mix(base, longest)
+    grouped = forms_on(base.device.type).packing is Packing.groups
+    short = longest <= LONGEST or not grouped
+    return attention_of(base) == AUTO and short and paths_of(base).packed and _mix(base, longest)
 
 
 def pads(base: PreTrainedModel, longest: int) -> bool:

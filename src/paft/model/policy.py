@@ -18,12 +18,11 @@ from paft.delta.statistics import LowRank
 from paft.logps import IGNORE, Head, label_logps
 from paft.model.adapters import save_fingerprints
 from paft.model.architecture import refuse_not_causal
-from paft.model.layers.attention import pack, shared_prompt_bias
+from paft.model.layers.attention import end_to_end, real_places, shared_prompt_bias
 from paft.model.layers.dropout import RowDropout, Rows
 from paft.model.layers.fuse import fuse
 from paft.model.layers.lora import LoraLinear
 from paft.model.paths import can_share, outputs_of, packs, pads, paths_of
-from paft.model.quantize import is_quantized
 from paft.model.shards import own_rows, summing_over_shards, whole
 from paft.model.targets import in_peft
 from paft.private import register_lora
@@ -44,8 +43,7 @@ class Policy(nn.Module):
     def __init__(self, base: PreTrainedModel, lora: LoraConfig, *, seed: int = 0) -> None:
         super().__init__()
         peft_config = in_peft(lora, base)
-        if not is_quantized(base):  # else peft's own layer for four bits
-            register_lora(peft_config, {nn.Linear: LoraLinear})
+        register_lora(peft_config, {nn.Linear: LoraLinear})
         if paths_of(base).fused:
             fuse(base)
         # peft keeps the factors in float32 whatever the base's type (autocast_adapter_dtype)
@@ -83,34 +81,36 @@ class Policy(nn.Module):
     ) -> Tensor:
         """Float32 [B, T]: log-probability of each label given its past, 0 where there is none.
 
-        `lengths_B` says where a row's padding, on the right, begins; on a CPU it is not forwarded. With
+        `lengths_B` says where a row's padding, on the right, begins; it is not forwarded where rows are packed. With
         `segments_BT` and `positions_BT` a row holds several texts that share a prompt; see `paft.forward.pairs`,
         which also says what `columns_BT` are: the place of each token among those that dropout draws for its row.
+        Lengths and segments are read on the host, where they had best lie.
         """
         refuse_not_causal(self.base.config, input_ids_BT.shape[1])
         places_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
         if columns_BT is None:
             columns_BT = places_T.expand_as(input_ids_BT)
+        lengths = lengths_B.tolist()
         if self.packs(input_ids_BT.shape[1]):
-            real_BT = places_T < lengths_B[:, None]
-            self.rows.lay_out(columns_BT, real_BT)
-            return self._packed(input_ids_BT, labels_BT, lengths_B, real_BT, segments_BT, positions_BT)
+            real_N = real_places(lengths, input_ids_BT.shape[1]).to(input_ids_BT.device)
+            self.rows.lay_out(columns_BT, real_N)
+            return self._packed(input_ids_BT, labels_BT, lengths, real_N, segments_BT, positions_BT)
         self.rows.lay_out(columns_BT)
         if segments_BT is None and not pads(self.base, input_ids_BT.shape[1]):
-            return self._one_by_one(input_ids_BT, labels_BT, lengths_B, columns_BT)
+            return self._one_by_one(input_ids_BT, labels_BT, lengths, columns_BT)
         shared: dict[str, Any] = {}
         if segments_BT is not None:
-            mask = shared_prompt_bias(segments_BT, self.base.dtype)
+            mask = shared_prompt_bias(segments_BT.to(input_ids_BT.device), self.base.dtype)
             shared = {"attention_mask": mask, "position_ids": positions_BT}
         outputs, head = self._outputs(input_ids_BT, **shared)
         return label_logps(outputs, labels_BT, head)
 
     def _one_by_one(
-        self, input_ids_BT: Tensor, labels_BT: Tensor, lengths_B: Tensor, columns_BT: Tensor
+        self, input_ids_BT: Tensor, labels_BT: Tensor, lengths: Sequence[int], columns_BT: Tensor
     ) -> Tensor:
         """The same, each row alone and without its padding."""
         logps_BT = torch.zeros(labels_BT.shape, device=labels_BT.device)
-        for i, length in enumerate(lengths_B.tolist()):
+        for i, length in enumerate(lengths):
             self.rows.lay_out(columns_BT[i : i + 1, :length], row=i)
             outputs, head = self._outputs(input_ids_BT[i : i + 1, :length])
             logps_BT[i, :length] = label_logps(outputs, labels_BT[i : i + 1, :length], head)[0]
@@ -120,23 +120,25 @@ class Policy(nn.Module):
         self,
         input_ids_BT: Tensor,
         labels_BT: Tensor,
-        lengths_B: Tensor,
-        real_BT: Tensor,
+        lengths: Sequence[int],
+        real_N: Tensor,
         segments_BT: Tensor | None,
         positions_BT: Tensor | None,
     ) -> Tensor:
         """The same with the rows' real tokens end to end in one row, where each sees its own text alone."""
-        places_T = torch.arange(input_ids_BT.shape[1])
-        places_BT = places_T.expand_as(real_BT) if positions_BT is None else positions_BT
+        device = input_ids_BT.device
+        places_T = torch.arange(input_ids_BT.shape[1], device=device)
+        places_BT = places_T.expand_as(input_ids_BT) if positions_BT is None else positions_BT
         outputs_1NH, head = self._outputs(
-            input_ids_BT[real_BT][None],
-            position_ids=places_BT[real_BT][None],
-            attention_mask=torch.empty(1, 1, 0, 0),  # four dimensions: transformers makes none of its own
-            packed=pack(lengths_B.tolist(), segments_BT, self.base.dtype),
+            input_ids_BT.flatten()[real_N][None],
+            position_ids=places_BT.flatten()[real_N][None],
+            # four dimensions: transformers makes none of its own
+            attention_mask=torch.empty(1, 1, 0, 0, device=device),
+            packed=end_to_end(lengths, segments_BT, self.base.dtype, device),
         )
         wanted_BT = labels_BT.masked_fill(places_T == 0, IGNORE)  # what begins a text has no past
-        logps_1N = label_logps(outputs_1NH, wanted_BT[real_BT][None], head)
-        return logps_1N.new_zeros(labels_BT.shape).masked_scatter(real_BT, logps_1N)
+        logps_1N = label_logps(outputs_1NH, wanted_BT.flatten()[real_N][None], head)
+        return logps_1N.new_zeros(labels_BT.numel()).index_copy(0, real_N, logps_1N[0]).view_as(labels_BT)
 
     def _outputs(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Head | None]:
         return outputs_of(self.base, input_ids=input_ids, use_cache=False, **kwargs)

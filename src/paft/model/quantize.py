@@ -34,10 +34,6 @@ def quantize(base: PreTrainedModel, device: torch.device) -> None:
     base.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks
 
 
-def is_quantized(base: PreTrainedModel) -> bool:
-    return bool(getattr(base, "is_loaded_in_4bit", False))
-
-
 def _in_four_bits(layer: nn.Linear, device: torch.device) -> Any:
     from bitsandbytes.nn import Linear4bit, Params4bit
 

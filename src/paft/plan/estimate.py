@@ -1,18 +1,17 @@
 """Tokens, FLOPs, seconds and bytes of a stage before it runs, each marked where it rests on an assumption."""
 
 import math
-import os
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from paft.config import EvaluateConfig, HardwareConfig, ModelShape, RunConfig, decode
+from paft.cost.device_memory import memory_limit, recomputes, training_holds
 from paft.cost.flops_and_bytes import (
     branch_flops,
     forward_flops,
     forward_memory,
     item_bytes,
     parameters,
-    training_memory,
     weight_bytes,
 )
 from paft.cost.merges import MERGED_PER_SECOND, merge_memory, merge_seconds
@@ -102,24 +101,21 @@ class Estimator:
         rows = count(stage.inputs["data"], self.store)
         steps = branch.max_steps or branch.epochs * (rows.num // branch.global_batch_size)
         trained = steps * branch.global_batch_size
-        forwards, recompute = other_forwards(branch, stage.inputs), trainer.gradient_checkpointing
-        row = rows.work(branch)
+        row, model = rows.work(branch), stage.config.model
+        most = math.ceil(branch.global_batch_size / self.devices)
+        what = self.config.running, model, branch, shape, largest_batch(rows, row, trainer, most=most)
+        recompute = recomputes(*what, limit=memory_limit(self.hardware))
         flops = branch_flops(
-            shape, branch, row * trained, steps=steps, forwards=forwards, recompute=recompute
+            shape,
+            branch,
+            row * trained,
+            steps=steps,
+            forwards=other_forwards(branch, stage.inputs),
+            recompute=recompute,
         )
         # held-out rows did not go through a reference stage
         checked = min(rows.held_out, trainer.validation_rows) * (1 + other_forwards(branch, ()))
-        memory = training_memory(
-            shape,
-            None if branch.is_full else branch.lora,
-            largest_batch(rows, row, trainer, most=math.ceil(branch.global_batch_size / self.devices)),
-            item_bytes=item_bytes(stage.config.model),
-            weight_bytes=weight_bytes(stage.config.model),
-            shards=self.config.running.num_shards,
-            recompute=recompute,
-            stored_scores=self.hardware.accelerator == "cpu" and stage.config.model.attention == "auto",
-        )
-        held = sum(memory.values()) + self.hardware.fragmentation * memory["activations"]
+        held = training_holds(*what, recompute=recompute)
         batches = Batches(
             mean_batch(row, trainer, most=branch.global_batch_size / self.devices),
             mean_batch(row, trainer, most=checked / self.devices),
@@ -237,10 +233,3 @@ class Estimator:
     @property
     def runtime(self) -> float:
         return 1e9 * self.hardware.runtime_gb
-
-
-def memory_limit(hardware: HardwareConfig) -> float:
-    """Bytes of one device."""
-    if hardware.memory_gb is not None:
-        return 1e9 * hardware.memory_gb
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from paft.config import PreferenceConfig, RunConfig
 from paft.config.judge import JUDGES
+from paft.cost.device_memory import memory_limit
 from paft.graph import soup
 from paft.graph.configs import BranchStage, SoupStage, TakenStage
 from paft.graph.stage import Stage, canonical
-from paft.plan.estimate import Estimate, Figure, memory_limit
+from paft.plan.estimate import Estimate, Figure
 from paft.plan.judged import CellEstimator
 from paft.plan.precedents import Precedents
 from paft.proof.record import describe as describe_base

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paft")
 
-PROOF = 1
+PROOF = 2
 """Raise when the paths, or what is asked of them, change."""
 LIBRARIES = ("torch", "transformers")
 

@@ -98,7 +98,7 @@ def largest(ours: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 def by_policy(model: PreTrainedModel, texts: list[list[int]]) -> list[Tensor]:
     """Log-probabilities of every text's tokens, as training computes them, in training mode."""
     rows = [Encoded(text, [IGNORE, *text[1:]]) for text in texts]
-    tensors = (t.to(model.device) for t in sft_tensors(rows, pad_id=0))
+    tensors = sft_tensors(rows, 0, model.device)
     logps = FrozenPolicy(model).train()(*tensors)
     return [row[1 : len(text)].cpu() for row, text in zip(logps, texts, strict=True)]
 

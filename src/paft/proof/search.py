@@ -116,7 +116,7 @@ def offered(name: str, paths: FastPaths, model: PreTrainedModel) -> bool:
     """Whether a path comes into question beside those that are taken already."""
     match name:
         case "packed":
-            return paths.attention == AUTO and model.device.type == "cpu"
+            return paths.attention == AUTO
         case "trunks":
             return paths.shared
     return True

@@ -54,5 +54,4 @@ def recompute_activations(policy: Policy, branch: BranchConfig) -> None:
             f"lora.dropout={branch.lora.dropout:g} and trainer.gradient_checkpointing=true do not go "
             f"together on {policy.base.config.model_type}, whose rows are run one by one; switch one off"
         )
-    policy.base.enable_input_require_grads()
     recompute_layers(policy.base)

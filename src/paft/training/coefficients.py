@@ -109,7 +109,7 @@ def cycled(rows: Sequence[Any], size: int) -> Iterator[list[Any]]:
 
 
 def text_loss(policy: MixedPolicy, rows: list[Encoded], pad_id: int) -> Tensor:
-    tensors = (t.to(policy.base.device) for t in sft_tensors(rows, pad_id))
+    tensors = sft_tensors(rows, pad_id, policy.base.device)
     return mean_nll(policy(*tensors), sum(row.num_labels for row in rows))
 
 

@@ -29,7 +29,7 @@ class JointModule(PreferenceModule):
     def micro_loss(self, rows: list[Any], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(rows[0], Encoded):
             return super().micro_loss(rows, batch)
-        tensors = (t.to(self.device) for t in sft_tensors(rows, self.pad_id))
+        tensors = sft_tensors(rows, self.pad_id, self.device)
         nll = mean_nll(self.backbone(*tensors), batch.num_targets)
         return self.weight * nll, {"sft_nll": nll}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from paft.config import Schedule, TrainerConfig
+from paft.device import forms_on
 from paft.forward.batches import micro_batches
 from paft.graph.configs import BranchStage
 from paft.model.paths import FastPaths
@@ -128,8 +129,10 @@ class BranchModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]
         c = self.config
+        fused = forms_on(trainable[0].device.type).fused_adamw or None  # None: as torch chooses
+        betas = c.beta1, c.beta2
         optimizer = torch.optim.AdamW(
-            trainable, lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay
+            trainable, lr=c.lr, betas=betas, weight_decay=c.weight_decay, fused=fused
         )
         factor = schedule(c.schedule, steps=self.num_steps, warmup_ratio=c.warmup_ratio)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}

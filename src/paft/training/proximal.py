@@ -22,11 +22,9 @@ from torch.optim import Optimizer
 
 from paft.config import L1Of
 from paft.delta.statistics import LowRank
+from paft.device import forms_on
 from paft.losses import soft_threshold
 from paft.model.shards import own_rows, whole
-
-BLOCK_ROWS = 512
-"""Rows of a delta that exist at once."""
 
 
 @torch.no_grad()
@@ -50,7 +48,7 @@ def proximal_step(
             penalty = _shrink_elements(delta, states[0], group, weight)
         else:
             penalty = _shrink_factors(delta, states, group, weight, of)
-        total = total + weight * penalty.cpu()
+        total = total + weight * penalty
     return total
 
 
@@ -97,9 +95,10 @@ def _kept(pull: Tensor, energy: Tensor) -> Tensor:
 def _sums(A: Tensor, B: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """L1 norms of the delta's rows [out] and columns [in]."""
     rows, columns = B.new_empty(len(B)), A.new_zeros(A.shape[1])
-    for start in range(0, len(B), BLOCK_ROWS):
-        block = (B[start : start + BLOCK_ROWS] @ A).abs_()
-        rows[start : start + BLOCK_ROWS] = block.sum(1)
+    size = forms_on(B.device.type).delta_rows
+    for start in range(0, len(B), size):
+        block = (B[start : start + size] @ A).abs_()
+        rows[start : start + size] = block.sum(1)
         columns += block.sum(0)
     return rows.mul_(abs(scaling)), columns.mul_(abs(scaling))
 

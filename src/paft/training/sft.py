@@ -36,7 +36,7 @@ class SFTModule(BranchModule):
         return self.config.l1.method is L1Method.proximal and self.config.l1.weight > 0
 
     def micro_loss(self, rows: list[Encoded], batch: GlobalBatch[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        tensors = (t.to(self.device) for t in sft_tensors(rows, self.pad_id))
+        tensors = sft_tensors(rows, self.pad_id, self.device)
         nll = mean_nll(self.backbone(*tensors), batch.num_targets)
         return nll, {"nll": nll}
 

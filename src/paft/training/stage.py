@@ -33,6 +33,7 @@ from paft.training.joint import JointLoader, JointModule, joint_steps
 from paft.training.module import BranchModule
 from paft.training.nonfinite import NotFinite, explained
 from paft.training.preference import PreferenceModule
+from paft.training.recompute import decided
 from paft.training.reference import scored
 from paft.training.sft import SFTModule
 from paft.training.target import missed, reached
@@ -54,6 +55,7 @@ def run(stage: Stage[BranchStage], inputs: dict[str, Path], out: Path, context: 
     """
     config = stage.config
     base = base_folder(config.model, offline=context.running.offline)
+    context = decided(context, stage, inputs, base)
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     fingerprints = {
         "base": base_fingerprint(config.model),

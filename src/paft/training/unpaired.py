@@ -15,7 +15,7 @@ from paft.training.reference import ScoredAnswer
 def answer_logps(policy: Policy, rows: Sequence[EncodedAnswer], pad_id: int) -> AnswerLogps:
     """What an unpaired loss is of, but for the reference point; scored rows bring the reference's part."""
     device = policy.base.device
-    tensors = [t.to(device) for t in sft_tensors([row.text for row in rows], pad_id)]
+    tensors = sft_tensors([row.text for row in rows], pad_id, device)
     logps = policy(*tensors).sum(1)
     scored = [row.logps for row in rows if isinstance(row, ScoredAnswer)]
     if len(scored) == len(rows):

@@ -14,6 +14,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from paft.device import Packing, forms_on
+from paft.model.layers.varlen import Varlen, varlen, varlen_attention
 from paft.private import softmax_backward
 
 AUTO = "paft_auto"
@@ -122,7 +124,7 @@ def attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packed: list[Group] | None = None,
+    packed: list[Group] | Varlen | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: `_Attention` for whole short rows on a CPU, `sdpa` for all else.
@@ -134,6 +136,8 @@ def attention(
     if asked := sorted(k for k, v in kwargs.items() if v is not None and k not in UNDERSTOOD):
         raise ValueError(f"{type(module).__name__} asks its attention for {', '.join(asked)}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(packed, Varlen):
+        return varlen_attention(query, key, value, packed, scaling), None
     if packed is not None:
         return _packed_attention((query, key, value), packed, scaling).transpose(1, 2), None
     length = query.shape[2]
@@ -147,6 +151,20 @@ def attention(
         return out
     bias = causal_bias(length, query.dtype) if attention_mask is None else attention_mask
     return _Attention.apply(query, key, value, bias, scaling).transpose(1, 2), None
+
+
+def end_to_end(
+    lengths: Sequence[int], segments_BT: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> list[Group] | Varlen:
+    """What `attention` is told of texts of these lengths in one row on a device; `segments_BT` lie on the host."""
+    if forms_on(device.type).packing is Packing.varlen:
+        return varlen(lengths, segments_BT).to(device)
+    return pack(lengths, segments_BT, dtype)
+
+
+def real_places(lengths: Sequence[int], width: int) -> Tensor:
+    """int64 [N]: where the real tokens of rows of these lengths lie, row after row of `width`."""
+    return torch.cat([torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)])
 
 
 def pack(lengths: Sequence[int], segments_BT: Tensor | None, dtype: torch.dtype) -> list[Group]:

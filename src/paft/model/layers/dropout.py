@@ -28,11 +28,11 @@ class Rows:
         """The next micro-batch: the optimizer step, each row's place in the global batch and its tokens."""
         self.step, self.places, self.lengths = step, places, lengths
 
-    def lay_out(self, columns_RT: Tensor, real_RT: Tensor | None = None, *, row: int | None = None) -> None:
+    def lay_out(self, columns_RT: Tensor, real_N: Tensor | None = None, *, row: int | None = None) -> None:
         """What is forwarded next: the place of every token in its row's stream.
 
-        R may be a multiple of the rows, which then follow each other in turn. With `real_RT` only those tokens are,
-        end to end; with `row` only that one of the R rows.
+        R may be a multiple of the rows, which then follow each other in turn. With `real_N` only those of the R T
+        tokens are, end to end; with `row` only that one of the R rows.
         """
         if self.places is None:
             lengths = [columns_RT.shape[1]] * len(columns_RT)
@@ -40,17 +40,18 @@ class Rows:
         starts = torch.tensor([0, *self.lengths[:-1]], device=columns_RT.device).cumsum(0)
         rows = torch.arange(len(columns_RT)) if row is None else torch.tensor([row])
         places_RT = columns_RT + starts[rows.to(starts.device) % len(starts)][:, None]
-        self.tokens = places_RT.clamp(max=sum(self.lengths) - 1) if real_RT is None else places_RT[real_RT]
+        last = sum(self.lengths) - 1
+        self.tokens = places_RT.clamp(max=last) if real_N is None else places_RT.flatten()[real_N]
 
-    def draw(self, layer: str, features: int) -> Tensor:
-        """Float32 [tokens laid out, features], uniform in [0, 1)."""
+    def keep(self, layer: str, features: int, p: float) -> Tensor:
+        """Bool [tokens laid out, features], each false with probability `p`."""
         device = self.tokens.device
         assert self.places is not None, "lay_out has run"
         drawn = []
         for place, length in zip(self.places, self.lengths, strict=True):
             stream = hashlib.blake2b(f"{self.seed} {self.step} {place} {layer}".encode(), digest_size=7)
             generator = torch.Generator(device).manual_seed(int.from_bytes(stream.digest()))
-            drawn.append(torch.rand(length, features, generator=generator, device=device))
+            drawn.append(torch.rand(length, features, generator=generator, device=device) >= p)
         return torch.cat(drawn)[self.tokens.flatten()]
 
 
@@ -62,12 +63,16 @@ class RowDropout(nn.Module):
         self.p, self.layer, self.rows = p, layer, rows
 
     def forward(self, x: Tensor) -> Tensor:
+        keep = self.keep(x)
+        return x if keep is None else x * keep.to(x.dtype).mul_(1 / (1 - self.p)).view(x.shape)
+
+    def keep(self, x: Tensor) -> Tensor | None:
+        """Which inputs stay, bool [tokens, features]; None where all do. Raises `ValueError` for another layout."""
         if not self.training:
-            return x
+            return None
         if x[..., 0].numel() != self.rows.tokens.numel():
             raise ValueError(
                 f"lora.dropout={self.p:g} cannot be used on {self.layer}, which does not see each token of a row once; "
                 "leave it out of lora.target_modules, or set lora.dropout=0"
             )
-        keep = self.rows.draw(self.layer, x.shape[-1]) >= self.p
-        return x * keep.to(x.dtype).mul_(1 / (1 - self.p)).view(x.shape)
+        return self.rows.keep(self.layer, x.shape[-1], self.p)
