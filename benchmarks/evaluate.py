@@ -77,7 +77,8 @@ def contender(
     folder = base_folder(config.model)
     config = replace(config, model=replace(config.model, dtype=DType(dtype)))
     kind = HFLM if name == "lm-eval" else SparingLM
-    model = load_base(folder, config.model, device=device).to(device)
+    model = load_base(folder, config.model, device=device)
+    model.to(torch.device(device))  # type: ignore[arg-type]
     if name == "lm-eval":
         model.set_attn_implementation("sdpa")
     lm = kind(pretrained=model, tokenizer=load_tokenizer(folder, config.data.template), batch_size=batch_size)

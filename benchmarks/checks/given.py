@@ -24,7 +24,7 @@ from paft.proof.record import device_of, proved_paths
 from paft.training.module import BranchModule
 from paft.training.stage import MODULES
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "mistral": {
         "hidden_size": 4096,
         "intermediate_size": 14336,

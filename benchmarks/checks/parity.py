@@ -87,7 +87,7 @@ def packing(given: Given) -> list[Row]:
             shown = f"within {off:.1e} of the largest", "each alone"
             rows.append(Row(f"rows in one pass, {dtype.value}", *shown, ratio=off, at_most=most))
             tensors = (
-                lay(pairs(given.shape), 0).to(given.device)
+                lay(pairs(given.shape), 0).to(torch.device(given.device))
                 for lay in (shared_prompt_tensors, two_row_tensors)
             )
             shared, two = (torch.cat(t.answer_sums(t.logps(policy))) for t in tensors)
