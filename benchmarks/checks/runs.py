@@ -31,6 +31,8 @@ MODEL = {"mistral": ("model=smollm2_135m",), "tiny": ("model=tiny", "data=smoke"
 STEPS = {"mistral": 20, "tiny": 4}
 KILLED_AT = {"mistral": 7, "tiny": 3}
 NAME = "adapter_model.safetensors"
+SMALL = "share_below_1e-5"
+"""The paper's measure of sparsity."""
 
 
 def twin(given: Given) -> list[Row]:
@@ -42,8 +44,7 @@ def twin(given: Given) -> list[Row]:
     off = max(abs(b / a - 1) for a, b in zip(*losses, strict=True))
     cosine = of_deltas(*(factors(stage) for stage in (cpu, device)))
     shares = [read_object(stage / "sparsity.json")["over_elements"] for stage in (cpu, device)]
-    name = min(shares[0])
-    apart = abs(float(shares[0][name]) - float(shares[1][name]))
+    apart = abs(float(shares[0][SMALL]) - float(shares[1][SMALL]))
     last = f"{losses[1][-1]:.4f}", "CPU", f"{losses[0][-1]:.4f}"
     return [
         Row(
@@ -116,10 +117,10 @@ def memory(given: Given) -> list[Row]:
     }
     tokens = 2048 if given.shape == "mistral" else 128
     rows = []
-    for name, words in settings.items():
+    for number, (name, words) in enumerate(settings.items()):
         fixed = (*given.base(given.layers), *given.rows("sft", 8, tokens), *BRANCH, "sft.max_steps=2")
         fixed = (*fixed, "sft.global_batch_size=4", "trainer.micro_batch_size=4", *given.trainer)
-        rows += planned_memory(given, name, (*fixed, *words, f"logs={given.folder / name.replace(' ', '')}"))
+        rows += planned_memory(given, name, (*fixed, *words, f"logs={given.folder / str(number)}"))
     return rows
 
 
