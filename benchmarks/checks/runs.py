@@ -52,10 +52,10 @@ def twin(given: Given) -> list[Row]:
         ),
         Row("cosine of the deltas", f"{cosine:.5f}", "CPU", ratio=cosine, at_least=0.99),
         Row(
-            f"sparsity ({name})",
-            f"{shares[1][name]:.4f}",
+            "elements below 1e-5",
+            f"{shares[1][SMALL]:.2%}",
             "CPU",
-            f"{shares[0][name]:.4f}",
+            f"{shares[0][SMALL]:.2%}",
             apart,
             at_most=0.01,
         ),
