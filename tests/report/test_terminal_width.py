@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from paft.report.render import show
+from paft.report.render import show_table
 from paft.report.tables import Entry, Head, Line, Section, Table
 
 COLUMNS = ("tool call", "honesty", "mmlu dev", "mmlu dev bits ↓", "average")
@@ -20,7 +20,7 @@ def printed(width: int) -> list[str]:
         for name, numbers in zip(NAMES, NUMBERS, strict=True)
     ]
     out = StringIO()
-    show(Console(file=out, width=width), Table(head, [Section("PAFT (SFT_sparse+DPO)", lines)]))
+    show_table(Console(file=out, width=width), Table(head, [Section("PAFT (SFT_sparse+DPO)", lines)]))
     return out.getvalue().splitlines()
 
 

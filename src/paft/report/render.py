@@ -41,7 +41,7 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def show(out: Console, table: Table) -> None:
+def show_table(out: Console, table: Table) -> None:
     """Print a table. Where a line is too narrow errors stand below their values and names break into several; where it
     still is, lines are longer than the terminal's: no number is cut."""
     out.print(in_terminal(table, out.width), crop=False)
