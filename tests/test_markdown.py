@@ -69,10 +69,11 @@ def test_every_choice_stands_in_its_page_with_its_own_options(page, group, regis
     }
     assert [*lines] == [f"{group}={name}" for name in registry]
     common = {f.name for f in dataclasses.fields(shared)}
+    written_otherwise = {"sft_weight", "preference_weight"} if group == "merge" else set()  # as `weights`
     for name, entry in registry.items():
         _, title, _, options, looks_at, source = lines[f"{group}={name}"]
         assert (title, source) == (entry.title, entry.source)
-        own = {f.name for f in dataclasses.fields(entry)} - common - {"sft_weight", "preference_weight"}
+        own = {f.name for f in dataclasses.fields(entry)} - common - written_otherwise
         assert set(options.split(", ")) - {"–"} == own
         needs = getattr(entry, "needs", None)
         assert (needs.value if needs else "") in looks_at

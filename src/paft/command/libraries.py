@@ -18,5 +18,6 @@ def quiet_libraries(stages: Iterable[Stage]) -> None:
     peft and lm-eval import bitsandbytes wherever it is installed; its advice is for bases in four bits.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.NOTSET if in_four_bits(stages) else logging.CRITICAL)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of its attempts to reach the hub

@@ -39,7 +39,7 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
     missing = {s.key: s for s in store.missing(cell)}
     for stage in cell.walk():
         if stage.key not in missing and store.complete(stage):
-            log.info("%-10s %s  hit               %s", stage.name, stage.key, store.path(stage))
+            log.info("%-12s %s  hit               %s", stage.name, stage.key, store.path(stage))
     prepare(config, missing.values())
     # their errors come before any model
     store.ensure_all([stage for stage in missing.values() if stage.name == "data"], context.run)
@@ -139,7 +139,7 @@ def drop_merged(store: Store, cell: Stage) -> None:
         log.warning("%s stays: the store may not be written", stage)
         return
     if there:
-        log.info("%-10s %s  deleted (merge.keep=false)", stage.name, stage.key)
+        log.info("%-12s %s  deleted (merge.keep=false)", stage.name, stage.key)
 
 
 def write_report(configs: list[RunConfig]) -> None:

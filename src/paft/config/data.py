@@ -100,12 +100,8 @@ class Source(Typed):
             f"between 1 and max_length - 1 = {self.max_length - 1}",
         )
         known = set(self.columns) <= set(FIELDS)
-        require(
-            known,
-            "data.*.columns",
-            self.columns,
-            f"{{field: column}} with fields of a format = {', '.join(FIELDS)}",
-        )
+        named = f"{{field: column}} with fields of a format = {', '.join(FIELDS)}"
+        require(known, "data.*.columns", self.columns, named)
         once = len(set(self.columns.values())) == len(self.columns)
         require(once, "data.*.columns", self.columns, "{field: column} with each column once")
 

@@ -139,12 +139,15 @@ def texts_of_items(config: EvaluateConfig, manager: TaskManager) -> dict[str, se
     if isinstance(config, JudgedConfig):
         return {}
     random.seed(config.seed)  # as `require_items` does
-    texts: dict[str, set[str]] = {}
-    for column, task in config.tasks.items():
-        names = [] if task.rows else [str(task.file)] if task.file else leaves([task.task], manager)
-        items = (doc for loaded in manager.load(names)["tasks"].values() for doc in loaded.eval_docs)
-        texts[column] = {text.strip() for doc in items for text in _texts(doc)}
-    return texts
+    tasks = {column: task for column, task in config.tasks.items() if not task.rows}
+    texts = {task.task: _texts_of(task, manager) for task in {t.task: t for t in tasks.values()}.values()}
+    return {column: texts[task.task] for column, task in tasks.items()}
+
+
+def _texts_of(task: TaskConfig, manager: TaskManager) -> set[str]:
+    names = [task.task] if task.file else leaves([task.task], manager)
+    items = (doc for loaded in manager.load(names)["tasks"].values() for doc in loaded.eval_docs)
+    return {text.strip() for doc in items for text in _texts(doc)}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -32,6 +32,6 @@ def varied(soup: Stage[SoupStage]) -> dict[str, str]:
 def title(soup: Stage[SoupStage]) -> str:
     """`mean of 3 trainings, seeds 0, 1, 2`"""
     greedy = isinstance(soup.config, GreedySoupStage)
-    kind = f"greedy mean, by {soup.config.num_rows} validation rows," if greedy else "mean"
+    kind, by = ("greedy mean", " by validation rows") if greedy else ("mean", "")
     differ = [f"{name}s {values}" for name, values in varied(soup).items()]
-    return ", ".join([f"{kind} of {len(members(soup))} trainings", *differ])
+    return ", ".join([f"{kind} of {len(members(soup))} trainings{by}", *differ])

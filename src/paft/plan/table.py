@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from paft.config import PreferenceConfig, RunConfig
@@ -37,7 +37,8 @@ def show_plan(cells: list[tuple[RunConfig, Stage]]) -> None:
     title = f"{len(cells)} cell{'s' * (len(cells) > 1)}, store {first.store}, hardware {first.hardware.name}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("stage", "key", "state", *COSTS, "what"):
-        table.add_column(column, no_wrap=column != "what", justify="right" if column in COSTS else "left")
+        side: JustifyMethod = "right" if column in COSTS else "left"
+        table.add_column(column, no_wrap=column != "what", overflow="fold", justify=side)
     for key, (stage, _) in stages.items():
         state = "miss" if key in needed else "hit" if store.complete(stage) else "not needed"
         table.add_row(stage.name, key, state, *shown(estimates.get(key)), describe(stage))

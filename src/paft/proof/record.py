@@ -97,7 +97,7 @@ def _prove(folder: Path, model: ModelConfig, file: Path, device: str) -> dict[st
     proved = {"base": model.name, "device": device, "seconds": round(time.monotonic() - started, 3)}
     proved |= {"largest_difference": max(proof.differences.values(), default=0.0)}
     proved |= {name: version(name) for name in LIBRARIES} | asdict(proof)
-    log.info("%-10s %s  proved %6.1f s  %s", "base", file.stem, proved["seconds"], describe(model, proved))
+    log.info("%-12s %s  proved %6.1f s  %s", "base", file.stem, proved["seconds"], describe(model, proved))
     return proved
 
 

@@ -41,28 +41,46 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def in_terminal(table: Table) -> RichTable:
-    """For a rich console. Where a line is too narrow names break into several, and no number is cut."""
+def show_table(out: Console, table: Table) -> None:
+    """Print a table. Where a line is too narrow errors stand below their values and names break into several; where it
+    still is, lines are longer than the terminal's: no number is cut."""
+    out.print(in_terminal(table, out.width), crop=False)
+
+
+def in_terminal(table: Table, width: int) -> RichTable:
+    """For a console of so many characters a line."""
     title, caption = escape(table.title), escape(table.caption)
     printed = RichTable(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for place, head in enumerate(table.head):
+    between = " " if sum(least + 3 for least in _least(table, " ")) < width else "\n"
+    for head, least in zip(table.head, _least(table, between), strict=True):
         side: JustifyMethod = "right" if head.numeric else "left"
-        widest = max([len(_bare(line.entries[place])) for line in table.lines], default=0)
-        least = widest if head.numeric else min(widest, 12)
         printed.add_column(escape(head.text), justify=side, min_width=least, overflow="fold", no_wrap=False)
     for part in table.sections:
         printed.add_section()
         if part.heading:
             printed.add_row(f"[dim]{escape(part.heading)}[/dim]")
         for line in part.lines:
-            printed.add_row(*map(_rich, line.entries))
+            printed.add_row(*(_rich(entry, between) for entry in line.entries))
     return printed
 
 
-def _bare(entry: Entry) -> str:
-    return entry.text + (f" ± {entry.error}" if entry.error else "")
+def _least(table: Table, between: str) -> list[int]:
+    """Characters that each column takes at least: of numbers all, of names some."""
+    widest = [
+        max((len(part) for line in table.lines for part in _bare(line.entries[place], between)), default=0)
+        for place in range(len(table.head))
+    ]
+    return [
+        max(most if head.numeric else min(most, 12), *map(len, head.text.split() if head.numeric else [""]))
+        for head, most in zip(table.head, widest, strict=True)
+    ]
 
 
-def _rich(entry: Entry) -> str:
+def _bare(entry: Entry, between: str) -> list[str]:
+    """The lines of an entry, `between` its text and its error."""
+    return (entry.text + (f"{between}± {entry.error}" if entry.error else "")).split("\n")
+
+
+def _rich(entry: Entry, between: str) -> str:
     text = f"[bold]{escape(entry.text)}[/bold]" if entry.strong else escape(entry.text)
-    return text + (f" [dim]± {entry.error}[/dim]" if entry.error else "")
+    return text + (f"{between}[dim]± {entry.error}[/dim]" if entry.error else "")

@@ -13,7 +13,7 @@ from paft.report.columns import Column
 from paft.report.compare import Comparison
 from paft.report.norms import one_sided
 from paft.report.numbers import DASH, interval, p_value, signed
-from paft.report.render import console, in_terminal
+from paft.report.render import console, show_table
 from paft.report.row import Row
 from paft.report.scope import Scope, blocks, scope_of, title
 from paft.report.statistics import Estimate
@@ -70,7 +70,7 @@ def print_blocks(
     out = console()
     for scope, block in scopes:
         alike = [r for r in beside if scope_of(r) == scope]
-        out.print(in_terminal(_cells(scope, block)))
+        show_table(out, _cells(scope, block))
         for sentence in (*mixed(block), *not_stored(block), *one_sided(block, alike)):
             _say(out, sentence)
         if store is not None and (where := _models(block, store)):
@@ -110,9 +110,9 @@ def _say(out: Console, text: str) -> None:
 def print_comparison(comparison: Comparison, left: str, right: str) -> None:
     """Differences A - B by column, then pair by pair, then what a reader must know of them."""
     out = console()
-    out.print(in_terminal(_differences(comparison, left, right)))
+    show_table(out, _differences(comparison, left, right))
     if len(comparison.pairs) > 1:
-        out.print(in_terminal(_pairs(comparison)))
+        show_table(out, _pairs(comparison))
     for name, (mine, theirs) in comparison.also_differ.items():
         _say(out, f"A and B also differ in {name}: {mine} against {theirs}")
     for sentence in mixed(r for p in comparison.pairs for r in (*p.left, *p.right)):
@@ -182,7 +182,7 @@ def _interval(column: Column, e: Estimate) -> str:
 def print_changes(changed: Sequence[Changed], left: str, right: str, *, show: int, page: Path) -> None:
     """How many items changed, the first of each column with both answers, and the page that has all."""
     out = console()
-    out.print(in_terminal(summary(changed, left, right)))
+    show_table(out, summary(changed, left, right))
     for sentence in changed[0].cautions if changed else ():
         _say(out, sentence)
     for part in changed:
@@ -208,7 +208,7 @@ def print_answers(answers: Sequence[Mapping[str, Any]]) -> None:
     """The answers to a list of questions, and why some have none."""
     out = console()
     caption = "paired, over items and seeds; p by Holm over the table"
-    out.print(in_terminal(comparisons_table(answers, caption)))
+    show_table(out, comparisons_table(answers, caption))
     for row in answers:
         if row["why"]:
             _say(out, f"{row['question']}, {row['column']}: {row['why']}")

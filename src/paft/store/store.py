@@ -153,7 +153,7 @@ class Store:
                 seconds = time.monotonic() - started
                 self._record(stage, partial, metrics, seconds)
             self._publish(stage, partial)
-            log.info("%-10s %s  run  %7.1f s  %s", stage.name, stage.key, seconds, self.path(stage))
+            log.info("%-12s %s  run  %7.1f s  %s", stage.name, stage.key, seconds, self.path(stage))
             return True
 
     @contextmanager
@@ -175,7 +175,7 @@ class Store:
                     own_folder(partial)
                     if (partial / "stage.json").is_file() and not find_damage(partial):
                         self._publish(stage, partial)
-                        log.info("%-10s %s  was whole but for its name", stage.name, stage.key)
+                        log.info("%-12s %s  was whole but for its name", stage.name, stage.key)
                 yield partial
         except Timeout:
             yield None

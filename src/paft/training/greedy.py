@@ -67,7 +67,8 @@ def greedy(num_trainings: int, score: Score) -> list[Candidate]:
         range(num_trainings), key=lambda n: (math.isnan(alone[n]["loss"]), alone[n]["loss"])
     )
     candidates = [Candidate((number,), values, number == first) for number, values in enumerate(alone)]
-    soup, lowest = (first,), alone[first]["loss"]
+    soup: tuple[int, ...] = (first,)
+    lowest = alone[first]["loss"]
     for number in others:
         values = dict(score([*soup, number]))
         candidates.append(Candidate((*soup, number), values, kept=values["loss"] <= lowest))
