@@ -140,9 +140,8 @@ class EvaluateConfig(Typed):
             0 < self.validation_share < 1, "evaluate.validation_share", self.validation_share, "in (0, 1)"
         )
         require(self.batch_size > 0, "evaluate.batch_size", self.batch_size, "positive")
-        generated = self.generation_batch_size
-        allowed = "positive or null"
-        require(generated is None or generated > 0, "evaluate.generation_batch_size", generated, allowed)
+        written, at = self.generation_batch_size, "evaluate.generation_batch_size"
+        require(written is None or written > 0, at, written, "positive or null")
         require(self.limit is None or self.limit > 0, "evaluate.limit", self.limit, "positive or null")
         require(0 <= self.seed < 2**32, "evaluate.seed", self.seed, "at least 0 and below 2^32")
 

@@ -129,8 +129,8 @@ class Store:
             if not waiting:
                 log.info("waiting for %s, held by another process", ", ".join(map(str, ready)))
             waiting = True
-            for stage in ready if help is not None else ():
-                if stage.key not in helped:
+            if help is not None:
+                for stage in [s for s in ready if s.key not in helped]:
                     helped.add(stage.key)
                     self._help(stage, help)
             time.sleep(poll_seconds)
