@@ -5,6 +5,7 @@ All of them come from the registries: a new method or objective is in this grid 
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,10 @@ def cell(compose: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFac
     logs = tmp_path_factory.mktemp("combinations")
     words = ("experiment=smoke", "evaluate.limit=1", f"logs={logs}", f"store={logs / 'stages'}")
 
+    composed = cache(lambda objective, *more: compose(*words, f"preference={objective}", *more))
+
     def config(objective: str, merge: MergeConfig, *more: str) -> RunConfig:
-        composed = compose(*words, f"preference={objective}", *more)
-        return replace(composed, merge=replace(merge, prove=False))
+        return replace(composed(objective, *more), merge=replace(merge, prove=False))
 
     return config
 

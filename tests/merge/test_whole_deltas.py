@@ -70,10 +70,13 @@ def iso_c(deltas: Sequence[Tensor]) -> Tensor:
 
 
 def wudi_fit(deltas: Sequence[Tensor]) -> Tensor:
-    """The t of least norm that minimises the paper's sum_i |(t - d_i) d_i^T|^2 / |d_i|^2, by torch's least squares."""
+    """The t of least norm that minimises the paper's sum_i |(t - d_i) d_i^T|^2 / |d_i|^2, by torch's least squares.
+
+    What a low-rank delta has in other directions is the rounding of float32, 6e-8 of its largest singular value.
+    """
     rows = torch.cat([d / d.norm() for d in deltas])
     wanted = torch.cat([d @ d.T / d.norm() for d in deltas])
-    return torch.linalg.lstsq(rows, wanted, driver="gelsd").solution.T
+    return torch.linalg.lstsq(rows, wanted, rcond=1e-6, driver="gelsd").solution.T
 
 
 def knots_ties(deltas: Sequence[Tensor], method: MergeConfig) -> Tensor:

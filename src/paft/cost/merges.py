@@ -1,5 +1,6 @@
 """What a merge takes, and the proof of it: tensor by tensor, and as models that transformers loads."""
 
+import os
 from dataclasses import dataclass
 
 from paft.config import ModelShape
@@ -13,10 +14,10 @@ PROVED, PROOF_MERGES = 4.0, 2
 """Times a merge's seconds that it takes with its proof, which loads four models and merges twice."""
 AT_ONCE = 4
 """Tensors in work at a time, at most."""
-DECOMPOSED_COPIES = 10
-"""Float32 arrays of its size that a tensor takes whose deltas are decomposed."""
+DECOMPOSED_COPIES = 35
+"""Float32 arrays of its size that a tensor takes whose deltas are decomposed: the most, of products in float64."""
 DECOMPOSED_PER_SECOND = 2e9
-"""n m^2 of float32 matrices [m, n] with m <= n whose singular values and vectors two cores compute in a second."""
+"""n m^2 of float32 matrices [m, n] with m <= n whose singular values and vectors one core computes in a second."""
 ROOM = 0.5
 """Share of the free memory that the models of a proof may take in float32; larger ones stay in their stored type."""
 
@@ -59,5 +60,6 @@ def merge_memory(work: MergeWork, *, item_bytes: int, proved: bool, limit: float
 def merge_seconds(work: MergeWork, *, item_bytes: int, proved: bool) -> float:
     """In proportion to the base's bytes, and to what its matrices take that are decomposed."""
     seconds = parameters(work.shape) * item_bytes / MERGED_PER_SECOND * (PROVED if proved else 1.0)
-    once = sum(min(size) ** 2 * max(size) for size in work.matrices) / DECOMPOSED_PER_SECOND
+    cores = min(AT_ONCE, os.cpu_count() or 1)
+    once = sum(min(size) ** 2 * max(size) for size in work.matrices) / (cores * DECOMPOSED_PER_SECOND)
     return seconds + work.decompositions * once * (1 + (PROOF_MERGES if proved else 0))

@@ -37,7 +37,7 @@ class Cores(NamedTuple):
     """[out, k], orthonormal columns."""
     middles: Sequence[Matrix]
     """M_i [k, l] of each branch."""
-    right: Wide | None
+    right: Matrix | None
     """[l, in], orthonormal rows; None is the identity."""
 
     def delta(self, middle: Matrix) -> Factors | Dense:
@@ -90,9 +90,9 @@ def knots_space(deltas: Sequence[Delta], name: str = "a tensor") -> Cores:
     low-rank deltas, in float32 of others.
     """
     if not all(isinstance(delta, Factors) for delta in deltas):
-        left, sizes, right = _svd(np.concatenate([delta[:] for delta in deltas], 1))
+        left, sizes, rows = _svd(np.concatenate([delta[:] for delta in deltas], 1))
         kept = sizes > SMALL
-        return Cores(left[:, kept], np.split(sizes[kept, None] * right[kept], len(deltas), axis=1), None)
+        return Cores(left[:, kept], np.split(sizes[kept, None] * rows[kept], len(deltas), axis=1), None)
     cores = core_space(deltas, name)
     inner, sizes, _ = _svd(np.concatenate(cores.middles, 1))
     inner = inner[:, sizes > SMALL]

@@ -57,8 +57,9 @@ def run(
     weights = weights_of(model, deltas)
     rows = texts(config, inputs["data"])
     shown = tqdm(rows, "statistics", unit=" rows", disable=not settings.progress_bar)
+    alike: dict[str, str] = {}
     if config.statistic is Statistic.fisher:
-        sums, alike = fishers(model, weights, shown), {}
+        sums = fishers(model, weights, shown)
     else:
         sums, alike = grams(model, linear_layers(model, weights), shown)
     count = len(rows) if config.statistic is Statistic.fisher else sum(len(row.input_ids) for row in rows)

@@ -37,12 +37,17 @@ class Tsv(CoreMerge, name="tsv", title="TSV-M", source="Gargiulo et al. 2025, ar
 
 def without_interference(deltas: Sequence[Matrix], top: int | None) -> Matrix:
     """Algorithm 1 of the paper, with the first `top` singular triplets of each, or all."""
-    lefts, sizes, rights = zip(*(np.linalg.svd(delta, full_matrices=False) for delta in deltas), strict=True)
-    kept = [min(top or size.size, rank_of(size)) for size in sizes]
-    left = orthogonal(np.concatenate([u[:, :k] for u, k in zip(lefts, kept, strict=True)], 1))
-    right = orthogonal(np.concatenate([v[:k] for v, k in zip(rights, kept, strict=True)], 0))
-    merged: Matrix = left * np.concatenate([s[:k] for s, k in zip(sizes, kept, strict=True)]) @ right
+    lefts, sizes, rights = zip(*(_triplets(delta, top) for delta in deltas), strict=True)
+    left, right = orthogonal(np.concatenate(lefts, 1)), orthogonal(np.concatenate(rights, 0))
+    merged: Matrix = left * np.concatenate(sizes) @ right
     return merged
+
+
+def _triplets(delta: Matrix, top: int | None) -> tuple[Matrix, Matrix, Matrix]:
+    """Left vectors, singular values and right vectors, without those that are rounding; no view of the others."""
+    left, sizes, right = np.linalg.svd(delta, full_matrices=False)
+    kept = min(top or sizes.size, rank_of(sizes))
+    return left[:, :kept].copy(), sizes[:kept], right[:kept].copy()
 
 
 def orthogonal(vectors: Matrix) -> Matrix:

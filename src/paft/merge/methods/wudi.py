@@ -22,8 +22,8 @@ class Wudi(CoreMerge, name="wudi", title="WUDI", source="Cheng et al. 2025, arXi
 
     def merge_cores(self, cores: Sequence[Matrix]) -> Matrix:
         reads = [core.T @ core / _square(core) for core in cores]
-        total = sum(core @ read for core, read in zip(cores, reads, strict=True))
-        merged: Wide = total @ _inverse(sum(reads))
+        total = np.sum([core @ read for core, read in zip(cores, reads, strict=True)], axis=0)
+        merged: Matrix = total @ _inverse(np.sum(reads, axis=0))
         return merged
 
     def merge_whole(self, deltas: Sequence[Array]) -> Matrix:
@@ -35,13 +35,13 @@ class Wudi(CoreMerge, name="wudi", title="WUDI", source="Cheng et al. 2025, arXi
         return self.merge_cores(wide) if len(deltas) * out >= width else of_outputs(wide)
 
 
-def of_outputs(deltas: Sequence[Wide]) -> Wide:
+def of_outputs(deltas: Sequence[Wide]) -> Matrix:
     """The same of matrices wider than all are tall together: with D all delta_i / |delta_i| one below the other,
     sum_i H_i = D^T D, and D (D^T D)^+ = (D D^T)^+ D."""
-    units = [delta / np.sqrt(_square(delta)) for delta in deltas]
-    answers = np.concatenate([delta @ unit.T for delta, unit in zip(deltas, units, strict=True)], 1)
-    D = np.concatenate(units)
-    merged: Wide = answers @ _inverse(D @ D.T) @ D
+    D = np.concatenate([delta / np.sqrt(_square(delta)) for delta in deltas])
+    parts = zip(deltas, np.split(D, len(deltas)), strict=True)
+    answers = np.concatenate([delta @ unit.T for delta, unit in parts], 1)
+    merged: Matrix = answers @ _inverse(D @ D.T) @ D
     return merged
 
 
@@ -49,7 +49,7 @@ def _square(delta: Matrix) -> float:
     return max(float(np.vdot(delta, delta)), float(np.finfo(np.float64).tiny))
 
 
-def _inverse(products: Wide) -> Wide:
+def _inverse(products: Matrix) -> Matrix:
     """Of what is not 0 in them."""
-    inverse: Wide = np.linalg.pinv(products, rcond=1e-12, hermitian=True)
+    inverse: Matrix = np.linalg.pinv(products, rcond=1e-12, hermitian=True)
     return inverse
