@@ -19,8 +19,8 @@ ASSUMED = "a100_80gb"
 
 def entry_of(name: str) -> str | None:
     """The file of `conf/hardware/` whose `gpu` is a driver's name of a device; None where none is."""
-    found = (entry for entry, values in entries().items() if re.fullmatch(str(values.get("gpu", "")), name))
-    return next(found, None)
+    gpus = {entry: values["gpu"] for entry, values in entries().items() if "gpu" in values}
+    return next((entry for entry, names in gpus.items() if re.fullmatch(names, name)), None)
 
 
 @cache

@@ -16,7 +16,8 @@ OURS = "paft_forward"
 def swap_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Let a module compute `forward`; its class keeps its name and is a subclass of the module's own."""
     swap_back(module)
-    module.__class__ = _with_forward(type(module), forward)
+    kind: Any = type(module)
+    module.__class__ = _with_forward(kind, forward)
 
 
 def swap_back(module: nn.Module) -> None:
