@@ -99,7 +99,7 @@ class Throughput(Callback):
             rows_work(batch.rows, branch),
             steps=1,
             forwards=other_forwards(branch, self.stage.inputs),
-            recompute=self.running.trainer.gradient_checkpointing,
+            recompute=self.running.trainer.gradient_checkpointing is True,  # `auto` is decided by now
         )
 
     def validation_flops(self, batch: GlobalBatch[Any]) -> float:
