@@ -220,5 +220,5 @@ def test_zephyr_s_recipe(compose):
 
     assert config.model == replace(plain.model, quantization=Quantization.nf4)
     assert (config.sft, config.preference, config.data) == (plain.sft, plain.preference, plain.data)
-    assert (config.trainer.devices, config.trainer.micro_batch_size) == (1, 4)
+    assert (config.trainer.devices, config.trainer.micro_batch_tokens) == (1, 8192)
     assert isinstance(config.sft, SFTConfig) and config.sft.global_batch_size == 8

@@ -47,7 +47,7 @@ class Throughput(Callback):
         self.total = dict.fromkeys(
             ("tokens", "seconds", "flops", "validation_seconds", "validation_flops"), 0.0
         )
-        self.recomputes = self.running.trainer.gradient_checkpointing
+        self.recomputes = self.running.trainer.gradient_checkpointing is True  # `auto` is decided by now
         if self.recomputes:
             self.total["useful_flops"] = 0.0
         self.memory = 0.0

@@ -53,11 +53,12 @@ def varlen(lengths: Sequence[int], segments_BT: Tensor | None = None) -> Varlen:
             places += [*before, *own]
             queries.append(end)
             keys.append(len(places))
-    longest = [max(b - a for a, b in pairwise(x)) for x in (queries, keys)]
+    longest_query, longest_key = (max(b - a for a, b in pairwise(x)) for x in (queries, keys))
     return Varlen(
         torch.tensor(queries, dtype=torch.int32),
         torch.tensor(keys, dtype=torch.int32),
-        *longest,
+        longest_query,
+        longest_key,
         None if segments_BT is None else torch.tensor(places),
     )
 
@@ -90,7 +91,9 @@ def takes_kernel(q: Tensor) -> bool:
 def _by_kernel(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, texts: Varlen, scaling: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    grouped = {"enable_gqa": True} if q_THD.shape[1] != k_SHD.shape[1] and _names_groups() else {}
+    grouped: dict[str, Any] = (
+        {"enable_gqa": True} if q_THD.shape[1] != k_SHD.shape[1] and _names_groups() else {}
+    )
     out: Any = varlen_attn(
         q_THD,
         k_SHD,
