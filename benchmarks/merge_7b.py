@@ -1,10 +1,10 @@
-"""Every merge method of two adapters (rank 16 and 128, all linear layers) into a checkpoint of Mistral-7B's shape.
+"""Merges of two adapters (rank 16 and 128, all linear layers) into a checkpoint of Mistral-7B's shape.
 
-    python benchmarks/merge_7b.py [--methods ties,fisher] [--layers 32] [--folder DIR] [--quick] [--out DIR]
+    python benchmarks/merge_7b.py [--methods all] [--layers 32] [--folder DIR] [--quick] [--out DIR]
 
-Each method is a process of its own: its whole time, and its peak memory. By default these are the methods that look at
-deltas alone; those that look at rows (fisher, regmean, learned) are given by name, and then merge by random statistics
-in the format of the stage before them, which is not timed: 56 GB for Fisher, 65 GB of Gram matrices.
+Each method is a process of its own: its whole time, and its peak memory. TIES by default, `all` for every method that
+looks at deltas alone; those that look at rows (fisher, regmean, learned) are given by name, and then merge by random
+statistics in the format of the stage before them, which is not timed: 56 GB for Fisher, 65 GB of Gram matrices.
 
 The 14.5 GB of bfloat16 shards are random numbers, made in a temporary folder below DIR and deleted at the end, as is
 everything else; 2.2 times their size must be free. The shards are copied with `cp` first. Both read from the disk
@@ -67,6 +67,8 @@ def needs(method: str) -> Statistic | None:
 
 def listed(text: str) -> list[str]:
     """The methods of `--methods`, each once."""
+    if text == "all":
+        return [name for name in METHODS if needs(name) is None]
     methods = list(dict.fromkeys(text.split(",")))
     if unknown := [name for name in methods if name not in METHODS]:
         raise argparse.ArgumentTypeError(f"there is no method {unknown[0]!r}; there are {', '.join(METHODS)}")
@@ -158,12 +160,11 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    alone = [name for name in METHODS if needs(name) is None]
-    said = f"with commas between (default {','.join(alone)})"
+    said = f"all, or with commas between {', '.join(METHODS)} (default ties)"
     parser.add_argument("--methods", type=listed, metavar="NAMES", help=said)
     given = parse(parser)
     layers, narrower = (QUICK_LAYERS, QUICK_NARROWER) if given.quick else (given.layers, 1)
-    methods = given.methods or (QUICK_METHODS if given.quick else alone)
+    methods = given.methods or (QUICK_METHODS if given.quick else ("ties",))
     if not given.quick:
         refuse_full_disk(parser, given.folder, layers, methods)
     progress = Progress("merge_7b", announced(methods, layers), quick=given.quick)
