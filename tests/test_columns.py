@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,6 +238,7 @@ def test_what_lm_eval_reads_of_a_file_is_in_the_key_however_it_is_named(tmp_path
 
 
 def test_the_digest_of_a_plain_file_is_the_one_that_keys_were_made_with(file):
+    file.write_text(re.sub("dataset_kwargs.*", "", file.read_text()))
     parts = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, file.parent / "mine.py")]
 
     assert task_sha256(file) == hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -244,12 +246,13 @@ def test_the_digest_of_a_plain_file_is_the_one_that_keys_were_made_with(file):
 
 def test_the_content_of_a_tasks_files_is_part_of_the_key_and_older_keys_stay(file):
     keys = [build(with_tasks(c=TaskConfig(str(file)))).key]
-    for part in (file, file.parent / "mine.py"):
-        part.write_text(part.read_text() + "\n# changed\n")
+    (data,) = file.parent.glob("*.jsonl")
+    for part, more in ((file, "# changed"), (file.parent / "mine.py", "# changed"), (data, "{}")):
+        part.write_text(f"{part.read_text()}\n{more}\n")
         keys.append(build(with_tasks(c=TaskConfig(str(file)))).key)
     (file.parent / "unrelated.yaml").write_text("task: other\n")
 
-    assert len(set(keys)) == 3
+    assert len(set(keys)) == 4
     assert build(with_tasks(c=TaskConfig(str(file)))).key == keys[-1]
     assert "sha256" not in build(PAFT).identity["config"]["evaluate"]["tasks"]["tool_call"]
 

@@ -81,15 +81,16 @@ def refuse_changed_files(evaluate: EvaluateConfig) -> None:
 
 
 def task_sha256(file: Path) -> str:
-    """Hex sha256 over a task's YAML file, those it includes, and the Python files of its `!function`s beside it.
+    """Hex sha256 over a task's YAML file, those it includes, the Python files of its `!function`s beside it, and the
+    files of this disk that it reads its items from.
 
-    Data that the task reads is not part of it. What belongs to a file is found by patterns first, as keys are made of
-    it; then comes what they miss of what lm-eval reads: lists of includes, tags in full, links.
+    What belongs to a file is found by patterns first, as keys are made of it; then comes what they miss of what lm-eval
+    reads: lists of includes, tags in full, links, data.
     """
     digests = dict.fromkeys(file_sha256(path) for path in _files(file, set()))
     with suppress(ValueError):  # no task, which is refused when it is loaded
         for read in with_included(file.resolve()):
-            digests |= dict.fromkeys(file_sha256(path) for path in (read.path, *read.modules))
+            digests |= dict.fromkeys(file_sha256(path) for path in (read.path, *read.modules, *read.data))
     return hashlib.sha256("\0".join(digests).encode()).hexdigest()
 
 
