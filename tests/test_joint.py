@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny import BRANCHES, MODEL, PAD, distance, gradients, make, move, pairs, rows_for, sft_rows, whole_batch
 
 from paft.config import Template, TrainerConfig
@@ -27,7 +28,8 @@ def joint_module(name: str, **settings: Any) -> JointModule:
 @pytest.mark.parametrize("micro", [1, 3])
 def test_joint_loss_and_gradient_are_the_sum_of_both_branches(name, micro, monkeypatch):
     monkeypatch.setattr("paft.training.module.largest_of_ranks", lambda number, trainer: number)
-    monkeypatch.setattr(JointModule, "trainer", SimpleNamespace(world_size=1))
+    here = SimpleNamespace(root_device=torch.device("cpu"))
+    monkeypatch.setattr(JointModule, "trainer", SimpleNamespace(world_size=1, strategy=here))
     texts, answers = whole_batch(sft_rows(6), step=1), whole_batch(rows_for(BRANCHES[name], 5), step=1)
     module, loss = move(joint_module(name, micro_batch_size=micro)), 0.0
     batch = module.with_reference_point(joined(1, texts, answers))

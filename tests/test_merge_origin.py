@@ -140,7 +140,7 @@ def test_two_adapters_of_different_fingerprints_are_refused(here, capsys):
     for branch in ("sft", "preference"):
         (here / branch / "paft.json").write_text(json.dumps({"base": f"tiny-{branch}"}))
 
-    assert "base is 'tiny-sft' in the first and 'tiny-preference' in the second" in (
+    assert "'base' is 'tiny-sft' in the first and 'tiny-preference' in the second" in (
         refusal(capsys, here, here / "llama")
     )
     assert merge(here, here / "llama", "--same-base").is_dir()

@@ -124,7 +124,7 @@ OURS: dict[str, Any] = dict(
 
 def _devices(running: Running) -> dict[str, Any]:
     config = running.trainer
-    alone = config.accelerator == "gpu" and config.world_size == 1
+    alone = config.accelerator == "gpu" and config.world_size == 1 and torch.cuda.is_available()
     return dict(
         accelerator=config.accelerator,
         devices=[torch.cuda.current_device()] if alone else config.devices,  # 1 would be the first GPU
