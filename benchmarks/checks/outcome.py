@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from checks.given import Given
-from checks.runs import digest
 from evaluate import same
 from harness.process import BENCHMARKS, CONTENDERS, run_child
 from measure import Row
 from merge import paft
+
+from paft.files.fingerprint import content_sha256
 
 METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare_ties")
 THREADS = (4, 16)
@@ -30,7 +31,9 @@ def merging(given: Given) -> list[Row]:
         for threads in THREADS:
             run = run_child(*paft(method, given.folder), environment={"OMP_NUM_THREADS": str(threads)})
             seconds[threads] = run.seconds
-            found.add(tuple(digest(path) for path in sorted((given.folder / "paft").glob("*.safetensors"))))
+            found.add(
+                tuple(content_sha256(path) for path in sorted((given.folder / "paft").glob("*.safetensors")))
+            )
             shutil.rmtree(given.folder / "paft")
         few, many = (seconds[threads] for threads in THREADS)
         note = "same bytes" if len(found) == 1 else "OTHER BYTES"

@@ -2,7 +2,6 @@
 
 import csv
 import gc
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -195,8 +194,3 @@ def of_deltas(a: dict[str, tuple[Tensor, Tensor]], b: dict[str, tuple[Tensor, Te
 
     products = [sum(inner(x[n], y[n]) for n in x) for x, y in ((a, b), (a, a), (b, b))]
     return float(products[0] / (products[1] * products[2]) ** 0.5)
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
