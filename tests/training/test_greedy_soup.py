@@ -14,20 +14,19 @@ import torch
 from hydra.errors import HydraException
 from peft import LoraConfig, PeftModel, get_peft_model
 from small_bases import small_base
+from soup_cells import branch, cells, made
 from synthetic_store import PAFT, fill
 from transformers import AutoModelForCausalLM
 
 from paft.chat.tokens import Encoded
 from paft.command.chosen import refuse_scored_by
 from paft.command.mistakes import explain
-from paft.command.pipeline import context_of
 from paft.command.unread import refuse_unused
 from paft.config import RunConfig, SFTSoupConfig
 from paft.data.tokens import read_sft, write_rows
 from paft.files.jsonfile import read_object
 from paft.graph.build import build
 from paft.graph.soup import members
-from paft.graph.stage import Stage
 from paft.merge.branches import read_branches
 from paft.model.base import base_folder
 from paft.plan.table import describe
@@ -35,7 +34,6 @@ from paft.proof.base import load_base
 from paft.report.build import Report
 from paft.report.labels import labels
 from paft.report.measured import chosen
-from paft.store.store import Store
 from paft.training.greedy import greedy, prompt_of, validation_rows
 from paft.training.mixed import MixedPolicy
 
@@ -46,18 +44,7 @@ GREEDY = (LAMBDAS, "sft.soup.kind=greedy")
 @pytest.fixture(scope="module")
 def cell(compose: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory):
     """A smoke cell of these words, in the module's one store."""
-    logs = tmp_path_factory.mktemp("greedy")
-    words = ("experiment=smoke", "merge=task_arithmetic", f"logs={logs}", f"store={logs / 'stages'}")
-    return lambda *more: compose(*words, *more)
-
-
-def branch(config: RunConfig, name: str = "sft") -> Stage:
-    return build(config).inputs["model"].inputs[name]
-
-
-def made(config: RunConfig, stage: Stage) -> Path:
-    store = Store(config.store)
-    return store.ensure(stage, context_of(config, store, build(config)).run)
+    return cells(compose, tmp_path_factory.mktemp("greedy"))
 
 
 def metrics(folder: Path) -> dict[str, Any]:

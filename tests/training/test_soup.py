@@ -9,19 +9,17 @@ import pytest
 import torch
 from full_models import weights_of
 from peft import PeftModel
+from soup_cells import branch, cells, made
 from synthetic_store import PAFT, fill
 from transformers import AutoModelForCausalLM
 
-from paft.command.pipeline import context_of
 from paft.config import RunConfig, SFTSoupConfig
 from paft.files.jsonfile import read_object
 from paft.graph.build import build
-from paft.graph.stage import Stage
 from paft.model.base import base_folder
 from paft.plan.table import describe
 from paft.report.build import Report
 from paft.report.labels import labels
-from paft.store.store import Store
 
 SEEDS = [0, 1, 2]
 SOUP = f"sft.soup.seeds={SEEDS}".replace(" ", "")
@@ -30,18 +28,7 @@ SOUP = f"sft.soup.seeds={SEEDS}".replace(" ", "")
 @pytest.fixture(scope="module")
 def cell(compose: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory):
     """A smoke cell of these words, in the module's one store."""
-    logs = tmp_path_factory.mktemp("soup")
-    words = ("experiment=smoke", "merge=task_arithmetic", f"logs={logs}", f"store={logs / 'stages'}")
-    return lambda *more: compose(*words, *more)
-
-
-def branch(config: RunConfig, name: str = "sft") -> Stage:
-    return build(config).inputs["model"].inputs[name]
-
-
-def made(config: RunConfig, stage: Stage) -> Path:
-    store = Store(config.store)
-    return store.ensure(stage, context_of(config, store, build(config)).run)
+    return cells(compose, tmp_path_factory.mktemp("soup"))
 
 
 def peft_deltas(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
