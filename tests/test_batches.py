@@ -14,7 +14,7 @@ from paft.chat.tokens import IGNORE, Encoded, EncodedPair
 from paft.config import Schedule
 from paft.forward.batches import micro_batches, sft_tensors
 from paft.training.batches import StepLoader, num_steps, row_order
-from paft.training.module import schedule
+from paft.training.schedule import schedule
 
 
 def loader(rows, steps=6, **settings):

@@ -4,8 +4,7 @@ One Lightning batch is one global batch. It is cut into micro-batches whose loss
 batch's totals, so the update depends neither on the micro-batch size nor on the number of devices.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from paft.config import Schedule, TrainerConfig
+from paft.config import TrainerConfig
 from paft.device import forms_on
 from paft.forward.batches import micro_batches
 from paft.graph.configs import BranchStage
@@ -22,28 +21,8 @@ from paft.model.policy import Policy
 from paft.training.backbone import make_policy, recompute_activations
 from paft.training.batches import GlobalBatch
 from paft.training.nonfinite import LeftOut
+from paft.training.schedule import schedule
 from paft.training.strategy import largest_of_ranks, sent_with_the_last, shard
-
-
-def schedule(name: Schedule, *, steps: int, warmup_ratio: float) -> Callable[[int], float]:
-    """Factor on the learning rate at optimizer step 0, 1, ...; rises linearly over the warm-up, then follows `name`."""
-    warmup = math.ceil(warmup_ratio * steps)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = (step - warmup) / max(steps - warmup, 1)
-        match name:
-            case Schedule.cosine:
-                return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-            case Schedule.linear:
-                return max(1 - done, 0.0)
-            case Schedule.inverse_sqrt:
-                return math.sqrt((warmup + 1) / (step + 1))
-            case Schedule.constant:
-                return 1.0
-
-    return factor
 
 
 class BranchModule(L.LightningModule):
