@@ -6,6 +6,8 @@ Loads no torch.
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
+from pathlib import Path
 
 
 class Packing(Enum):
@@ -56,3 +58,28 @@ FORMS = {"cpu": CPU, "cuda": CUDA}
 def forms_on(kind: str) -> Forms:
     """Of a `torch.device.type`; a kind that nobody has written for is taken for a CPU."""
     return FORMS.get(kind, CPU)
+
+
+WIDE = ("avx512bw", "avx512vl", "avx512dq"), ("avx_ne_convert", "avx_vnni", "avx_vnni_int8"), ("bf16",)
+"""What a processor must have, all of one line: oneDNN multiplies bfloat16 matrices with it (x86, newer x86, Arm)."""
+
+
+def computed_in(dtype: str, kind: str) -> str:
+    """The type that a model stored as `dtype` is loaded in, and multiplied in, on a kind of device: its own, but
+    `float32` for `bfloat16` on a processor that has no such products.
+
+    PyTorch's own take a hundred times as long there. Every bfloat16 number is a float32 number, so that no weight
+    changes; activations are rounded less, and the model takes twice the memory.
+    """
+    return "float32" if (dtype, kind) == ("bfloat16", "cpu") and not multiplies_bfloat16() else dtype
+
+
+@cache
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor has fast bfloat16 products; False where the system does not say."""
+    try:
+        first = cpuinfo.read_text().split("\n\n", 1)[0]
+    except OSError:
+        return False
+    told = [line.split(":", 1)[1] for line in first.splitlines() if line.startswith(("flags", "Features"))]
+    return any({*needed} <= {*" ".join(told).split()} for needed in WIDE)

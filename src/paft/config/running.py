@@ -19,6 +19,8 @@ class HardwareConfig(Typed):
     """What its driver calls it, as a regular expression of the whole name; `hardware=auto` finds it by that."""
     peak_tflops: float = 0.8
     """Dense bfloat16 matrix products, 10^12 FLOP/s. On CPUs a training measures it and later plans use that."""
+    float32_tflops: float | None = None
+    """The same of float32 products; null: taken for as many."""
     memory_gb: float | None = None
     """10^9 bytes; null asks the operating system."""
     bandwidth_gb_s: float = 40.0
@@ -35,7 +37,7 @@ class HardwareConfig(Typed):
     """Tokens of a micro-batch with which half of that is reached: what a batch costs whatever its size, in tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("peak_tflops", "memory_gb", "bandwidth_gb_s"):
+        for name in ("peak_tflops", "float32_tflops", "memory_gb", "bandwidth_gb_s"):
             value = getattr(self, name)
             require(value is None or value > 0, f"hardware.{name}", value, "positive")
         for name in ("efficiency", "forward_efficiency"):

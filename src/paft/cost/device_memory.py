@@ -3,7 +3,7 @@
 import os
 
 from paft.config import BranchConfig, HardwareConfig, ModelConfig, ModelShape, Running
-from paft.cost.flops_and_bytes import Batch, item_bytes, training_memory, weight_bytes
+from paft.cost.flops_and_bytes import Batch, item_bytes, kind_of, training_memory, weight_bytes
 from paft.device import forms_on
 
 
@@ -31,13 +31,13 @@ def training_holds(
     recompute: bool,
 ) -> float:
     """Bytes on one device at the end of a forward pass, with what its allocator holds beyond them."""
-    kind = "cuda" if running.hardware.accelerator == "gpu" else "cpu"
+    kind = kind_of(running.hardware)
     memory = training_memory(
         shape,
         None if branch.is_full else branch.lora,
         batch,
-        item_bytes=item_bytes(model),
-        weight_bytes=weight_bytes(model),
+        item_bytes=item_bytes(model, running.hardware),
+        weight_bytes=weight_bytes(model, running.hardware),
         shards=running.num_shards,
         recompute=recompute,
         stored_scores=kind == "cpu" and model.attention == "auto",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from paft.config import (
     BranchConfig,
     DType,
+    HardwareConfig,
     L1Of,
     LoraConfig,
     ModelConfig,
@@ -27,7 +28,7 @@ from paft.cost.parameters import (
     parameters,
 )
 from paft.cost.work import Work
-from paft.device import CPU
+from paft.device import CPU, computed_in
 
 BLOCK_N = CPU.head_block
 """Tokens whose vocabulary-sized logits exist at once in an evaluation, and in a training on a CPU."""
@@ -86,14 +87,20 @@ def _layer_flops(shape: ModelShape, work: Work) -> float:
 # --- bytes on one device -----------------------------------------------------------------------------
 
 
-def item_bytes(model: ModelConfig) -> int:
-    """Of one stored weight, and of one activation."""
-    return 4 if model.dtype is DType.float32 else 2
+def item_bytes(model: ModelConfig, hardware: HardwareConfig | None = None) -> int:
+    """Of one stored weight; on a hardware, of one weight and one activation at work there."""
+    kind = "" if hardware is None else kind_of(hardware)
+    return 4 if computed_in(model.dtype.value, kind) == DType.float32.value else 2
 
 
-def weight_bytes(model: ModelConfig) -> float:
+def weight_bytes(model: ModelConfig, hardware: HardwareConfig) -> float:
     """Of one weight of a linear layer while an adapter trains on it."""
-    return NF4_BYTES if model.quantization is Quantization.nf4 else item_bytes(model)
+    return NF4_BYTES if model.quantization is Quantization.nf4 else item_bytes(model, hardware)
+
+
+def kind_of(hardware: HardwareConfig) -> str:
+    """What torch calls such a device: `cuda` or `cpu`."""
+    return "cuda" if hardware.accelerator == "gpu" else "cpu"
 
 
 def base_memory(shape: ModelShape, *, item_bytes: int, weight_bytes: float | None = None) -> float:

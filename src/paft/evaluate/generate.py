@@ -35,7 +35,7 @@ def run(stage: Stage[GenerateStage], inputs: dict[str, Path], out: Path, context
     tokenizer = load_tokenizer(base, config.template, trust_remote_code=config.model.trust_remote_code)
     loaded_as = replace(config.model, dtype=config.dtype or config.model.dtype)
     folder = model_folder(inputs, base, out / WORK / "model", config.dtype)
-    model = load_base(folder, loaded_as, proved_paths(base, config.model, device))
+    model = load_base(folder, loaded_as, proved_paths(base, config.model, device), used_on=device)
     lm = lm_of(
         model,
         tokenizer,

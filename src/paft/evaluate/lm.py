@@ -129,7 +129,7 @@ def load(scored: Scored) -> SparingLM:
     """The model in transformers, as lm-eval asks it."""
     config = scored.evaluate
     return lm_of(
-        load_base(scored.folder, scored.model, scored.paths),
+        load_base(scored.folder, scored.model, scored.paths, used_on=scored.device),
         scored.tokenizer,
         config.batch_size,
         scored.device,

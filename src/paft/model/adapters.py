@@ -16,6 +16,7 @@ from paft.delta.statistics import dense, in_torch
 from paft.files.fingerprint import text_digest
 from paft.files.safetensors import read_checkpoint
 from paft.graph.stage import canonical
+from paft.model.base import stored_as
 
 
 def refuse_unstored(weights: list[str], folder: Path, *, left_out: bool = True) -> None:
@@ -51,7 +52,8 @@ def add_stored(base: PreTrainedModel, branches: Sequence[Mapping[str, StoredDelt
     for name, parts in deltas.items():
         weight = weights[name]
         total = torch.stack([dense(in_torch(part.load())) for part in parts]).sum(0)
-        weight.copy_((weight.float() + total.to(weight.device).view_as(weight)).to(weight.dtype))
+        whole = weight.float() + total.to(weight.device).view_as(weight)
+        weight.copy_(whole.to(stored_as(base, weight)))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

@@ -218,6 +218,16 @@ def without_dropout(model: torch.nn.Module) -> None:
             module.p = 0.0
 
 
+def store_as(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Note on a base the type of its stored weights, which may be narrower than that of its parameters."""
+    model.paft_stored_as = dtype  # type: ignore[assignment]
+
+
+def stored_as(model: torch.nn.Module, weight: torch.Tensor) -> torch.dtype:
+    """What `store_as` noted; the weight's own type for a model that nothing was noted on."""
+    return getattr(model, "paft_stored_as", weight.dtype)
+
+
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Hash of vocabulary and special tokens: two tokenizers with the same one give the same ids."""
     vocabulary = sorted(tokenizer.get_vocab().items())

@@ -130,7 +130,12 @@ class Estimator:
         num = rows.num if only is None else min(rows.num, only.max_steps * only.global_batch_size)
         batch = largest_batch(rows, row, self.config.trainer, most=num)
         model = stage.config.model
-        memory = forward_memory(shape, batch, item_bytes=item_bytes(model), weight_bytes=weight_bytes(model))
+        memory = forward_memory(
+            shape,
+            batch,
+            item_bytes=item_bytes(model, self.hardware),
+            weight_bytes=weight_bytes(model, self.hardware),
+        )
         tokens = mean_batch(row, self.config.trainer, most=num / self.devices)
         speed, flops = self.speed(stage, Batches(tokens, tokens)), forward_flops(shape, row * num)
         return self.estimate(
@@ -191,7 +196,7 @@ class Estimator:
         batches = Batches(EVALUATION_BATCH, EVALUATION_BATCH)
         # corrected below by what evaluations here took
         speed = Speed.assumed_of(stage, self.hardware, self.precedents, batches)
-        base = parameters(shape) * item_bytes(model)
+        base = parameters(shape) * item_bytes(model, self.hardware)
 
         def modelled(evaluate: EvaluateConfig) -> float:
             asked = scoring(evaluate, model)
@@ -205,7 +210,7 @@ class Estimator:
         work = scoring(config, model).work
         free = memory_limit(self.hardware) - self.runtime - base
         batch = scored_at_once(self.config, shape, model, free=free, most=work.tokens)
-        memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
+        memory = forward_memory(shape, batch, item_bytes=item_bytes(model, self.hardware)) + self.runtime
         lengths = ("items and lengths of the tasks",)
         return Estimate(
             Figure(work.tokens, True),

@@ -69,7 +69,8 @@ class CellEstimator(Estimator):
         tokens = rows.prompt + rows.answer
         speed = self.speed(stage, Batches(tokens, tokens))
         return replace(
-            self.estimate(stage, rows, 1, (0.0, flops), speed, bytes_of(stage, shape)), tokens=None
+            self.estimate(stage, rows, 1, (0.0, flops), speed, bytes_of(stage, shape, self.hardware)),
+            tokens=None,
         )
 
     def generation(self, stage: Stage, shape: ModelShape) -> Estimate:
@@ -81,11 +82,13 @@ class CellEstimator(Estimator):
         written = min(factor * size.answer, config.sampling.max_new_tokens)
         work = (sequence_work(prompt, 0) + sequence_work(written, written, past=prompt)) * items
         speed = self.speed(stage, Batches(EVALUATION_BATCH, EVALUATION_BATCH))
-        step = STEP_SECONDS + parameters(shape) * item_bytes(model) / (1e9 * self.hardware.bandwidth_gb_s)
+        step = STEP_SECONDS + parameters(shape) * item_bytes(model, self.hardware) / (
+            1e9 * self.hardware.bandwidth_gb_s
+        )
         flops = forward_flops(shape, work)
         seconds = flops / speed.forward + items / min(config.at_once, items) * written * step
         batch = Batch(config.at_once * (prompt + written), prompt + written)
-        memory = forward_memory(shape, batch, item_bytes=item_bytes(model)) + self.runtime
+        memory = forward_memory(shape, batch, item_bytes=item_bytes(model, self.hardware)) + self.runtime
         return Estimate(
             Figure(work.tokens, True),
             Figure(flops, True),

@@ -1,7 +1,7 @@
 """What a merge changes, and what the stages cost that measure on rows for it or for a soup: statistics of a branch,
 coefficients of layers, the losses that a greedy soup goes by."""
 
-from paft.config import ModelShape, Space, Statistic, TakenKind
+from paft.config import HardwareConfig, ModelShape, Space, Statistic, TakenKind
 from paft.cost.flops_and_bytes import (
     base_memory,
     forward_flops,
@@ -66,17 +66,20 @@ def gram_values(shape: ModelShape) -> float:
     return float(shape.num_hidden_layers * sum(size**2 for size in inputs))
 
 
-def bytes_of(stage: Stage, shape: ModelShape) -> float:
+def bytes_of(stage: Stage, shape: ModelShape, hardware: HardwareConfig) -> float:
     """The model in float32, and what is summed up: of every tensor, where a branch changes all. Coefficients of such a
     branch take the model in its own type, each weight as stored and as mixed, and float32 arrays of one tensor; a soup
-    takes the base as it is stored."""
+    takes the base as it is at work."""
     if isinstance(stage.config, GreedySoupStage):
-        stored = stage.config.model
-        return base_memory(shape, item_bytes=item_bytes(stored), weight_bytes=weight_bytes(stored))
+        own = stage.config.model
+        packed = weight_bytes(own, hardware)
+        return base_memory(shape, item_bytes=item_bytes(own, hardware), weight_bytes=packed)
     model, every = 4.0 * parameters(shape), changes_all(stage)
     if not isinstance(stage.config, StatisticsStage):
         one = 4.0 * MIXED_COPIES * head_parameters(shape)
-        return 2.0 * item_bytes(stage.config.model) * parameters(shape) + one if every else 2 * model
+        return (
+            2.0 * item_bytes(stage.config.model, hardware) * parameters(shape) + one if every else 2 * model
+        )
     if stage.config.statistic is Statistic.fisher:
         return model + 2 * 4.0 * (parameters(shape) if every else linear_parameters(shape))
     return model + 4.0 * gram_values(shape)

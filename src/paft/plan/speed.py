@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paft.config import HardwareConfig, TrainerConfig
-from paft.cost.flops_and_bytes import Batch
+from paft.config import DType, HardwareConfig, TrainerConfig
+from paft.cost.flops_and_bytes import Batch, kind_of
 from paft.cost.work import Work
+from paft.device import computed_in
 from paft.graph.stage import Stage
 from paft.plan.precedents import (
     Precedents,
@@ -67,7 +68,9 @@ class Speed:
     ) -> "Speed":
         """The peak for the base's type, measured by trainings where there are some, times the assumed efficiencies."""
         measured_peak = precedents.peak_tflops(stage.config.model.dtype)
-        peak = measured_peak or hardware.peak_tflops
+        computed = computed_in(stage.config.model.dtype.value, kind_of(hardware))
+        wide = hardware.float32_tflops if computed == DType.float32.value else None
+        peak = measured_peak or wide or hardware.peak_tflops
         half = hardware.half_speed_tokens
         training = hardware.efficiency * batches.training / (batches.training + half)
         forward = hardware.forward_efficiency * batches.scoring / (batches.scoring + half)

@@ -86,6 +86,6 @@ def scored_at_once(
 ) -> Batch:
     """The largest batch of an evaluation of `most` tokens, with `free` bytes beside the weights."""
     device, size = device_of(config.trainer), config.evaluate.batch_size
-    room = limits(device, size, shape, free=free, item_bytes=item_bytes(model))
+    room = limits(device, size, shape, free=free, item_bytes=item_bytes(model, config.hardware))
     longest = min(room.tokens, room.held)
     return Batch(min(longest, most), longest)

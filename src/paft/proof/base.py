@@ -9,16 +9,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from paft.config import ModelConfig
+from paft.device import computed_in
 from paft.files.safetensors import read_checkpoint
-from paft.model.base import base_settings, without_dropout
+from paft.model.base import base_settings, store_as, without_dropout
 from paft.model.paths import FastPaths, take
 from paft.proof.search import Proof, prove
 
 
 def load_base(
-    folder: Path, config: ModelConfig, paths: FastPaths | None = None, *, device: str | torch.device = "cpu"
+    folder: Path,
+    config: ModelConfig,
+    paths: FastPaths | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    used_on: str | None = None,
 ) -> PreTrainedModel:
-    """The frozen base in its storage type on the `device`, from safetensors files of its folder alone.
+    """The frozen base on the `device`, from safetensors files of its folder alone, in the type that its storage type
+    is `paft.device.computed_in` on the kind of device that it is `used_on` (None: where it is loaded).
 
     It takes the fast `paths` that it was proved to take on that kind of device; without them it is proved now
     (`paft.proof`). Its own dropout is off for good. Raises `ValueError` for damaged files, files elsewhere, and what
@@ -29,12 +36,13 @@ def load_base(
         paths = prove_base(folder, config, device=str(device)).paths
     # tensor by tensor; the CPU is where they are read to by themselves
     straight: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    computed = computed_in(config.dtype.value, used_on or device.type)
     disable_progress_bar()  # loading is quick; transformers' bar is not worth a line per stage
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             config=settings,
-            dtype=getattr(torch, config.dtype.value),
+            dtype=getattr(torch, computed),
             attn_implementation=paths.attention,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
@@ -46,6 +54,7 @@ def load_base(
             "install what it needs, or set model.attention=auto"
         ) from error
     without_dropout(model)
+    store_as(model, getattr(torch, config.dtype.value))
     return take(model.requires_grad_(False).eval(), paths)
 
 

@@ -36,7 +36,8 @@ def make_policy(
     # device that draws them, and must not depend on the strategy
     cpu, packed = torch.device("cpu"), model.quantization is Quantization.nf4
     with cpu:
-        base = load_base(folder, model, paths, device=cpu if sharded or packed else device)
+        loaded_on = cpu if sharded or packed else device
+        base = load_base(folder, model, paths, device=loaded_on, used_on=device.type)
         add_deltas(base, list(deltas), folder)
     if packed:
         quantize(base, device)

@@ -49,7 +49,7 @@ def run(
     names = ("sft", "preference")
     folders = {n: folder_of_branch(stage.inputs[n], inputs[n], offline=offline) for n in names}
     branches = [read_branches(folder, {name: at})[name] for name, at in folders.items()]
-    base = load_base(folder, config.model, paths)
+    base = load_base(folder, config.model, paths, used_on=device)
     base.to(torch.device(device))  # type: ignore[arg-type]
     policy = MixedPolicy(base, branches, config.weights)
     policy.train()

@@ -123,7 +123,7 @@ def scorer(
     config, settings = stage.config, context.running.trainer
     folder, device = base_folder(config.model, offline=context.running.offline), device_of(settings)
     paths = replace(proved_paths(folder, config.model, device), fused=False)  # every layer is called as it is
-    base = load_base(folder, config.model, paths)
+    base = load_base(folder, config.model, paths, used_on=device)
     add_deltas(base, [trained_folder(inputs[name]) for name in TRAINED if name in inputs], folder)
     if config.model.quantization is Quantization.nf4:
         quantize(base, torch.device(device))

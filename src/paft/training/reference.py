@@ -91,7 +91,8 @@ def load_reference(
     """The base, plus the delta of an `sft` input, on this rank's device; and the token that pads."""
     settings = context.running.trainer
     folder = base_folder(config.model, offline=context.running.offline)
-    base = load_base(folder, config.model, proved_paths(folder, config.model, device_of(settings)))
+    kind = device_of(settings)
+    base = load_base(folder, config.model, proved_paths(folder, config.model, kind), used_on=kind)
     add_deltas(base, [trained_folder(inputs["sft"])] if "sft" in inputs else [], folder)
     device = torch.device("cpu")
     if settings.accelerator == "gpu":

@@ -13,8 +13,10 @@ from paft.config import HardwareConfig, ModelConfig
 from paft.cost.flops_and_bytes import branch_flops, forward_flops
 from paft.cost.shape import read_shape
 from paft.cost.work import other_forwards, rows_work
+from paft.device import computed_in
 from paft.graph.stage import Stage
 from paft.process.memory import peak_resident_bytes
+from paft.proof.record import device_of
 from paft.store.context import Context
 from paft.training.batches import GlobalBatch
 
@@ -137,7 +139,9 @@ class Throughput(Callback):
     def summary(self) -> dict[str, Any]:
         """For stage.json: averages over all steps, what they were made of, and where; FLOPs are of one device."""
         trainer = self.running.trainer
-        where = {"hardware": self.running.hardware.name, "devices": trainer.world_size}
+        hardware, dtype = self.running.hardware, self.stage.config.model.dtype.value
+        where = {"hardware": hardware.name, "devices": trainer.world_size}
+        where |= {"computed_in": computed_in(dtype, device_of(trainer))}
         spent = {f"train_{name}" if name == "seconds" else name: value for name, value in self.total.items()}
         return self._rates(self.total) | spent | {"peak_tflops": self.peak / 1e12} | where
 
@@ -163,10 +167,10 @@ def forget_peak_memory(hardware: HardwareConfig) -> None:
 
 
 def peak_flops(hardware: HardwareConfig, model: ModelConfig) -> float:
-    """FLOP/s of one device: the data sheet's, or what this CPU shows in a product of the model's type."""
+    """FLOP/s of one device: the data sheet's, or what this CPU shows in products of the type that it computes in."""
     if hardware.accelerator != "cpu":
         return 1e12 * hardware.peak_tflops
-    return measured_peak(getattr(torch, model.dtype.value))
+    return measured_peak(getattr(torch, computed_in(model.dtype.value, hardware.accelerator)))
 
 
 @cache
