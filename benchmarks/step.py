@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from harness.process import matrix_peak, run_child
+from harness.process import Peak, matrix_peak, run_child
 from harness.progress import Progress, new_parser, parse
 from measure import Report, Row, publish
 
@@ -92,21 +92,22 @@ def measure(given: argparse.Namespace) -> Report:
     return Report("step", rows_of(found, matrix_peak(), given.rows, given.tokens), found)
 
 
-def rows_of(found: dict[str, float], peak: float, rows: int, tokens: int) -> list[Row]:
-    profiled = found["profiled"]
+def rows_of(found: dict[str, float], peak: Peak, rows: int, tokens: int) -> list[Row]:
+    profiled, limit = found["profiled"], found["flops"] / peak.flops_per_second
     table = [
         Row(
             f"step of {rows} x {tokens} tokens",
             f"{found['whole']:.2f} s",
-            f"bf16 products, {peak / 1e9:.0f} GFLOP/s",
-            f"{found['flops'] / peak:.2f} s",
-            found["flops"] / peak / found["whole"],
+            str(peak),
+            f"{limit:.2f} s",
+            limit / found["whole"],
         )
     ]
     for name in PARTS:
         note = ""
         if name == "linear layers with LoRA":
-            note = f"{found['linear flops'] / found[name] / peak:.0%} of the peak while they run"
+            reached = found["linear flops"] / found[name] / peak.flops_per_second
+            note = f"{reached:.0%} of the peak while they run"
         table.append(
             Row(
                 name,

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders.branches import PARTS, Part, in_turn, paft, peak_mb, step_seconds, trl
-from harness.process import Child, installed, matrix_peak
+from harness.process import Child, Peak, installed, matrix_peak
 from harness.progress import Progress, add_rounds, add_rows, new_parser, parse
 from measure import Report, Row, publish, skipped
 
@@ -158,12 +158,16 @@ def rate_with_reference(part: Part, job: Job, runs: Runs, unit: str) -> float:
     return 1 / (1 / rate(part, job, runs, unit) + seconds / sum(job[unit]))
 
 
-def limit_row(part: Part, job: Job, name: str, runs: Runs, peak: float) -> Row:
+def limit_row(part: Part, job: Job, name: str, runs: Runs, peak: Peak) -> Row:
     tokens, reached = (rate(part, job, runs, unit) for unit in ("tokens", "flops"))
-    against = f"bf16 products, {peak / 1e9:.0f} GFLOP/s"
-    limit = f"{tokens * peak / reached:.0f} tokens/s"
+    limit = f"{tokens * peak.flops_per_second / reached:.0f} tokens/s"
     return Row(
-        f"share of limit, {name}", f"{tokens:.0f} tokens/s", against, limit, reached / peak, at_least=LIMIT
+        f"share of limit, {name}",
+        f"{tokens:.0f} tokens/s",
+        str(peak),
+        limit,
+        reached / peak.flops_per_second,
+        at_least=LIMIT,
     )
 
 

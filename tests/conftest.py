@@ -19,6 +19,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, settings
 
+from paft import device
 from paft.command.compose import register_schemas, to_config
 from paft.config import RunConfig
 
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker("exhaustive")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_in_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bfloat16 is tested as such on every processor, slow as it may be; `test_computed_in.py` tells of both kinds."""
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: True)
 
 
 def train(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,8 @@ from contenders.matrix_peak import SIZES, best
 from harness.process import BENCHMARKS
 from measure import Row
 
+from paft.device import computed_in
+
 ROOT = BENCHMARKS.parent
 TESTS = (
     "losses",
@@ -28,8 +30,10 @@ COPIED = {"mistral": 2**31, "tiny": 2**22}
 
 
 def environment(given: Given) -> list[Row]:
-    """Name, bfloat16 product peak and memory bandwidth."""
-    peak = max(best(size, given.device) for size in (SIZES[:1] if given.shape == "tiny" else (*SIZES, 8192)))
+    """Name, peak of the products of a bfloat16 model, and memory bandwidth."""
+    dtype = computed_in("bfloat16", given.device)
+    sizes = SIZES[:1] if given.shape == "tiny" else (*SIZES, 8192)
+    peak = max(best(size, given.device, dtype) for size in sizes)
     bytes_ = COPIED[given.shape]
     array = torch.zeros(bytes_, dtype=torch.uint8, device=given.device)
     target = torch.empty_like(array)
@@ -38,7 +42,7 @@ def environment(given: Given) -> list[Row]:
     memory = f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.1f} GB" if cuda else ""
     return [
         Row("torch", f"{torch.__version__}, CUDA {torch.version.cuda}", note=memory),
-        Row("bfloat16 product", f"{peak / 1e12:.3g} TFLOP/s"),
+        Row(f"{dtype} product", f"{peak / 1e12:.3g} TFLOP/s"),
         Row("copy, read and written", f"{2 * bytes_ / seconds / 1e9:.3g} GB/s"),
     ]
 

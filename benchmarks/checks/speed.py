@@ -27,7 +27,7 @@ RANKS = (16, 32, 64, 128)
 
 def throughput(given: Given) -> list[Row]:
     """Tokens a second and share of the measured peak; what the penalty adds."""
-    peak, rows, seconds = matrix_peak(given.device), [], {}
+    peak, rows, seconds = matrix_peak(given.device).flops_per_second, [], {}
     part, file = sized(SFT, given)
     job = prepared(part, given, file)
     for name, words in SETTINGS.items() if given.shape == "mistral" else [*SETTINGS.items()][:2]:

@@ -27,9 +27,11 @@ from paft.cost.flops_and_bytes import training_flops
 from paft.cost.shape import read_shape
 from paft.cost.work import rows_work
 from paft.data.tokens import read_preference, read_sft
+from paft.device import computed_in
 from paft.graph.build import build
 from paft.graph.stage import Stage
 from paft.model.base import base_folder
+from paft.proof.record import device_of
 from paft.store.store import Store
 from paft.training.batches import StepLoader
 
@@ -82,7 +84,7 @@ def prepare(folder: Path, overrides: list[str]) -> None:
     batches = [list(batch.rows) for batch in loader]
     job = asdict(branch) | {
         "base": str(base_folder(config.model)),
-        "dtype": config.model.dtype,
+        "dtype": computed_in(config.model.dtype.value, device_of(config.trainer)),
         "seed": config.seed,
         "rows": [row._asdict() for rows in batches for row in rows],
         "tokens": [sum(sum(row.lengths) for row in rows) for rows in batches],

@@ -86,7 +86,7 @@ def arguments(job: Job, out: str, overrides: Job) -> Job:
         "train_sampling_strategy": "sequential",
         "max_length": 1024,
         "use_cpu": True,
-        "bf16": True,  # autocast, TRL's default
+        "bf16": job["dtype"] == "bfloat16",  # autocast, TRL's default
         "gradient_checkpointing": False,  # TRL's default is True, which is leaner and slower
         "logging_steps": 1,
         "save_strategy": "no",

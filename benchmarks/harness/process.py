@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 BENCHMARKS = Path(__file__).parents[1]
 CONTENDERS = BENCHMARKS / "contenders"
@@ -65,9 +65,20 @@ def last_json(text: str) -> dict[str, Any]:
     return result
 
 
-def matrix_peak(device: str = "cpu") -> float:
-    """FLOP/s of the best bfloat16 matrix product on this machine, with the threads the contenders have."""
-    return float(run_child(CONTENDERS / "matrix_peak.py", device).result["flops_per_second"])
+class Peak(NamedTuple):
+    """The best matrix product of a machine, with the threads the contenders have."""
+
+    flops_per_second: float
+    dtype: str
+    """The type that a bfloat16 model is computed in."""
+
+    def __str__(self) -> str:
+        return f"{self.dtype.replace('bfloat', 'bf')} products, {self.flops_per_second / 1e9:.0f} GFLOP/s"
+
+
+def matrix_peak(device: str = "cpu") -> Peak:
+    found = run_child(CONTENDERS / "matrix_peak.py", device).result
+    return Peak(float(found["flops_per_second"]), found["dtype"])
 
 
 def installed(package: str) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paft.command.finished import FinishedCell, finished_cell
+from paft.device import computed_in
 
 NEW = "/new"
 """Typed to begin another conversation."""
@@ -105,7 +106,14 @@ def speaker(cell: FinishedCell, name: str, *, of_base: bool = False) -> Speaker:
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
             model.generation_config = GenerationConfig.from_pretrained(folder)
-    return Speaker(name, model.eval().to(_device()), tokenizer)
+    return Speaker(name, _at_work(model.eval()), tokenizer)
+
+
+def _at_work(model: Any) -> Any:
+    import torch
+
+    device = _device()
+    return model.to(device, getattr(torch, computed_in(str(model.dtype).removeprefix("torch."), device)))
 
 
 def _device() -> str:
