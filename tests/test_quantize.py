@@ -13,7 +13,7 @@ from tiny import BFLOAT16, BRANCHES, MODEL, SAME, distance, gradients, make, mov
 from torch import Tensor, nn
 
 from paft.command.pipeline import run_cell
-from paft.config import Quantization, SFTConfig
+from paft.config import HardwareConfig, Quantization, SFTConfig
 from paft.cost.flops_and_bytes import base_memory, item_bytes, weight_bytes
 from paft.cost.shape import read_shape
 from paft.delta.statistics import read_adapter
@@ -149,7 +149,8 @@ def test_memory_of_the_plan_against_the_model():
     maxima = sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in states)
 
     shape = read_shape(base_folder(wide) / "config.json")
-    planned = base_memory(shape, item_bytes=item_bytes(wide), weight_bytes=weight_bytes(wide))
+    held = HardwareConfig()  # of bfloat16 products: see the fixture of all tests
+    planned = base_memory(shape, item_bytes=item_bytes(wide, held), weight_bytes=weight_bytes(wide, held))
 
     assert planned == pytest.approx(frozen + maxima, rel=1e-3)
 
