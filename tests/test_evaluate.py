@@ -267,9 +267,15 @@ def test_stage_writes_results_and_samples(tmp_path):
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == json.loads(json.dumps(returned))
     assert written["backend_version"] == transformers.__version__
-    assert {k: written[k] for k in ("template", "dtype", "backend", "limit", "apply_chat_template")} == {
-        "template": "chatml", "dtype": "float32", "backend": "hf", "limit": 4, "apply_chat_template": False
-    }  # fmt: skip
+    said = {
+        "template": "chatml",
+        "dtype": "float32",
+        "computed_in": "float32",
+        "backend": "hf",
+        "limit": 4,
+        "apply_chat_template": False,
+    }
+    assert {name: written[name] for name in said} == said
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 12
 
 

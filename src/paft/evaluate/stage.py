@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from paft.config import Backend, EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.config.judged import JudgedConfig
+from paft.device import computed_in
 from paft.evaluate.answers import answers, write_answers
 from paft.evaluate.backends import Scored, load, made_by
 from paft.evaluate.columns import Columns, columns_of, manager_for
@@ -128,7 +129,10 @@ def evaluate_model(
     scored = _scored(folder, base, model, template, config, out / WORK, device, paths)
     scores, samples = scores_of(load(scored), config, rows)
     results = as_json(scores, config) | {"template": template.value, **made_by(config.backend)}
-    results |= {"lm_eval": version("lm-eval"), "dtype": scored.model.dtype.value}
+    dtype = scored.model.dtype.value
+    results |= {"lm_eval": version("lm-eval"), "dtype": dtype}
+    if config.backend is Backend.hf:
+        results["computed_in"] = computed_in(dtype, device or "cpu")
     _write(results, samples, out)
     return results
 
