@@ -39,7 +39,7 @@ class RegMean(DataMerge, name="regmean", title="RegMean", source="Jin et al. 202
             if len(grams) < len(deltas):
                 alone = any(map(is_zero, deltas))
                 return lone(deltas, self.scale) if alone else self._averaged(deltas)
-            return as_whole(deltas, self._fitted(deltas, [self._shrunk(gram[:]) for gram in grams]))
+            return as_whole(deltas, self._fitted(deltas, grams))
 
         return plan
 
@@ -48,30 +48,39 @@ class RegMean(DataMerge, name="regmean", title="RegMean", source="Jin et al. 202
         return TensorMerge(deltas, lambda d, _: added(d, self.weights, Normalize.weights, self.scale), keep)
 
     def _shrunk(self, gram: Array) -> Wide:
-        shrunk = self.nondiagonal * gram.astype(np.float64)
+        shrunk = gram.astype(np.float64)
+        shrunk *= self.nondiagonal
         np.fill_diagonal(shrunk, np.diagonal(gram))
         return shrunk
 
-    def _fitted(self, deltas: Sequence[Delta], grams: Sequence[Wide]) -> Delta:
-        """Of low rank where the deltas are."""
-        weighted = [w * gram for w, gram in zip(self.weights, grams, strict=True)]
-        total: Wide = np.sum(weighted, axis=0)
+    def _fitted(self, deltas: Sequence[Delta], grams: Sequence[Rows]) -> Delta:
+        """Of low rank where the deltas are. One Gram matrix at a time is in memory beside their sum."""
         factors = [delta for delta in deltas if isinstance(delta, Factors)]
-        if len(factors) == len(deltas):
-            reads = [f.A.astype(np.float64) @ g for f, g in zip(factors, weighted, strict=True)]
-            right = times_inverse(np.concatenate(reads), total).astype(np.float32)
+        low_rank = len(factors) == len(deltas)
+        lefts: Sequence[Array | Delta] = [f.A for f in factors] if low_rank else deltas
+        answers: list[Wide] = []
+        total: Wide | None = None
+        for weight, left, gram in zip(self.weights, lefts, grams, strict=True):
+            weighted = self._shrunk(gram[:])
+            weighted *= weight
+            answers.append(left[:].astype(np.float64) @ weighted)
+            total = weighted if total is None else np.add(total, weighted, out=total)
+        assert total is not None
+        if low_rank:
+            right = times_inverse(np.concatenate(answers), total).astype(np.float32)
             return Factors(
                 right, np.concatenate([np.float32(f.scaling) * f.B for f in factors], 1), self.scale
             )
-        answers = [d[:].astype(np.float64) @ g for d, g in zip(deltas, weighted, strict=True)]
         return Dense((self.scale * times_inverse(np.sum(answers, axis=0), total)).astype(np.float32))
 
 
 def times_inverse(rows: Wide, gram: Wide) -> Wide:
-    """`rows` gram^-1, of a Gram matrix brought to a unit diagonal first; a dimension that no input has counts as 1."""
+    """`rows` gram^-1, of a Gram matrix brought to a unit diagonal first, in its place; a dimension that no input has
+    counts as 1."""
     sizes = np.sqrt(np.diagonal(gram))
     sizes = np.where(sizes > 0, sizes, 1.0)
-    alike = gram / sizes / sizes[:, None]
-    np.fill_diagonal(alike, 1.0)
-    solved: Wide = np.linalg.solve(alike, (rows / sizes).T).T / sizes
+    gram /= sizes
+    gram /= sizes[:, None]
+    np.fill_diagonal(gram, 1.0)
+    solved: Wide = np.linalg.solve(gram, (rows / sizes).T).T / sizes
     return solved
