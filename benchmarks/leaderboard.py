@@ -33,7 +33,7 @@ def side(name: str, column: str, limit: int | None, words: list[str]) -> dict[st
     from lm_eval.models.huggingface import HFLM
 
     from paft.command.choices import CONF
-    from paft.command.compose import register_schemas, to_config
+    from paft.command.compose import register_schemas, to_config, with_new_tasks
     from paft.evaluate.lm import lm_of
     from paft.evaluate.stage import scores_of
     from paft.model.base import base_folder, load_tokenizer
@@ -41,7 +41,7 @@ def side(name: str, column: str, limit: int | None, words: list[str]) -> dict[st
 
     register_schemas()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = to_config(compose("train", [*words]))
+        config = to_config(compose("train", with_new_tasks(words)))
     evaluate = replace(config.evaluate, tasks={column: config.evaluate.tasks[column]})
     evaluate = replace(evaluate, limit=limit) if limit else evaluate
     folder = base_folder(config.model)
