@@ -38,9 +38,7 @@ def on_other_devices(
 
 
 @contextmanager
-def shared(
-    stage: Stage, inputs: dict[str, Path], out: Path, config: RunConfig, others: int
-) -> Iterator[int]:
+def shared(stage: Stage, inputs: dict[str, Path], out: Path, config: RunConfig, others: int) -> Iterator[int]:
     """Inside, so many other processes take part in an evaluation whose journal is in `out`; gives how many all are.
 
     They end with the block, and with this process, however that ends. One that fails is a warning: its share is
