@@ -380,6 +380,22 @@ def test_devices_and_nodes_divide_the_time_of_training_alone(tmp_path):
     assert four["evaluate"].seconds == one["evaluate"].seconds
 
 
+def test_an_evaluation_is_spread_over_the_gpus_of_a_node(tmp_path):
+    one = replace(CELL, store=str(tmp_path), hardware=A100, trainer=TrainerConfig("gpu"))
+    trainer, ddp = TrainerConfig("gpu", devices=4, num_nodes=2), StrategyConfig(StrategyName.ddp)
+    four = replace(one, trainer=trainer, strategy=ddp)
+    alone, spread = (estimates(config)["evaluate"] for config in (one, four))
+
+    assert (alone.devices, spread.devices) == (1, 4) and spread.memory == alone.memory
+    assert spread.seconds.value - 2.5 == pytest.approx((alone.seconds.value - 2.5) / 4)
+
+    fill(tmp_path, [one])
+    write(one, "sft", throughput=SPEED | {"hardware": "a100_80gb"})
+    write(one, "evaluate", seconds=12.0, devices=4)
+    assert estimates(four)["evaluate"].seconds == (pytest.approx(12.0), False)
+    assert estimates(one)["evaluate"].seconds.assumed
+
+
 def test_device_hours_count_every_device_of_a_training(tmp_path, capsys):
     one = replace(CELL, store=str(tmp_path))
     many = replace(one, trainer=TrainerConfig(devices=4), strategy=StrategyConfig(StrategyName.ddp))

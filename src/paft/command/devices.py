@@ -17,12 +17,14 @@ from typing import Any
 from paft.command.libraries import quiet_libraries
 from paft.command.mistakes import explain, is_mistake
 from paft.config import RunConfig, TrainerConfig, decode
+from paft.files.cache import cache_folder
 from paft.files.jsonfile import write_json
 from paft.graph.build import build
 from paft.graph.stage import Stage, canonical
 from paft.process import slurm
 from paft.process.agent import die_with_parent
 from paft.process.allocator import keep_freed_memory
+from paft.process.gpu import take_gpu
 from paft.process.interrupt import SIGNALS, Interrupted, Postponed, ignore_signals, stop, stop_on_signals
 from paft.store.context import Context
 from paft.store.store import Store
@@ -41,6 +43,8 @@ def on_devices(
     `trainer.num_nodes`; `Interrupted` if a signal stopped it.
     """
     if not stage.kind.on_devices:
+        if stage.kind.runs_base:
+            take_own_gpu(context.running.trainer)
         return module_of(stage).run(stage, inputs, out, context)
     settings = context.running.trainer
     slurm.require_nodes(settings.num_nodes)
@@ -55,6 +59,12 @@ def on_devices(
 
 def module_of(stage: Stage) -> ModuleType:
     return importlib.import_module(stage.kind.module)
+
+
+def take_own_gpu(trainer: TrainerConfig) -> None:
+    """Where the trainer names GPUs, compute on one that no other process took."""
+    if trainer.accelerator == "gpu":
+        take_gpu(cache_folder("gpus"))
 
 
 def _here(
@@ -85,10 +95,25 @@ def _in_child(
 
 def write_job(stage: Stage, inputs: dict[str, Path], out: Path, config: RunConfig) -> Path:
     """What `main` reads in every rank to run the stage into `out`."""
-    folders = {name: str(folder) for name, folder in inputs.items()}
-    job = {"key": stage.key, "config": canonical(config, whole=True), "inputs": folders}
-    write_json(out / JOB, job)
+    write_json(out / JOB, job_of(stage, inputs, config))
     return out / JOB
+
+
+def job_of(stage: Stage, inputs: dict[str, Path], config: RunConfig) -> dict[str, Any]:
+    """What another process is told of a stage that it is to compute, as JSON data."""
+    folders = {name: str(folder) for name, folder in inputs.items()}
+    return {"key": stage.key, "config": canonical(config, whole=True), "inputs": folders}
+
+
+def told(job: dict[str, Any]) -> tuple[Stage, dict[str, Path], RunConfig, Context]:
+    """The stage of `job_of`, its inputs, and what it is to run in."""
+    config = decode(job["config"])
+    assert isinstance(config, RunConfig)
+    cell = build(config)
+    (stage,) = (s for s in cell.walk() if s.key == job["key"])
+    quiet_libraries([stage])
+    inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
+    return stage, inputs, config, Context(config.running, Store(config.store), cell)
 
 
 def _launcher(stage: Stage, settings: TrainerConfig) -> list[str]:
@@ -133,13 +158,7 @@ def _wait(child: subprocess.Popen[bytes], signals: Postponed) -> int:
 
 def main(job_path: Path) -> None:
     """One rank of a child: rebuild the stage from the job file and run it."""
-    job = json.loads(job_path.read_text())
-    config = decode(job["config"])
-    assert isinstance(config, RunConfig)
-    cell = build(config)
-    (stage,) = (s for s in cell.walk() if s.key == job["key"])
-    quiet_libraries([stage])
-    inputs = {name: Path(folder) for name, folder in job["inputs"].items()}
+    stage, inputs, config, context = told(json.loads(job_path.read_text()))
     if (
         config.trainer.accelerator == "gpu"
     ):  # before anything is put on `cuda`, which is the first one otherwise
@@ -147,7 +166,6 @@ def main(job_path: Path) -> None:
 
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        context = Context(config.running, Store(config.store), cell)
         metrics = _here(stage, inputs, job_path.parent, context, config)
     except Interrupted:
         ignore_signals()

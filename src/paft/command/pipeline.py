@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from paft.command.chosen import refuse_scored_by
-from paft.command.devices import on_devices
+from paft.command.devices import on_devices, take_own_gpu
 from paft.command.failures import Failures
 from paft.command.judged import require_judged_cell
 from paft.command.libraries import in_four_bits, quiet_libraries
 from paft.command.preflight import before_stages, require_columns
+from paft.command.spread import on_other_devices
 from paft.config import RunConfig
-from paft.files.cache import cache_folder
 from paft.files.unwritable import DENIED
 from paft.graph.build import build
 from paft.graph.stage import Stage
 from paft.process.cuda import release_memory, same_products
-from paft.process.gpu import take_gpu
 from paft.proof.record import device_of, known, proved_paths
 from paft.store.context import Context
 from paft.store.store import Store
@@ -55,7 +54,8 @@ def run_cell(config: RunConfig, cell: Stage, failures: Failures | None = None) -
 
 def context_of(config: RunConfig, store: Store, cell: Stage, failures: Failures | None = None) -> Context:
     """What the stages of a cell run in."""
-    return Context(config.running, store, cell, partial(run_stage, config=config, failures=failures))
+    run = partial(run_stage, config=config, failures=failures)
+    return Context(config.running, store, cell, run, partial(on_other_devices, config=config))
 
 
 def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
@@ -78,8 +78,8 @@ def prepare(config: RunConfig, missing: Iterable[Stage]) -> None:
         importlib.import_module(module)
     if missing:
         before_stages(config, missing)
-        if config.trainer.accelerator == "gpu" and config.trainer.world_size == 1:
-            take_gpu(cache_folder("gpus"))
+        if config.trainer.world_size == 1:
+            take_own_gpu(config.trainer)
     if any(s.name == "evaluate" for s in here):
         require_columns(config.evaluate)
         refuse_scored_by(config)
@@ -122,6 +122,7 @@ def run_stage(
 def help_stage(stage: Stage, inputs: dict[str, Path], out: Path, *, context: Context) -> None:
     """Take part in a stage that another process holds, where its module can: that process writes the result."""
     if take_part := getattr(importlib.import_module(stage.kind.module), "take_part", None):
+        take_own_gpu(context.running.trainer)
         take_part(stage, inputs, out, context)
 
 

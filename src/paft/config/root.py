@@ -65,6 +65,12 @@ class RunConfig(Typed):
         """The part that cannot change a result."""
         return Running(**{f.name: getattr(self, f.name) for f in fields(Running)})
 
+    @property
+    def evaluated_on(self) -> int:
+        """Devices of an evaluation: the GPUs of one node where transformers scores, else one."""
+        shared = self.trainer.accelerator == "gpu" and self.evaluate.backend is Backend.hf
+        return self.trainer.devices if shared else 1
+
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and below 2^32")
         self._check_tasks()

@@ -53,7 +53,7 @@ class TrainerConfig(Typed):
     accelerator: str = "cpu"
     """What a run computes on."""
     devices: int = 1
-    """Devices of each node that a training uses."""
+    """Devices of each node that a training uses, and GPUs of an evaluation."""
     num_nodes: int = 1
     """Nodes of a training; more than one in a SLURM job that has them."""
     micro_batch_size: int = 8

@@ -60,18 +60,21 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
         return _judged(inputs["judge"], config.evaluate, config.template, out)
     refuse_changed_files(config.evaluate)
     device = device_of(context.running.trainer)
-    results = evaluate_model(
-        model_folder(inputs, base, out / WORK / "model", config.evaluate.dtype),
-        base,
-        config.model,
-        config.template,
-        config.evaluate,
-        out,
-        _rows(inputs),
-        device=device,
-        paths=proved_paths(base, config.model, device) if config.evaluate.backend is Backend.hf else None,
-    )
-    return {"average": results["average"], **{c: t["score"] for c, t in results["tasks"].items()}}
+    folder = model_folder(inputs, base, out / WORK / "model", config.evaluate.dtype)
+    with context.spread(stage, inputs | {"model": folder}, out) as devices:
+        results = evaluate_model(
+            folder,
+            base,
+            config.model,
+            config.template,
+            config.evaluate,
+            out,
+            _rows(inputs),
+            device=device,
+            paths=proved_paths(base, config.model, device) if config.evaluate.backend is Backend.hf else None,
+        )
+    scores = {column: task["score"] for column, task in results["tasks"].items()}
+    return {"average": results["average"], **scores} | ({"devices": devices} if devices > 1 else {})
 
 
 def take_part(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context: Context) -> None:
@@ -92,7 +95,8 @@ def take_part(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, c
     try:
         paths = proved_paths(base, config.model, device)
         scored = _scored(folder, base, config.model, config.template, evaluate, out / WORK, device, paths)
-        scores_of(load(scored), evaluate, _rows(inputs))
+        with context.spread(stage, inputs, out):
+            scores_of(load(scored), evaluate, _rows(inputs))
     except Gone:
         return  # it has all
     except Exception as error:  # whatever it is, the process that holds the stage meets it, too

@@ -192,7 +192,7 @@ class Estimator:
 
     def evaluation(self, stage: Stage, shape: ModelShape) -> Estimate:
         """Forward passes at the device's rate; a generated token also reads all weights and starts every kernel."""
-        config, model = stage.config.evaluate, stage.config.model
+        config, model, devices = stage.config.evaluate, stage.config.model, self.config.evaluated_on
         batches = Batches(EVALUATION_BATCH, EVALUATION_BATCH)
         # corrected below by what evaluations here took
         speed = Speed.assumed_of(stage, self.hardware, self.precedents, batches)
@@ -201,12 +201,12 @@ class Estimator:
         def modelled(evaluate: EvaluateConfig) -> float:
             asked = scoring(evaluate, model)
             decoding = asked.steps * (base / (1e9 * self.hardware.bandwidth_gb_s) + STEP_SECONDS)
-            return forward_flops(shape, asked.work) / speed.forward + decoding + speed.startup
+            return (forward_flops(shape, asked.work) / speed.forward + decoding) / devices + speed.startup
 
         def ratio(record: Record) -> float:
             return run_seconds(record) / modelled(decode(record["identity"]["config"]["evaluate"]))
 
-        correction = median(self.precedents.scored(model, config.backend), ratio)
+        correction = median(self.precedents.scored(model, config.backend, devices), ratio)
         work = scoring(config, model).work
         free = memory_limit(self.hardware) - self.runtime - base
         batch = scored_at_once(self.config, shape, model, free=free, most=work.tokens)
@@ -217,7 +217,7 @@ class Estimator:
             Figure(forward_flops(shape, work), True),
             Figure(modelled(config) * (correction or 1.0), correction is None),
             Figure(memory),
-            1,
+            devices,
             () if correction is None else ("evaluations: their seconds, scaled by the tasks' tokens",),
             lengths if correction is not None else lengths + speed.assumed,
         )

@@ -37,13 +37,14 @@ class Precedents:
             r for r in self.records if r["stage"] == name and r["identity"]["config"].get("model") == identity
         ]
 
-    def scored(self, model: ModelConfig, backend: Backend) -> list[Record]:
-        """The finished evaluations of this model by this backend, whose answers nobody judged."""
+    def scored(self, model: ModelConfig, backend: Backend, devices: int) -> list[Record]:
+        """The finished evaluations of this model by this backend on as many devices, whose answers nobody judged."""
         return [
             record
             for record in self.of("evaluate", model)
             if "judge" not in record["identity"]["inputs"]
             and record["identity"]["config"]["evaluate"].get("backend", Backend.hf.value) == backend.value
+            and record["metrics"].get("devices", 1) == devices
         ]
 
     def trainings(self, name: str, model: ModelConfig) -> list[Record]:

@@ -3,6 +3,8 @@
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -49,6 +51,16 @@ def stop_on_signals(*, take_over: bool = False) -> None:
         if signal.getsignal(signum) is not signal.SIG_IGN or take_over:
             signal.signal(signum, _stop_now)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by who started this process, until now
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Inside, signals wait; a process that is started here never hears of one, unless it lets them through."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_signals() -> None:
