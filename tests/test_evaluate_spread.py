@@ -191,6 +191,9 @@ def test_nobody_is_left_when_the_owner_ends(signum, tmp_path):
     try:
         until(lambda: len(lines(tmp_path)) == 3 and at_work(tmp_path) >= 2)
         others = started(owner.pid)
+        if signum == signal.SIGKILL:  # else they might do what it left, and end by themselves
+            for other in others:
+                other.suspend()
         if signum == signal.SIGINT:
             os.killpg(owner.pid, signum)  # as a terminal does: to every process of the group
         else:
@@ -200,9 +203,17 @@ def test_nobody_is_left_when_the_owner_ends(signum, tmp_path):
         owner.kill()
         owner.wait()
 
-    assert len(others) == 2 and not psutil.wait_procs(others, timeout=SECONDS)[1]
+    left = psutil.wait_procs(others, timeout=SECONDS)[1]
+    for other in left:
+        other.kill()
+    assert len(others) == 2 and not left
     assert code == (-signum if signum == signal.SIGKILL else 128 + signum)
     assert "Traceback" not in (tmp_path / "said.txt").read_text()
+
+
+def test_who_is_started_by_one_that_is_gone_by_now_does_nothing():
+    command = [sys.executable, "-m", "paft.command.spread", "0"]  # which is no process's number
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=SECONDS).returncode == 0
 
 
 if __name__ == "__main__":
