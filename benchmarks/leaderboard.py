@@ -97,7 +97,7 @@ def main() -> None:
         words.append(f"evaluate.data_dir={rows}")
         progress, report = (
             Progress("leaderboard", SECONDS * len(columns), quick=given.quick),
-            Report("leaderboard"),
+            Report("leaderboard", details={"words": given.words}),
         )
         for column in columns:
             found = {}
@@ -106,8 +106,7 @@ def main() -> None:
                 limit = given.peer_items if name == "lm-eval" else None
                 found[name] = run_child(__file__, "--side", name, column, str(limit or ""), *words).result
             report.rows += compared(column, found, not given.peer_items)
-    report.details = {"words": given.words}
-    publish(report, given.out)
+            publish(report, given.out)  # the next one may take an hour
 
 
 def parsed() -> argparse.Namespace:

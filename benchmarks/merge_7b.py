@@ -90,7 +90,11 @@ def command(method: str, folder: Path) -> list[str]:
     return paft(method, folder, *(["--sft", str(folder / "preference")] if method in OF_ONE_TASK else []))
 
 
-def measure(folder: Path, layers: int, narrower: int, methods: Sequence[str], progress: Progress) -> Report:
+def measure(
+    folder: Path, shape: tuple[int, int], methods: Sequence[str], progress: Progress, out: Path | None
+) -> None:
+    """Publishes what there is after every method: all of them may take an hour."""
+    layers, narrower = shape
     progress.next("random checkpoint and adapters")
     run_child(MISTRAL, "make", folder, str(layers), str(narrower))
     size = size_of(folder / "base")
@@ -101,13 +105,13 @@ def measure(folder: Path, layers: int, narrower: int, methods: Sequence[str], pr
     shutil.rmtree(folder / "copy")
     rows, details = [], {}
     for method in methods:
-        child = merged(method, folder, (layers, narrower), progress)
+        child = merged(method, folder, shape, progress)
         rows += rows_of(method, f"{layers} layers, {size / 1e9:.1f} GB", size, copy, child)
         if method == "ties":
             progress.next("one tensor in plain torch")
             details["difference"] = checked(folder)
         shutil.rmtree(folder / "paft")
-    return Report("merge_7b", rows, {"layers": layers, "bytes": size, **details})
+        publish(Report("merge_7b", rows, {"layers": layers, "bytes": size, **details}), out)
 
 
 def size_of(folder: Path) -> int:
@@ -169,7 +173,7 @@ def main() -> None:
         refuse_full_disk(parser, given.folder, layers, methods)
     progress = Progress("merge_7b", announced(methods, layers), quick=given.quick)
     with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
-        publish(measure(Path(temporary), layers, narrower, methods, progress), given.out)
+        measure(Path(temporary), (layers, narrower), methods, progress, given.out)
 
 
 if __name__ == "__main__":
