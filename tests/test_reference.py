@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import BRANCHES, PAD, make, pairs, whole_batch
+from tiny import BRANCHES, PAD, distance, make, pairs, whole_batch
 
 from paft.command.pipeline import context_of
 from paft.config import RunConfig
@@ -67,9 +67,9 @@ def test_adapter_against_online_reference(compose, tmp_path, loss):
         )
         for source in ("stage", "online")
     )
-    for name, expected in online.items():
-        # the reference is summed in batches of another make-up, which Adam's division by small moments enlarges
-        torch.testing.assert_close(staged[name], expected, atol=5e-5, rtol=1e-3)
+    # The reference is summed in batches of another make-up; where a gradient is near 0, Adam enlarges its last bits:
+    # up to 1.3e-5 measured
+    assert distance(staged, online) < 1e-4
     assert any(expected.any() for name, expected in online.items() if "lora_B" in name)
 
 
