@@ -74,7 +74,7 @@ def fastest(name: str, cores: int, rows: Path, model: str, rounds: int) -> Child
 def compared(rows: Path, given: argparse.Namespace, progress: Progress) -> tuple[list[Row], dict[str, Any]]:
     """PAFT on one core and on all that are compared, against the others. Raises `ValueError` for other tokens."""
     runs: dict[tuple[str, int], Child] = {}
-    for name, cores in contenders():
+    for name, cores in contenders(quick=given.quick):
         progress.next(f"{name}, {cores} core{'s' * (cores > 1)}")
         runs[name, cores] = fastest(name, cores, rows, model_of(given), given.rounds)
     found = {key: run.result for key, run in runs.items()}
@@ -132,9 +132,9 @@ def memory_rows(folder: Path, number: int, given: argparse.Namespace, progress: 
     ]
 
 
-def contenders() -> list[tuple[str, int]]:
+def contenders(*, quick: bool) -> list[tuple[str, int]]:
     """Who is run on how many cores."""
-    names = [("paft", 1), ("paft", 2), ("rows", 1), ("map", 1), ("map", 2)]
+    names = [("paft", 1), ("paft", 2), ("rows", 1), ("map", 2), *([] if quick else [("map", 1)])]
     return [*names, ("trl", 2)] if installed("trl") else names
 
 
@@ -151,7 +151,7 @@ def main() -> None:
     add_rounds(parser, 1)
     given = parse(parser)
     number, short = (QUICK_ROWS, QUICK_ROWS) if given.quick else (given.rows, given.short_rows)
-    seconds = [SECONDS[name] * given.rounds for name, _ in contenders()]
+    seconds = [SECONDS[name] * given.rounds for name, _ in contenders(quick=given.quick)]
     progress = Progress("data", [*seconds, SECONDS["memory"] / 10, SECONDS["memory"]], quick=given.quick)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -19,6 +19,8 @@ from measure import Report, Row, publish
 
 WITHOUT, WITH = "lambda=0", "lambda=1e-4"
 PREPARE_SECONDS, RUN_SECONDS = 12, 25
+QUICK_ROUNDS = 2
+"""The fewest that have noise."""
 
 
 def main() -> None:
@@ -26,15 +28,15 @@ def main() -> None:
     add_rows(parser, "sft")
     add_rounds(parser, 4)
     chosen = parse(parser)
-    part = SFT.quick() if chosen.quick else SFT
-    seconds = [PREPARE_SECONDS, *[RUN_SECONDS] * (2 * chosen.rounds)]
+    part, rounds = (SFT.quick(), QUICK_ROUNDS) if chosen.quick else (SFT, chosen.rounds)
+    seconds = [PREPARE_SECONDS, *[RUN_SECONDS] * (2 * rounds)]
     progress = Progress("l1", seconds, quick=chosen.quick)
     with tempfile.TemporaryDirectory() as temporary:
         words = (part, Path(temporary), chosen.sft_rows)
         progress.next("data")
         paft("prepare", *words)
         contenders = {name: partial(paft, "train", *words, name) for name in (WITHOUT, WITH)}
-        runs = in_turn(contenders, chosen.rounds, progress)
+        runs = in_turn(contenders, rounds, progress)
     refuse_other_start(runs[WITHOUT][0], runs[WITH][0])
     both = runs[WITHOUT], runs[WITH]
     rows = [

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forked
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -35,6 +36,7 @@ settings.register_profile(
 settings.load_profile("quick")
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT = 300.0
 GRID = ("experiment=smoke", "-m", "lambda=1e-4,1e-3", "merge=ties,dare", "logger=wandb")
 FAKE_KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -56,8 +58,12 @@ def bfloat16_in_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """`python train.py <overrides>` in its own process, from `cwd`."""
+    if forked.can_fork(env):
+        return forked.run(overrides, cwd, os.environ | env, TIMEOUT)
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=TIMEOUT
+    )
 
 
 @pytest.fixture(scope="session")

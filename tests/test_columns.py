@@ -16,7 +16,7 @@ from tiny import MODEL
 
 from paft.command.compose import with_new_tasks
 from paft.config import RunConfig, TaskConfig, Template
-from paft.evaluate import columns
+from paft.evaluate import columns, index
 from paft.evaluate.columns import columns_of, manager_for, task_manager
 from paft.evaluate.stage import score_tasks
 from paft.graph.build import build
@@ -294,7 +294,8 @@ def test_a_grid_with_an_unknown_metric_trains_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_lm_evals_index_is_read_once_and_is_that_of_its_own_manager(tmp_path, monkeypatch):
+def test_lm_evals_index_is_made_once_and_is_that_of_its_own_manager(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "mine.yaml").write_text("task: arc_easy\ndataset_path: mine\ntag: places\n")
     folders = [str(columns.TASKS), str(tmp_path)]
     theirs = TaskManager(include_path=folders)
@@ -303,9 +304,11 @@ def test_lm_evals_index_is_read_once_and_is_that_of_its_own_manager(tmp_path, mo
     monkeypatch.setattr(
         TaskIndex, "build", staticmethod(lambda paths, **k: read.extend(paths) or plain(paths, **k))
     )
-    columns._lm_evals.cache_clear()
 
-    ours = [task_manager({"mmlu", "arc_easy"}, rows, str(tmp_path)) for rows in (None, {"sft_data": "x"})]
+    ours = []
+    for rows in (None, {"sft_data": "x"}):
+        index.lm_evals_index.cache_clear()  # as in another process
+        ours.append(task_manager({"mmlu", "arc_easy"}, rows, str(tmp_path)))
 
     assert [path for path in read if str(path) not in folders] == [Path(lm_eval.tasks.__file__).parent]
     for manager in ours:
@@ -315,3 +318,57 @@ def test_lm_evals_index_is_read_once_and_is_that_of_its_own_manager(tmp_path, mo
     assert ours[1].load(["paft_honesty"])["tasks"]["paft_honesty"].config.metadata["sft_data"] == "x"
     ours[0].task_index.pop("mmlu")
     assert "mmlu" in task_manager({"mmlu", "arc_easy"}).task_index
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch) -> Path:
+    """In place of lm-eval's tasks, with one; and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "one.yaml").write_text("task: one\ntag: some\n")
+    monkeypatch.setattr(index, "TASKS", folder)
+    return folder
+
+
+def indexed() -> dict[str, TaskIndex]:
+    """As another process has it."""
+    index.lm_evals_index.cache_clear()
+    found = dict(index.lm_evals_index())
+    index.lm_evals_index.cache_clear()
+    return found
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "rewritten"])
+def test_a_kept_index_follows_its_files(own_folder, change):
+    first = indexed()
+    assert first["one"].cfg == {"task": "one", "tag": "some"} and first["some"].tags == {"one"}
+    match change:
+        case "added":
+            (own_folder / "two.yaml").write_text("task: two\n")
+        case "removed":
+            (own_folder / "one.yaml").unlink()
+        case "rewritten":
+            (own_folder / "one.yaml").write_text("task: two\ntag: some\n")
+
+    second = indexed()
+
+    assert second == TaskIndex.build([own_folder]) != first
+    assert len(list((own_folder.parent / "cache/paft/tasks").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "{}", '{"state": 1, "entries": {}}', '{"state": "STATE", "entries": [1]}'])
+def test_a_kept_index_that_cannot_be_read_is_made_anew(own_folder, kept):
+    first = indexed()
+    (file,) = (own_folder.parent / "cache/paft/tasks").iterdir()
+    state = json.loads(file.read_text())["state"]
+    file.write_text(kept.replace("STATE", state))
+
+    assert indexed() == first
+    assert json.loads(file.read_text())["state"] == state
+
+
+def test_an_index_that_cannot_be_kept_is_made_each_time(own_folder, tmp_path):
+    (tmp_path / "cache").write_text("a file, where a folder would be")
+
+    assert [*indexed()] == [*indexed()] == ["one", "some"]

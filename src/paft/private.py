@@ -95,6 +95,13 @@ def task_settings(file: Path) -> dict[str, Any]:
     return dict(load_yaml(file))
 
 
+def task_entry(name: str, kind: str, path: str | None, settings: Any, tags: list[str]) -> Any:
+    """An entry of a manager's index, whose class and kinds lm-eval exports nowhere."""
+    from lm_eval.tasks._index import Entry, Kind
+
+    return Entry(name, Kind[kind], None if path is None else Path(path), settings, set(tags))
+
+
 def know_also(manager: "TaskManager", others: Mapping[str, Any]) -> None:
     """Let a manager know the entries of an index that was read before, but for names that it has.
 

@@ -3,7 +3,6 @@
 They are forked from a server that has imported torch once, so that a group of four costs less than a second.
 """
 
-import multiprocessing
 import os
 import socket
 import time
@@ -26,8 +25,8 @@ from paft.files.jsonfile import read_object
 
 def spawn(work: Callable[..., None], *args: Any, world: int, nodes: int = 1, seconds: float = 240) -> None:
     """`work(*args)` in `world` ranks on `nodes` pretended nodes; the first rank's failure is raised here."""
-    multiprocessing.set_forkserver_preload(["paft.training.stage", "paft.training.reference"])
     port, deadline = free_port(), time.monotonic() + seconds
+    # a fork of the process that tests/forked.py has asked to import everything
     group = start_processes(
         _rank, (work, args, world, world // nodes, port), nprocs=world, join=False, start_method="forkserver"
     )

@@ -32,8 +32,13 @@ OPEN_MAPPING = re.compile(r"data\.\w+\.(?:columns|mix)[.=]")
 
 
 def register_schemas() -> None:
-    """Make every type of a config available to the YAML files in `conf/`, and every entry a choice of its group."""
+    """Make every type of a config available to the YAML files in `conf/`, and every entry a choice of its group.
+
+    Hydra copies its repository for every config that it composes and every group that `--help` lists, and the store of
+    all these types with it, although it copies what it loads from the store once more: one store is enough.
+    """
     store = ConfigStore.instance()
+    vars(store)["__deepcopy__"] = lambda memo: store
     for name, schema in (SCHEMAS | METHODS | OBJECTIVES).items():
         store.store(group="schema", name=name, node=schema)
     for group, entries in ENTRIES.items():

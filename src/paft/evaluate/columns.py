@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lm_eval.tasks import TaskManager
 from paft.config import EvaluateConfig, JudgedConfig, TaskConfig
 from paft.evaluate.backends import refuse_settings, require_backend
 from paft.evaluate.included import is_included, refuse_code, require_included, unreadable
+from paft.evaluate.index import lm_evals_index
 from paft.evaluate.leaves import leaves, reached
 from paft.evaluate.local import read_locally, require_rows
 from paft.evaluate.packages import lacking, require_packages
@@ -68,7 +68,7 @@ def columns_of(config: EvaluateConfig, manager: TaskManager) -> Columns:
 def task_manager(
     tasks: Iterable[str], rows: Mapping[str, str] | None = None, include_path: str | None = None
 ) -> TaskManager:
-    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so once, when they are asked for.
+    """Knows `tasks`; lm-eval's own 13 000 task files take seconds to index, so only when they are asked for.
 
     `rows` reach the functions that make a task's documents, by name. A name that is in the folder `include_path` and
     elsewhere is what it is there.
@@ -77,14 +77,8 @@ def task_manager(
     folders: list[str | Path] = [str(TASKS), *([include_path] if include_path else [])]
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
     if not set(reached(tasks, manager)) <= set(manager.all_tasks):
-        know_also(manager, _lm_evals())
+        know_also(manager, lm_evals_index())
     return manager
-
-
-@cache
-def _lm_evals() -> Mapping[str, Any]:
-    """The index of lm-eval's own tasks."""
-    return TaskManager().task_index
 
 
 def manager_for(config: EvaluateConfig, rows: Mapping[str, str] | None = None) -> TaskManager:
