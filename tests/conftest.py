@@ -58,9 +58,10 @@ def bfloat16_in_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """`python train.py <overrides>` in its own process, from `cwd`."""
-    if forked.can_fork(env):
-        return forked.run(overrides, cwd, os.environ | env, TIMEOUT)
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    script = ROOT / "train.py"
+    if forked.can_fork(overrides, env):
+        return forked.run(script, overrides, cwd, os.environ | env, TIMEOUT)
+    command = [sys.executable, str(script), *overrides]
     return subprocess.run(
         command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=TIMEOUT
     )

@@ -1,4 +1,4 @@
-"""`python train.py` in a process of its own that does not begin by importing: a fork of one that has imported all.
+"""A script in a process of its own that does not begin by importing: a fork of one that has imported all.
 
 Most of a small run is its imports, eight seconds and more of a slow core. multiprocessing's fork server pays them once
 for every process of tests. What reads its environment while it is imported needs a real start, see `AT_START`.
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 STAGES = ("data", "training", "merge", "evaluate", "judge")
 LOADED = (
     *("paft.command.main", "paft.training.reference", "paft.report.pictures", "wandb"),
@@ -27,31 +26,33 @@ server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(list(LOADED))
 
 
-def can_fork(env: Mapping[str, str]) -> bool:
-    """Whether these variables can be set after the imports."""
-    return not any(name.startswith(AT_START) for name in env)
+def can_fork(words: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether these variables can be set after the imports, and no launcher's pool of processes outlives the command.
+
+    A process of multiprocessing waits at its end for all that it has started.
+    """
+    return not any(name.startswith(AT_START) for name in env) and not any("launcher" in w for w in words)
 
 
 def run(
-    words: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
+    script: Path, words: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run` of `train.py` with these words gives. Raises `TimeoutExpired` as it does."""
+    """What `subprocess.run` of the script with these words gives. Raises `TimeoutExpired` as it does."""
+    command = [str(script), *words]
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder) / name for name in ("stdout", "stderr"))
         out.touch(), err.touch()
-        process = server.Process(target=_train, args=(list(words), str(cwd), dict(env), str(out), str(err)))
+        process = server.Process(target=_script, args=(command, str(cwd), dict(env), str(out), str(err)))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             process.join()
-            raise subprocess.TimeoutExpired(["train.py", *words], timeout, out.read_bytes(), err.read_bytes())
-        return subprocess.CompletedProcess(
-            ["train.py", *words], process.exitcode, out.read_text(), err.read_text()
-        )
+            raise subprocess.TimeoutExpired(command, timeout, out.read_bytes(), err.read_bytes())
+        return subprocess.CompletedProcess(command, process.exitcode, out.read_text(), err.read_text())
 
 
-def _train(words: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
+def _script(command: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
     for path, descriptor in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
@@ -59,9 +60,9 @@ def _train(words: list[str], cwd: str, env: dict[str, str], out: str, err: str) 
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = [str(ROOT / "train.py"), *words]
-    sys.path.insert(0, str(ROOT))
+    sys.argv = command
+    sys.path.insert(0, str(Path(command[0]).parent))
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_path(command[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # a process of multiprocessing leaves them out

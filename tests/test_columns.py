@@ -357,7 +357,9 @@ def test_a_kept_index_follows_its_files(own_folder, change):
     assert len(list((own_folder.parent / "cache/paft/tasks").iterdir())) == 1
 
 
-@pytest.mark.parametrize("kept", ["", "[]", "{}", '{"state": 1, "entries": {}}', '{"state": "STATE", "entries": [1]}'])
+@pytest.mark.parametrize(
+    "kept", ["", "[]", "{}", '{"state": 1, "entries": {}}', '{"state": "STATE", "entries": [1]}']
+)
 def test_a_kept_index_that_cannot_be_read_is_made_anew(own_folder, kept):
     first = indexed()
     (file,) = (own_folder.parent / "cache/paft/tasks").iterdir()

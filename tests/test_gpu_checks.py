@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -35,7 +36,11 @@ def test_every_check_is_run_below(gpu) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_on_a_cpu(name: str, tmp_path: Path) -> None:
-    done = run(name, "--quick", "--out", tmp_path)
+    words = (name, "--quick", "--out", str(tmp_path))
+    if name in MEASURES_ITSELF:
+        done = run(*words)
+    else:
+        done = forked.run(BENCHMARKS / "gpu.py", words, Path.cwd(), os.environ, 600)
 
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
@@ -44,6 +49,8 @@ def test_a_check_on_a_cpu(name: str, tmp_path: Path) -> None:
         assert [row for row in rows if row["at_most"] is not None and row["ratio"] > row["at_most"]] == []
 
 
+MEASURES_ITSELF = ("memory", "throughput")
+"""Whose process is to hold nothing but their own work."""
 EXACT = ("tests", "gradients", "packing", "sharded", "twin", "resume", "nf4")
 
 
