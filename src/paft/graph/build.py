@@ -54,6 +54,7 @@ from paft.graph.configs import (
 from paft.graph.judged import judged, with_questions
 from paft.graph.rows import rows_sha256, splits_of
 from paft.graph.stage import Stage
+from paft.graph.stages import TRAINED
 from paft.graph.taken import checkpoints, taken
 from paft.graph.tasks import with_fingerprints
 from paft.graph.versions import version_of
@@ -108,8 +109,9 @@ def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    # what two deltas alone can have: a common norm, a common space
-    shared = [f.name for f in fields(MergeConfig) if f.name not in ("norm", "space")]
+    # what two deltas alone can have: a common norm, a common space; and a branch that is alone may be pruned
+    alone = [f"prune_{branch}" for branch in TRAINED if config.paradigm.value != branch]
+    shared = [f.name for f in fields(MergeConfig) if f.name not in ("norm", "space", *alone)]
     apply = Apply(**{name: getattr(config.merge, name) for name in shared})
     branch = partial(
         _branch, config=config, model=model

@@ -9,7 +9,7 @@ from paft.evaluate.items import Floats
 from paft.report.backends import backends
 from paft.report.columns import MEASURES, score_names
 from paft.report.items import Score, Scores
-from paft.report.row import Row
+from paft.report.row import MERGE_SEEDS, Row, follows_seed
 from paft.report.scope import ranked
 from paft.report.statistics import Arm, Estimate, Sample, estimate
 
@@ -43,8 +43,7 @@ def _cell(group: Sequence[Row], scores: Scores) -> Row:
     columns["evaluate_keys"] = " ".join(r.evaluate_key for r in group)
     columns["backend"] = ", ".join(backends(group))
     if len(group) > 1:
-        follows = first.option("merge.seed") == first.seed
-        columns |= {"seed": seeds} | ({"merge.seed": seeds} if follows else {})
+        columns |= {"seed": seeds, **{name: seeds for name in MERGE_SEEDS if follows_seed(first, name)}}
     for column in (*score_names(group), *MEASURES):
         columns |= _over_seeds(group, column, scores)
     return first | columns

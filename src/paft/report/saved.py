@@ -17,10 +17,10 @@ from typing import Any
 from paft.config import Norm
 from paft.evaluate.items import Items, from_pairs
 from paft.report.options import ALIASES
-from paft.report.row import Row
+from paft.report.row import MERGE_SEEDS, Row
 
 RESULTS, ITEMS = "results.csv", "items.parquet"
-WHOLE = ("seed", "limit", "merge.seed")
+WHOLE = ("seed", "limit", *MERGE_SEEDS)
 # fmt: off
 TEXT = (
     "base", "data", "paradigm", "preference", "merge", "variant", "evaluate", "lower_is_better", "in_average",
