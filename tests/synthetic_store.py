@@ -83,7 +83,7 @@ def finish(stage: Stage, out: Path, layers: int) -> dict[str, Any]:
         case "merge":
             write_json(out / "merge.json", merge_report(stage, layers, draw))
         case "evaluate":
-            if stage.inputs:
+            if "model" in stage.inputs:
                 write_json(out / "merge.json", merge_report(stage.inputs["model"], layers, draw))
             write_json(out / "results.json", found := results(stage, draw))
             write_samples(out / "samples.jsonl", found["tasks"])

@@ -18,8 +18,7 @@ from paft.evaluate.columns import columns_of
 from paft.evaluate.items import from_samples
 from paft.evaluate.packages import require_packages
 from paft.evaluate.parts import items
-from paft.evaluate.results import average, score
-from paft.evaluate.stage import with_stderr
+from paft.evaluate.results import average, score, with_stderr
 
 FOLDERS = ("leaderboard", "ifeval")
 BBH = {

@@ -17,8 +17,7 @@ import torch
 from paft.config import EvaluateConfig, TaskConfig
 from paft.evaluate.items import from_samples
 from paft.evaluate.parts import items, subtasks
-from paft.evaluate.results import Score, as_json, average, score
-from paft.evaluate.stage import with_stderr
+from paft.evaluate.results import Score, as_json, average, score, with_stderr
 
 RECORDED = json.loads((Path(__file__).parent / "golden/openllm_results.json").read_text())
 

@@ -114,8 +114,9 @@ class MergeThenEvaluate(Callback):
             for name, s in merge.inputs.items()
         }
         self.context.run(merge, inputs, here / "model")
-        rows = {n: self.context.store.path(s) for n, s in self.context.cell.inputs.items() if n != "model"}
-        self.context.run(self.context.cell, {"model": here / "model", **rows}, here / "scores")
+        others = {n: s for n, s in self.context.cell.inputs.items() if n != "model"}
+        beside = {n: self.context.store.ensure(s, self.context.run) for n, s in others.items()}
+        self.context.run(self.context.cell, {"model": here / "model", **beside}, here / "scores")
         results = Results.read(here / "scores")
         shutil.rmtree(here)
         return results

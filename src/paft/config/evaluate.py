@@ -64,6 +64,9 @@ class TaskConfig(Typed):
     above_chance: bool = field(default=False, metadata=UNLESS_DEFAULT)
     """Rescale the score of each task so that guessing among its choices gives 0 and right answers alone give 1; what is
     below guessing is 0. As the Open LLM Leaderboard v2 does."""
+    above_base: bool = field(default=False, metadata=UNLESS_DEFAULT)
+    """The share of items on which the model does better than the base, where equal counts half. Another column of the
+    same task and metric says without it how well. Of `paft_preference`'s margin it is DPO's reward accuracy."""
     rows: Rows | None = field(default=None, metadata=UNLESS_DEFAULT)
     """The items are rows that `data.<branch>.held_out` keeps from training."""
     num_items: int | None = field(default=None, metadata=UNLESS_DEFAULT)
@@ -85,6 +88,11 @@ class TaskConfig(Typed):
                 f"evaluate.tasks.{column}: lower {metric} is better; "
                 "set higher_is_better: false and in_average: false"
             )
+
+
+def _asks(task: TaskConfig) -> tuple[object, ...]:
+    """What two columns have in common that are read off the same numbers."""
+    return task.task, task.metric, task.num_fewshot, task.rows
 
 
 @dataclass
@@ -134,6 +142,7 @@ class EvaluateConfig(Typed):
     def __post_init__(self) -> None:
         self._require_one_draw()
         self._require_one_direction()
+        self._require_plain_columns()
         allowed = ["average", *self.tasks] if isinstance(self.tasks, dict) else [self.objective]
         require(self.objective in allowed, "evaluate.objective", self.objective, f"one of {allowed}")
         require(
@@ -155,6 +164,22 @@ class EvaluateConfig(Typed):
             require(not task.pooled or task.mean_over is not None, at, True, "false without mean_over")
             first = drawn.setdefault(task.task, num_items)
             require(num_items == first, name, num_items, f"as in the other column of {task.task}, {first}")
+
+    @property
+    def plain_columns(self) -> dict[str, str]:
+        """Column with `above_base` -> the one of the same task and metric without it."""
+        plain = {_asks(task): column for column, task in self.tasks.items() if not task.above_base}
+        return {column: plain[_asks(task)] for column, task in self.tasks.items() if task.above_base}
+
+    def _require_plain_columns(self) -> None:
+        tasks = self.tasks if isinstance(self.tasks, dict) else {}
+        plain = {_asks(task) for task in tasks.values() if not task.above_base}
+        for column, task in tasks.items():
+            if task.above_base and _asks(task) not in plain:
+                raise ValueError(
+                    f"evaluate.tasks.{column}.above_base compares items of another column: add one of "
+                    f"task={task.task} and metric={task.metric} without above_base"
+                )
 
     def _require_one_direction(self) -> None:
         """Averages, claims and searches take more as better."""

@@ -71,13 +71,25 @@ class Norm(str, Enum):
     """Which deltas are brought to one norm, so that methods are compared and not sizes.
 
     The norm is Frobenius's over all tensors of an adapter together, and the common one the geometric mean of the two
-    branches'. `branches`: each branch's delta is multiplied by one factor to have it, before anything else is done.
-    `merged`: the merged delta is multiplied by one factor to have it, whatever weights and scale. `own`: neither.
+    branches'. `branches`: each branch's delta is multiplied by one factor to have it, before it is merged.
+    `merged`: the merged delta is multiplied by one factor to have it, whatever weights and scale. `preference`: the SFT
+    delta is multiplied by one factor to have the preference delta's norm, which stays as it is; so SFT deltas of
+    several trainings have one size, and nothing else of the merge changes with theirs. `own`: none of it.
     """
 
     own = "own"
     branches = "branches"
     merged = "merged"
+    preference = "preference"
+
+
+class PruneBy(str, Enum):
+    """Which elements of a branch's delta are made zero: those of smallest `magnitude` over all its tensors together
+    (Han et al. 2015, arXiv:1506.02626), or each at `random` with one probability (DARE without its factor,
+    arXiv:2311.03099)."""
+
+    magnitude = "magnitude"
+    random = "random"
 
 
 class Statistic(str, Enum):
@@ -121,6 +133,13 @@ class MergeConfig(Entry):
 
     space: Space = field(default=Space.delta, metadata=UNLESS_DEFAULT)
     norm: Norm = field(default=Norm.own, metadata=UNLESS_DEFAULT)
+    prune_sft: float = field(default=0.0, metadata=UNLESS_DEFAULT)
+    """Share of the SFT delta's elements that is made zero before all else, `norm` too; the method gets what is left."""
+    prune_preference: float = field(default=0.0, metadata=UNLESS_DEFAULT)
+    """The same of the preference delta."""
+    prune_by: PruneBy = field(default=PruneBy.magnitude, metadata=UNLESS_DEFAULT)
+    prune_seed: int | None = field(default=None, metadata=UNLESS_DEFAULT)
+    """Of what is pruned at random, together with branch and tensor name; null is 42."""
     dtype: DType | None = field(default=None, metadata=UNLESS_DEFAULT)
     """Storage type of the weights that change; null keeps the base's. For float32 also `evaluate.dtype=float32`."""
     output: MergeOutput = field(default=MergeOutput.model, metadata=UNLESS_DEFAULT)
@@ -128,6 +147,8 @@ class MergeConfig(Entry):
     """Of a merged adapter; null is the sum of the ranks it is merged of."""
     keep: bool = incidental(True)
     """False deletes a merged model once it is evaluated."""
+    overlap: bool = incidental(False)
+    """Also measure how far both deltas read the same directions of each layer's input (`overlap` in merge.json)."""
     prove: bool = incidental(True)
     """Read what was written back with transformers, and compare its logits with the base plus the merged delta."""
 
@@ -135,6 +156,7 @@ class MergeConfig(Entry):
         if self.space not in self.spaces:
             allowed = " or ".join(space.value for space in self.spaces)
             raise ValueError(f"merge.space must be {allowed} for merge={self.name}, got {self.space.value!r}")
+        self._check_pruning()
         require(self.rank is None or self.rank > 0, "merge.rank", self.rank, "positive or null")
         if self.output is MergeOutput.model and self.rank is not None:
             raise ValueError(
@@ -144,3 +166,31 @@ class MergeConfig(Entry):
             raise ValueError(
                 f"merge.dtype={self.dtype.value} is of merged models, and an adapter is float32; leave it out"
             )
+
+    @property
+    def pruned(self) -> dict[str, float]:
+        """Branch -> share of its delta that is made zero, of those that lose any."""
+        shares = {"sft": self.prune_sft, "preference": self.prune_preference}
+        return {branch: share for branch, share in shares.items() if share}
+
+    def _check_pruning(self) -> None:
+        for branch, share in self.pruned.items():
+            require(0 < share < 1, f"merge.prune_{branch}", share, "at least 0 and below 1")
+        if not self.pruned:
+            self.prune_by = PruneBy.magnitude
+        drawn = self.prune_by is PruneBy.random
+        self.prune_seed = (42 if self.prune_seed is None else self.prune_seed) if drawn else None
+        if not self.pruned:
+            return
+        if self.space is Space.core and Space.delta in self.spaces:
+            raise ValueError(
+                "merge.space=core is made of the factors of LoRA deltas, and a pruned delta has none; set "
+                "merge.space=delta or merge.space=svd"
+            )
+        if self.needs is Statistic.coefficients:
+            raise ValueError(
+                f"merge={self.name} learns its coefficients with whole deltas, and would apply them to pruned ones; "
+                "leave merge.prune_sft and merge.prune_preference out"
+            )
+        if self.output is MergeOutput.adapter and self.rank is None:
+            raise ValueError("merge.output=adapter needs merge.rank of a pruned delta, as merge.rank=64")

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from paft.config import EvaluateConfig, TaskConfig
+from paft.evaluate.items import from_samples
 from paft.evaluate.parts import metric_of, metrics_of, part, parts, sizes, subtasks
 from paft.files.jsonfile import read_object
 
@@ -49,6 +50,14 @@ def score(column: str, config: TaskConfig, raw: Mapping[str, Any]) -> Score:
         version=",".join(sorted(versions)),
         num_items=sum(sizes(names, raw)) or None,
     )
+
+
+def with_stderr(score: Score, scored: Sequence[Mapping[str, Any]]) -> Score:
+    """Ratios of sums have no error in lm-eval: bits per byte, (log-likelihood, bytes) per item, and shares of all
+    instructions."""
+    if score.stderr is not None or not any(isinstance(s["value"], tuple | list | dict) for s in scored):
+        return score
+    return replace(score, stderr=from_samples(score.task, scored).stderr)
 
 
 def _warn_of_direction(column: str, config: TaskConfig, directions: Mapping[str, bool | None]) -> None:

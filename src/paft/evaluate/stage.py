@@ -18,15 +18,15 @@ from transformers import PreTrainedTokenizerBase
 from paft.config import Backend, EvaluateConfig, ModelConfig, TaskConfig, Template
 from paft.config.judged import JudgedConfig
 from paft.device import computed_in
+from paft.evaluate.above_base import compared
 from paft.evaluate.answers import answers, write_answers
 from paft.evaluate.backends import Scored, load, made_by
 from paft.evaluate.columns import Columns, columns_of, manager_for
 from paft.evaluate.folder import model_folder
-from paft.evaluate.items import from_samples
 from paft.evaluate.judged import judged_scores
 from paft.evaluate.lm import lm_of
 from paft.evaluate.parts import items
-from paft.evaluate.results import Score, as_json, score
+from paft.evaluate.results import Score, as_json, score, with_stderr
 from paft.evaluate.splits import choose
 from paft.files.journal import Gone
 from paft.files.jsonfile import write_json
@@ -70,6 +70,7 @@ def run(stage: Stage[EvaluateStage], inputs: dict[str, Path], out: Path, context
             config.evaluate,
             out,
             _rows(inputs),
+            inputs.get("base"),
             device=device,
             paths=proved_paths(base, config.model, device) if config.evaluate.backend is Backend.hf else None,
         )
@@ -110,7 +111,7 @@ def _has_room(folder: Path, device: str) -> bool:
 
 
 def _rows(inputs: Mapping[str, Path]) -> dict[str, str]:
-    return {name: str(folder) for name, folder in inputs.items() if name != "model"}
+    return {name: str(folder) for name, folder in inputs.items() if name not in ("model", "base")}
 
 
 def evaluate_model(
@@ -121,17 +122,19 @@ def evaluate_model(
     config: EvaluateConfig,
     out: Path,
     rows: Mapping[str, str] | None = None,
+    scored_base: Path | None = None,
     *,
     device: str | None = None,
     paths: FastPaths | None = None,
 ) -> dict[str, Any]:
     """Score the model in `folder` (tokenizer from `base`) and write results.json and samples.jsonl to `out`.
 
-    `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data. `paths` are what
-    the base was proved to take on `device`. Returns the content of results.json.
+    `rows` are the data folders that hold the items of tasks with `rows`: sft_data, preference_data; `scored_base` the
+    base's evaluate folder for columns with `above_base`, None of the base itself. `paths` are what the base was proved
+    to take on `device`. Returns the content of results.json.
     """
     scored = _scored(folder, base, model, template, config, out / WORK, device, paths)
-    scores, samples = scores_of(load(scored), config, rows)
+    scores, samples = compared(*scores_of(load(scored), config, rows), config, scored_base)
     results = as_json(scores, config) | {"template": template.value, **made_by(config.backend)}
     dtype = scored.model.dtype.value
     results |= {"lm_eval": version("lm-eval"), "dtype": dtype}
@@ -240,11 +243,3 @@ def _evaluated(
     assert raw is not None, "simple_evaluate returns results on rank 0"
     results: dict[str, Any] = raw
     return results
-
-
-def with_stderr(score: Score, scored: list[dict[str, Any]]) -> Score:
-    """Ratios of sums have no error in lm-eval: bits per byte, (log-likelihood, bytes) per item, and shares of all
-    instructions."""
-    if score.stderr is not None or not any(isinstance(s["value"], tuple | list | dict) for s in scored):
-        return score
-    return replace(score, stderr=from_samples(score.task, scored).stderr)

@@ -10,7 +10,8 @@ of the answers, whatever the DPO or KTO trainings that share it do with them. Ba
 `sft` and `preference` apply one delta, `sequential` gives preference one more input and applies both, `base` has
 none. A branch that is taken (`sft.adapter`, `sft.checkpoint`) has no data, and is known by its content; one that is a
 soup (`sft.soup`) has its trainings for inputs. A merge that looks at data has one more input for each branch,
-`statistics` of its rows, or one of both, `coefficients`.
+`statistics` of its rows, or one of both, `coefficients`. An evaluation that compares with the base (`above_base`) has
+the base's for an input.
 """
 
 from collections.abc import Iterable
@@ -54,6 +55,7 @@ from paft.graph.configs import (
 from paft.graph.judged import judged, with_questions
 from paft.graph.rows import rows_sha256, splits_of
 from paft.graph.stage import Stage
+from paft.graph.stages import TRAINED
 from paft.graph.taken import checkpoints, taken
 from paft.graph.tasks import with_fingerprints
 from paft.graph.versions import version_of
@@ -73,8 +75,11 @@ def build(config: RunConfig) -> Stage:
         return _stage("evaluate", evaluate, **held_out, **judged(evaluate, config.judge, {}))
     inputs = adapters | _measured(method, adapters, config, released)
     merge = _stage("merge", MergeStage(released, method, template, checkpoints(adapters)), **inputs)
-    merged = {"model": merge}
-    return _stage("evaluate", evaluate, **merged, **held_out, **judged(evaluate, config.judge, merged))
+    merged, beside = {"model": merge}, {}
+    if any(task.above_base for task in evaluate.evaluate.tasks.values()):
+        beside = {"base": _stage("evaluate", evaluate, **held_out)}
+    judges = judged(evaluate, config.judge, merged)
+    return _stage("evaluate", evaluate, **merged, **held_out, **beside, **judges)
 
 
 def _measured(
@@ -108,8 +113,9 @@ def _held_out(config: RunConfig, model: ModelConfig) -> dict[str, Stage]:
 
 
 def _adapters(config: RunConfig, model: ModelConfig) -> tuple[dict[str, Stage], MergeConfig]:
-    # what two deltas alone can have: a common norm, a common space
-    shared = [f.name for f in fields(MergeConfig) if f.name not in ("norm", "space")]
+    # what two deltas alone can have: a common norm, a common space; and a branch that is alone may be pruned
+    alone = [f"prune_{branch}" for branch in TRAINED if config.paradigm.value != branch]
+    shared = [f.name for f in fields(MergeConfig) if f.name not in ("norm", "space", *alone)]
     apply = Apply(**{name: getattr(config.merge, name) for name in shared})
     branch = partial(
         _branch, config=config, model=model

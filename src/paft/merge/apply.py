@@ -18,6 +18,7 @@ from paft.merge.method import Method, TensorMerge
 from paft.merge.methods import METHODS, plain_sum
 from paft.merge.norm import common_norm, merged_norm, scaled, with_norm
 from paft.merge.planned import PlannedMerge, merged_blocks
+from paft.merge.prune import pruned
 from paft.merge.space import plan_of
 from paft.merge.stream import Weight, rewrite
 
@@ -70,15 +71,16 @@ def plan_merge(
     read = read_branches(base, adapters, same=same)
     labels: dict[str, Any] = {"method": name, "variant": variant(method), "weights": method.shares}
     with single_threaded_blas():
+        read = pruned(read, method)
         if method.norm is not Norm.own:
-            labels["norm"] = common_norm(read)
-        if method.norm is Norm.branches:
+            labels["norm"] = common_norm(read, method.norm)
+        if method.norm in (Norm.branches, Norm.preference):
             read = with_norm(read, labels["norm"])
         method.refuse(read)
         plan = plan_of(method.informed(inputs or {}), read)
         if method.norm is Norm.merged:
             plan = scaled(plan, labels["norm"] / merged_norm(base, read, plan))
-    return PlannedMerge(base, read, plan, method.dtype, labels)
+    return PlannedMerge(base, read, plan, method.dtype, labels, measures_overlap=method.overlap)
 
 
 def plan_sum(
@@ -89,13 +91,18 @@ def plan_sum(
     same: Collection[str] = (),
     expo: float = 0.0,
     weights: Sequence[float] = (),
+    sparse: MergeConfig | None = None,
 ) -> PlannedMerge:
     """The sum of one adapter's delta or more, each times 1 or its own of the `weights`: the single-branch and
     sequential baselines, and soups.
 
-    `expo` is added to the weight 1 of the preference delta. Refuses as `plan_merge` does.
+    `expo` is added to the weight 1 of the preference delta, `sparse` says what is pruned first. Refuses as `plan_merge`
+    does.
     """
     read = read_branches(base, adapters, same=same)
+    if sparse is not None:
+        with single_threaded_blas():
+            read = pruned(read, sparse)
     weights = list(weights) or [1.0 + (expo if branch == "preference" else 0.0) for branch in read]
     labels = {"method": "apply", "variant": f"apply weights={_text(weights)}", "weights": weights}
     return PlannedMerge(base, read, plain_sum(weights), dtype, labels)
@@ -105,9 +112,11 @@ def write_model(merge: PlannedMerge, out: Path) -> dict[str, Any]:
     """Write the merged model to `out`, and report on it as JSON data.
 
     The report holds "method", "variant" (every option in one line), "weights", "layers" (cosine and sign conflict of
-    two deltas, for slerp also whether it was linear), their means ("cosine", "sign_conflict", "linear_share"),
-    "rounded_back" (share of the elements with a non-zero merged delta whose stored value is the base's),
-    "changed_tensors" and "delta_l2"; with `method.norm` also the common "norm". Raises `ValueError` as `rewrite` does.
+    two deltas, with `method.overlap` that too, for slerp whether it was linear), their means ("cosine",
+    "sign_conflict", "overlap", "linear_share"), "shared" (share of the elements that both deltas change),
+    "conflict_of_shared" (share of these where they have opposite signs), "rounded_back" (share of the elements with a
+    non-zero merged delta whose stored value is the base's), "changed_tensors" and "delta_l2"; with `method.norm` also
+    the common "norm". Raises `ValueError` as `rewrite` does.
     """
     counts: dict[str, Counts] = {}
 

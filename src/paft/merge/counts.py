@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ class Counts:
     size: int
     gram: Gram | None
     linear: bool | None
+    overlap: float | None = None
     conflicts: int = 0
+    shared: int = 0
     moved: int = 0
     rounded_back: int = 0
     squares: float = 0.0
@@ -27,7 +30,9 @@ class Counts:
     def add(self, deltas: Sequence[Array], merged: Array, unchanged: Mask | None = None) -> None:
         """Some rows of the deltas and of the merged one; `unchanged` where what is stored is the base's value."""
         if self.gram is not None:
-            self.conflicts += _opposite(*deltas[:2])
+            a, b = deltas[:2]
+            self.conflicts += _opposite(a, b)
+            self.shared += int(np.count_nonzero((a != 0) & (b != 0)))
         wide = merged.reshape(-1).astype(np.float64)
         self.squares += float(wide @ wide)
         moved = merged != 0
@@ -39,6 +44,7 @@ class Counts:
         row: dict[str, Any] = {}
         if self.gram is not None:
             row = {"cosine": self.gram.cosine, "sign_conflict": self.conflicts / self.size}
+            row |= {} if self.overlap is None else {"overlap": self.overlap}
         return row if self.linear is None else row | {"linear": self.linear}
 
 
@@ -48,14 +54,19 @@ def _opposite(a: Array, b: Array) -> int:
 
 
 def summary(counts: Mapping[str, Counts]) -> dict[str, Any]:
-    """Means over tensors, what was rounded back over all elements, the norm of the merged delta, and every tensor."""
+    """Means over tensors, shares of all elements, the norm of the merged delta, and every tensor."""
     layers = {name: count.row() for name, count in counts.items()}
     rows = list(layers.values())
+    keys = dict.fromkeys(key for row in rows for key in row)
     means = {
-        f"{key}_share" if key == "linear" else key: sum(row[key] for row in rows) / len(rows)
-        for key in (rows[0] if rows else {})
+        f"{key}_share" if key == "linear" else key: fmean(row[key] for row in rows if key in row)
+        for key in keys
     }
     moved = sum(count.moved for count in counts.values())
+    shared = sum(count.shared for count in counts.values())
+    if shared:
+        conflicts, size = (sum(getattr(c, name) for c in counts.values()) for name in ("conflicts", "size"))
+        means |= {"shared": shared / size, "conflict_of_shared": conflicts / shared}
     return means | {
         "rounded_back": sum(count.rounded_back for count in counts.values()) / moved if moved else 0.0,
         "changed_tensors": len(layers),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from paft.config import Norm
 from paft.delta.delta import Delta, StoredDelta, inner, zero_delta
 from paft.delta.rows import Rows, blocks_of
 from paft.files.safetensors import read_checkpoint
@@ -22,23 +23,30 @@ def adapter_norm(adapter: Mapping[str, StoredDelta]) -> float:
     return math.sqrt(sum(inner(delta, delta) for delta in (s.load() for s in adapter.values())))
 
 
-def common_norm(adapters: Adapters) -> float:
-    """The geometric mean of the branches' norms. Raises `ValueError` naming a branch whose delta is zero."""
+def common_norm(adapters: Adapters, norm: Norm = Norm.branches) -> float:
+    """The preference branch's norm for `Norm.preference`, else the geometric mean of the branches' norms.
+
+    Raises `ValueError` naming a branch whose delta is zero.
+    """
     norms = {branch: adapter_norm(adapter) for branch, adapter in adapters.items()}
-    for branch, norm in norms.items():
-        if norm == 0:
+    for branch, size in norms.items():
+        if size == 0:
             raise ValueError(
                 f"merge.norm brings deltas to one norm, and the {branch} delta is zero; "
                 "lower lambda or set merge.norm=own"
             )
+    if norm is Norm.preference:
+        return norms["preference"]
     return math.exp(sum(map(math.log, norms.values())) / len(norms))
 
 
 def with_norm(adapters: Adapters, norm: float) -> Adapters:
-    """Each branch's delta times one factor, so that its norm is `norm`."""
+    """Each branch's delta times one factor, so that its norm is `norm`; one that has it is left as it is."""
     factors = {branch: norm / adapter_norm(adapter) for branch, adapter in adapters.items()}
     return {
-        branch: {name: stored.scaled(factors[branch]) for name, stored in adapter.items()}
+        branch: adapter
+        if factors[branch] == 1
+        else {name: stored.scaled(factors[branch]) for name, stored in adapter.items()}
         for branch, adapter in adapters.items()
     }
 

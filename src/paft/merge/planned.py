@@ -16,6 +16,7 @@ from paft.merge.counts import Counts
 from paft.merge.layout import STORED
 from paft.merge.method import Adapters, Plan, TensorMerge, gram_of_deltas
 from paft.merge.norm import deltas_of
+from paft.merge.overlap import overlap
 from paft.merge.stream import Weight
 
 
@@ -32,6 +33,7 @@ class PlannedMerge:
     """What is known of the merge before it is computed, for its report."""
     also: Collection[str] = ()
     """Tensors that change although no branch differs there."""
+    measures_overlap: bool = False
 
     @cached_property
     def stored(self) -> dict[str, Stored]:
@@ -62,7 +64,8 @@ class PlannedMerge:
         deltas = deltas_of(self.adapters, weight)
         tensor = self.plan(weight.name, deltas, weight)
         gram = gram_of_deltas(*deltas) if len(deltas) == 2 else None
-        return tensor, Counts(math.prod(weight.shape), gram, tensor.linear)
+        common = overlap(*deltas) if self.measures_overlap else None
+        return tensor, Counts(math.prod(weight.shape), gram, tensor.linear, common)
 
     def delta(self, weight: Weight) -> Array:
         """The merged delta of a tensor, whole, as a float32 matrix."""

@@ -37,7 +37,8 @@ def run(stage: Stage[MergeStage], inputs: dict[str, Path], out: Path, context: C
     taken = any(isinstance(stage.inputs[name].config, TakenStage) for name in branches)
     same = NAMES_OF_BASE if taken else ()  # the user says what a taken one is a change of
     if isinstance(config.method, Apply):
-        merge = plan_sum(base, folders, config.method.dtype, same=same, expo=config.method.expo)
+        expo = config.method.expo
+        merge = plan_sum(base, folders, config.method.dtype, same=same, expo=expo, sparse=config.method)
     else:
         merge = plan_merge(base, folders, config.method, same=same, inputs=inputs)
     as_adapter = config.method.output is MergeOutput.adapter

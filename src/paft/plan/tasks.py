@@ -52,6 +52,8 @@ TASKS = {
     "leaderboard_musr": TaskSize(756, 1_200, 20, parts=3),
     "leaderboard_mmlu_pro": TaskSize(12_032, 250, 10, past=1_200),
 }
+ZERO_SHOT = {"arc_challenge": TaskSize(1_172, 64, 25), "hellaswag": TaskSize(10_042, 96, 56)}
+"""Without the leaderboard's examples."""
 UNKNOWN = TaskSize(1_000, 300, 60)
 
 
@@ -66,11 +68,12 @@ class Scoring:
 def scoring(config: EvaluateConfig, model: ModelConfig) -> Scoring:
     """Columns that read off the same task with the same number of shots are scored once."""
     work, steps, factor = Work(), 0.0, length_factor(model)
-    for task, _, num_items in dict.fromkeys(
-        (t.task, t.num_fewshot, t.num_items) for t in config.tasks.values()
+    for task, shots, rows, num_items in dict.fromkeys(
+        (t.task, t.num_fewshot, t.rows, t.num_items) for t in config.tasks.values()
     ):
-        size = TASKS.get(task, UNKNOWN)
-        items = min(size.items, num_items or size.items, (config.limit or size.items) * size.parts)
+        size = (ZERO_SHOT if shots == 0 else TASKS).get(task) or TASKS.get(task, UNKNOWN)
+        there = num_items if rows and num_items else size.items  # so many are held out as are asked for
+        items = min(there, num_items or there, (config.limit or there) * size.parts)
         tokens, labels, generated, past = (
             factor * n for n in (size.tokens, size.labels, size.generated, size.past)
         )

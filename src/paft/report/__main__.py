@@ -6,6 +6,7 @@
     python -m paft.report ask QUESTIONS.csv              many such comparisons, corrected together
     python -m paft.report wandb                          the same report in W&B, or its JSON where there is no key
     python -m paft.report docs FILE.md                   fill the tables of a Markdown file from such a report
+    python -m paft.report save                           results.csv, items.csv and stages.csv alone, all of them text
 
 A and B are keys, their beginnings, or selectors such as lambda=1e-4,merge=ties.
 """
@@ -18,14 +19,14 @@ from typing import Any
 
 from paft.config import Wandb
 from paft.report import changes, markdown, questions
-from paft.report.build import Report, write, write_report
+from paft.report.build import Report, save, write, write_report
 from paft.report.compare import compare
 from paft.report.saved import csv_bytes
 from paft.report.table import require_rows
 from paft.report.terminal import print_answers, print_changes, print_comparison, print_table
 
 PAPER = Path("docs/paper_tables.csv")
-STORE = "folder of finished stages (logs/stages), or of a report with its items.parquet"
+STORE = "folder of finished stages (logs/stages), or of a report with its items.parquet or items.csv"
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
             from paft.report.wandb_report import publish
 
             print(f"W&B report: {publish(given.store, given.out, Wandb(given.project, given.entity))}")
+        elif given.command == "save":
+            print(f"{given.out}: {save(given.store, given.out)} evaluations")
         elif given.command == "docs":
             _fill(given.file, check=given.check)
         else:
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument("--show", type=int, default=3, metavar="N", help=shown)
     listed = add("ask", "a list of comparisons", questions.__doc__, out="comparisons.csv")
     listed.add_argument("file", type=Path, metavar="QUESTIONS.csv")
+    add("save", "scores and their items as text", out="results.csv, items.csv and stages.csv")
     text = commands.add_parser(
         "docs", help="tables of a Markdown file", description=markdown.__doc__, formatter_class=RAW
     )

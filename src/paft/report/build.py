@@ -10,12 +10,13 @@ from paft.files.replacing import replacing
 from paft.report.cells import cells
 from paft.report.findings import Finding, findings, flat
 from paft.report.items import Scores
+from paft.report.items_csv import items_csv
 from paft.report.pictures import PictureFiles, figures
 from paft.report.row import Row
-from paft.report.saved import ITEMS, RESULTS, csv_bytes, items_bytes
+from paft.report.saved import ITEMS, ITEMS_CSV, RESULTS, csv_bytes, items_bytes
 from paft.report.scope import Scope, blocks, ranked
 from paft.report.stages import COLUMNS, stage_rows
-from paft.report.table import columns, rows
+from paft.report.table import columns, require_rows, rows
 
 __all__ = ["Report", "Study", "build_report", "figures", "studies", "write_report"]
 
@@ -109,6 +110,20 @@ def write_report(
     for name, content in _tables(report).items():
         write(out / name, content)
     write(out / "index.html", page(shown, report.table, printed, report.store).encode())
+
+
+def save(store: Path, out: Path) -> int:
+    """What a store says of its scores as text, to be kept under version control: results.csv, items.csv, stages.csv.
+
+    Returns the number of evaluations. Raises `ValueError` for a store without any.
+    """
+    report = Report(store, require_rows(store))
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / RESULTS, csv_bytes(report.table, columns(report.table)))
+    write(out / ITEMS_CSV, items_csv(report.table, report.scores.items))
+    if stages := stage_rows(store):
+        write(out / "stages.csv", csv_bytes(stages, COLUMNS))
+    return len(report.table)
 
 
 def _tables(report: Report) -> dict[str, bytes]:

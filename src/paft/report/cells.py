@@ -9,7 +9,7 @@ from paft.evaluate.items import Floats
 from paft.report.backends import backends
 from paft.report.columns import MEASURES, score_names
 from paft.report.items import Score, Scores
-from paft.report.row import Row
+from paft.report.row import MERGE_SEEDS, Row, follows_seed
 from paft.report.scope import ranked
 from paft.report.statistics import Arm, Estimate, Sample, estimate
 
@@ -43,8 +43,7 @@ def _cell(group: Sequence[Row], scores: Scores) -> Row:
     columns["evaluate_keys"] = " ".join(r.evaluate_key for r in group)
     columns["backend"] = ", ".join(backends(group))
     if len(group) > 1:
-        follows = first.option("merge.seed") == first.seed
-        columns |= {"seed": seeds} | ({"merge.seed": seeds} if follows else {})
+        columns |= {"seed": seeds, **{name: seeds for name in MERGE_SEEDS if follows_seed(first, name)}}
     for column in (*score_names(group), *MEASURES):
         columns |= _over_seeds(group, column, scores)
     return first | columns
@@ -78,6 +77,12 @@ def combine(terms: Sequence[Term], scores: Scores, *, minus: float = 0.0) -> Est
     themselves. The base model has no seed and fits any. Raises `ValueError` for cells that did not answer the same
     items, and for cells that share seeds two by two and none all together.
     """
+    arms = arms_of(terms, scores)
+    return None if arms is None else estimate(arms, minus=minus)
+
+
+def arms_of(terms: Sequence[Term], scores: Scores) -> list[Arm] | None:
+    """The weighted sum of cells as arms that vary by themselves; None, and `ValueError`, as for `combine`."""
     by_term = [_by_seed(term, scores) for term in terms]
     if not all(by_term):
         return None
@@ -90,7 +95,7 @@ def combine(terms: Sequence[Term], scores: Scores, *, minus: float = 0.0) -> Est
                 f"{term.rows[0]['evaluate_key']} and {terms[0].rows[0]['evaluate_key']} did not answer the same items "
                 f"of {term.column}; evaluate both with the same evaluate options"
             )
-    return estimate(_arms([(t.weight, by) for t, by in zip(terms, by_term, strict=True)]), minus=minus)
+    return _arms([(t.weight, by) for t, by in zip(terms, by_term, strict=True)])
 
 
 def _by_seed(term: Term, scores: Scores) -> dict[int | None, Score]:

@@ -69,12 +69,13 @@ MEASURES = (
         name: Column(name, percent=True)
         for name in (
             *("sft_sparsity", "preference_sparsity", "sft_zeros", "preference_zeros"),
-            *("sft_hoyer", "preference_hoyer", "sign_conflict", "cosine", "rounded_back", "adapter_error"),
+            *("sft_hoyer", "preference_hoyer", "sign_conflict", "cosine", "shared", "conflict_of_shared"),
+            *("overlap", "rounded_back", "adapter_error"),
         )
     }
     | {
         name: Column(name, percent=False)
-        for name in ("sft_rank", "preference_rank", "sft_norm", "preference_norm")
+        for name in ("sft_rank", "preference_rank", "sft_norm", "preference_norm", "delta_l2")
     }
     | {"sft_nll": Column("sft_nll", percent=False, higher_is_better=False)}
 )

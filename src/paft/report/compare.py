@@ -8,7 +8,7 @@ from paft.report.cells import Term, combine
 from paft.report.columns import Column, score_columns, score_names
 from paft.report.items import Scores
 from paft.report.options import applies
-from paft.report.row import Row, is_option
+from paft.report.row import Row, follows_seed, is_option
 from paft.report.selection import SETTINGS, Selection, exact, select, text_of
 from paft.report.statistics import Estimate, holm
 from paft.report.table import require_rows
@@ -111,8 +111,7 @@ def _varies(column: str, *sides: Sequence[list[Row]]) -> bool:
 
 
 def _value(row: Row, column: str) -> object:
-    follows = column == "merge.seed" and row.get(column) == row["seed"]
-    return None if follows else row.get(column)
+    return None if follows_seed(row, column) else row.get(column)
 
 
 def _fits(one: Row, other: Row, column: str) -> bool:

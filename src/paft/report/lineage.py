@@ -59,8 +59,9 @@ def _seedless(identity: Identity, seed: int | None) -> dict[str, Any]:
     if identity["stage"] in TRAINED or config.get("seed") == seed:
         config.pop("seed", None)
     for part in ("only", "method"):  # of a reference, of a merge
-        if isinstance(config.get(part), dict) and config[part].get("seed") == seed:
-            config[part] = {name: value for name, value in config[part].items() if name != "seed"}
+        if isinstance(config.get(part), dict):
+            drawn = {name for name in ("seed", "prune_seed") if config[part].get(name) == seed}
+            config[part] = {name: value for name, value in config[part].items() if name not in drawn}
     inputs = {name: _seedless(stage, seed) for name, stage in identity["inputs"].items()}
     return {**identity, "config": config, "inputs": inputs}
 

@@ -12,7 +12,10 @@ from paft.training.target import reached
 
 log = logging.getLogger("paft")
 
-MERGED = ("sign_conflict", "cosine", "rounded_back", "adapter_error")
+MERGED = (
+    *("sign_conflict", "cosine", "shared", "conflict_of_shared", "overlap"),
+    *("delta_l2", "rounded_back", "adapter_error"),
+)
 """What a merge says of itself in merge.json."""
 SPARSITY = {
     "sparsity": "share_below_1e-5",

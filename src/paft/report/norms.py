@@ -8,7 +8,12 @@ from paft.report.numbers import short
 from paft.report.row import Row
 from paft.report.table import COMMAND
 
-TITLES: Mapping[str, str] = {"own": "own norm", "branches": "equal norm", "merged": "merged at equal norm"}
+TITLES: Mapping[str, str] = {
+    "own": "own norm",
+    "branches": "equal norm",
+    "merged": "merged at equal norm",
+    "preference": "SFT at the preference norm",
+}
 """`merge.norm` as pictures and tables write it."""
 SWEPT = ("lambda", "merge", "seed", "merge.norm")
 """Keys of which the command for the missing side has a list, or its own value."""
@@ -24,7 +29,7 @@ def one_sided(rows: Sequence[Row], beside: Sequence[Row] = ()) -> list[str]:
     """A sentence with the command that adds the other side, where merges of several lambdas stand at one norm alone,
     those `beside` them too."""
     merged = [r for r in rows if r.merged]
-    sides = {r.norm for r in (*merged, *beside)} & {"own", "branches"}
+    sides = {r.norm for r in (*merged, *beside)} & {"own", "branches", "preference"}
     if len(sides) != 1 or len({r.weight for r in merged}) < 2:
         return []
     (mine,) = sides

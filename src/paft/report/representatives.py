@@ -8,7 +8,7 @@ from paft.config import MergeConfig
 from paft.graph.stage import canonical
 from paft.merge.methods import METHODS
 from paft.report.options import merge_options
-from paft.report.row import Row
+from paft.report.row import Row, follows_seed
 
 Variant = tuple[tuple[str, Any], ...]
 """The merge options of a row; the seed of the drop masks is none where it follows the training's."""
@@ -40,9 +40,7 @@ def representatives(rows: Sequence[Row], norm: str | None = None) -> list[Row]:
 
 def variant(row: Row) -> Variant:
     options = {c: v for c, v in row.items() if c.startswith("merge.") and v is not None}
-    if options.get("merge.seed") == row["seed"]:
-        options.pop("merge.seed", None)
-    return tuple(sorted(options.items()))
+    return tuple(sorted((c, v) for c, v in options.items() if not follows_seed(row, c)))
 
 
 def _commonest(rows: Sequence[Row], column: str) -> str:

@@ -16,6 +16,15 @@ class Measured(NamedTuple):
     stderr: float | None
 
 
+MERGE_SEEDS = ("merge.seed", "merge.prune_seed")
+"""Options that most cells draw by the seed of their trainings: then cells that differ by it alone are one."""
+
+
+def follows_seed(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a column is the seed of a merge's draws and that of the row's trainings."""
+    return column in MERGE_SEEDS and row.get(column) is not None and row.get(column) == row["seed"]
+
+
 def is_option(column: str) -> bool:
     """Whether a column of results.csv holds an option by its name on the command line, as `sft.lora.rank`."""
     return column.startswith(OPTION_GROUPS) or column == "callbacks"

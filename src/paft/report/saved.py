@@ -2,8 +2,9 @@
 
 items.parquet has a row for every item of every evaluation and column: whose it is (`evaluate_key`, `family`, `seed`),
 what was asked (`column`, `task`, `item`, its subtask before it where there are several) and the answer, `numerator`
-over `denominator`: of a share 0 or 1 over 1, of bits per byte bits over bytes. `compare`, `ask` and the report itself
-take a folder with both files in place of a store.
+over `denominator`: of a share 0 or 1 over 1, of bits per byte bits over bytes. items.csv (`paft.report.items_csv`) says
+the same as text. `compare`, `ask` and the report itself take a folder with results.csv and one of them in place of a
+store.
 """
 
 import csv
@@ -16,11 +17,12 @@ from typing import Any
 
 from paft.config import Norm
 from paft.evaluate.items import Items, from_pairs
+from paft.report.items_csv import read_items_csv
 from paft.report.options import ALIASES
-from paft.report.row import Row
+from paft.report.row import MERGE_SEEDS, Row
 
-RESULTS, ITEMS = "results.csv", "items.parquet"
-WHOLE = ("seed", "limit", "merge.seed")
+RESULTS, ITEMS, ITEMS_CSV = "results.csv", "items.parquet", "items.csv"
+WHOLE = ("seed", "limit", *MERGE_SEEDS)
 # fmt: off
 TEXT = (
     "base", "data", "paradigm", "preference", "merge", "variant", "evaluate", "lower_is_better", "in_average",
@@ -37,9 +39,10 @@ def is_saved(folder: Path) -> bool:
     """Whether a folder holds a report with its items, and no store. Raises `ValueError` for one without its items."""
     if (folder / "evaluate").is_dir() or not (folder / RESULTS).is_file():
         return False
-    if not (folder / ITEMS).is_file():
+    if not any((folder / name).is_file() for name in (ITEMS, ITEMS_CSV)):
         raise ValueError(
-            f"{folder} has {RESULTS} and no {ITEMS}: nothing says how sure its scores are; give the store they are of"
+            f"{folder} has {RESULTS} and no {ITEMS} or {ITEMS_CSV}: nothing says how sure its scores are; give the "
+            "store they are of"
         )
     return True
 
@@ -98,6 +101,8 @@ def _value(column: str, text: str) -> Any:
 
 def saved_items(folder: Path, keys: Collection[str]) -> dict[str, dict[str, Items]]:
     """The items of these evaluations, by key and column."""
+    if not (folder / ITEMS).is_file():
+        return read_items_csv(folder / ITEMS_CSV, keys)
     import pandas as pd
 
     table = pd.read_parquet(folder / ITEMS)

@@ -96,7 +96,7 @@ def estimate(arms: Sequence[Arm], *, minus: float = 0.0) -> Estimate:
     num_seeds = min(len(arm.values) for arm in arms)
     means = _item_means(arms)
     num_items = sum(len(s.ids) for s in means) or None
-    spread = None if any(arm.items is None for arm in arms) else _spread(arms, means)
+    spread = _spread(arms)
     if spread is None:
         return Estimate(value, None, None, None, None, num_items, num_seeds)
     error = rounded(float(np.sqrt(spread.variance)))
@@ -133,26 +133,66 @@ class Part(NamedTuple):
     freedom: float
 
 
-def _spread(arms: Sequence[Arm], means: Mapping[Sample, Floats]) -> Part | None:
-    """Variance of the sum of the arms' means; None where it cannot be known."""
+class Squares(NamedTuple):
+    """The mean squares of a sum of arms, divided by n S: see above for what they are in expectation."""
+
+    items: Part
+    seeds: Part
+    both: Part
+
+    @property
+    def together(self) -> Part:
+        """The variance of the sum, never below that of `both`."""
+        items, seeds, both = self
+        variance = items.variance + seeds.variance - both.variance
+        if variance <= both.variance:
+            return both
+        rest = max(0.0, items.variance - both.variance)
+        share = seeds.variance / (seeds.variance + rest)
+        return Part(variance, 1 / (share / seeds.freedom + (1 - share) / items.freedom))
+
+
+def squares(arms: Sequence[Arm]) -> Squares | None:
+    """Of arms with items and several seeds; None where one of the three cannot be known."""
     several = [arm for arm in arms if len(arm.values) > 1]
-    seeds = _sum((arm.values.var(ddof=1) / len(arm.values), len(arm.values) - 1) for arm in several)
-    if not means:
-        return seeds if len(several) == len(arms) else None
-    items = _sum(
+    items = _over_items(_item_means(arms))
+    if not several or not items.freedom or np.isnan(items.variance):
+        return None
+    return Squares(items, _over_seeds(several), _over_both(several))
+
+
+def _spread(arms: Sequence[Arm]) -> Part | None:
+    """Variance of the sum of the arms' means; None where it cannot be known."""
+    if any(arm.items is None for arm in arms):
+        return None
+    several = [arm for arm in arms if len(arm.values) > 1]
+    if not any(arm.items for arm in arms):
+        return _over_seeds(several) if len(several) == len(arms) else None
+    items = _over_items(_item_means(arms))
+    if np.isnan(items.variance):
+        return None
+    return Squares(items, _over_seeds(several), _over_both(several)).together if several else items
+
+
+def _over_seeds(arms: Sequence[Arm]) -> Part:
+    return sum_of((arm.values.var(ddof=1) / len(arm.values), len(arm.values) - 1) for arm in arms)
+
+
+def _over_items(means: Mapping[Sample, Floats]) -> Part:
+    return sum_of(
         pair
         for s, mean in means.items()
         for pair in zip(over_items(mean, s.starts), stratum_sizes(len(s.ids), s.starts) - 1, strict=True)
     )
-    if np.isnan(items.variance):
-        return None
-    both = _sum(
+
+
+def _over_both(arms: Sequence[Arm]) -> Part:
+    return sum_of(
         pair
-        for arm in several
+        for arm in arms
         for s, values in (arm.items or {}).items()
         for pair in _items_by_seeds(values, s.starts)
     )
-    return _together(items, seeds, both) if several else items
 
 
 def _items_by_seeds(values: Floats, starts: Places) -> Iterable[tuple[float, float]]:
@@ -165,16 +205,7 @@ def _items_by_seeds(values: Floats, starts: Places) -> Iterable[tuple[float, flo
     return zip(sizes * squares / freedoms / seeds, freedoms, strict=True)
 
 
-def _together(items: Part, seeds: Part, both: Part) -> Part:
-    variance = items.variance + seeds.variance - both.variance
-    if variance <= both.variance:
-        return both
-    rest = max(0.0, items.variance - both.variance)
-    share = seeds.variance / (seeds.variance + rest)
-    return Part(variance, 1 / (share / seeds.freedom + (1 - share) / items.freedom))
-
-
-def _sum(parts: Iterable[tuple[float, float]]) -> Part:
+def sum_of(parts: Iterable[tuple[float, float]]) -> Part:
     """Of independent estimates, with Satterthwaite's degrees of freedom."""
     pairs = np.array([(float(v), float(f)) for v, f in parts]).reshape(-1, 2)
     variances, freedoms = pairs.T

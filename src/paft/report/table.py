@@ -40,9 +40,10 @@ HEAD = ("base", "data", "paradigm", "preference", "lambda", "merge", "norm", "va
 TAIL = (
     "average", "in_average", "lower_is_better", "sft_sparsity", "preference_sparsity", "sft_hoyer", "preference_hoyer",
     "sft_zeros", "preference_zeros", "sft_rank", "preference_rank", "sft_norm", "preference_norm", "sft_nll",
-    "sign_conflict", "cosine", "rounded_back", "adapter_error", "sft_lr", "preference_lr", "preference_beta", "l1_of",
-    "l1_method", "l1_target", "l1_reached", "sft_data", "preference_data", "sft_recipe", "preference_recipe",
-    "template", "backend", "finished", "commit", "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
+    "sign_conflict", "cosine", "shared", "conflict_of_shared", "overlap", "delta_l2", "rounded_back", "adapter_error",
+    "sft_lr", "preference_lr", "preference_beta", "l1_of", "l1_method", "l1_target", "l1_reached",
+    "sft_data", "preference_data", "sft_recipe", "preference_recipe", "template", "backend", "finished", "commit",
+    "family", "sft_key", "preference_key", "merge_key", "evaluate_key",
 )
 # fmt: on
 COMMAND = "command"

@@ -116,6 +116,8 @@ def _not_in_mergekit(method: MergeConfig) -> list[str]:
         "weights": isinstance(method, Ram) and options["weights"] != [1, 1],
         "scale": isinstance(method, Ram) and options["scale"] != 1,
         "norm": method.norm is not Norm.own,
+        "prune_sft": bool(method.prune_sft),
+        "prune_preference": bool(method.prune_preference),
         "scope": options.get("scope") is Scope.all,
         "election": options.get("election") is Election.count,
         "elect_on": options.get("elect_on") is ElectOn.unweighted and not _alike(options["weights"]),
