@@ -33,6 +33,8 @@ REQUIRED = {
 NEEDS = {
     "evaluate=gsm8k_hh": ("data.sft.held_out=8", "data.preference.held_out=8"),
     "evaluate=held_out": ("data.sft.held_out=8", "data.preference.held_out=8"),
+    "evaluate=study2": ("data.sft.held_out=8", "data.preference.held_out=8"),
+    "evaluate=study2_skills": ("data.sft.held_out=8", "data.preference.held_out=8"),
     "evaluate=gsm8k_exact": ("data.sft.held_out=8",),
     "evaluate=alpaca_eval": ("judge=openai",),
     "evaluate=mt_bench": ("judge=openai",),
@@ -286,7 +288,7 @@ def test_text_stands_for_the_option_it_names():
         (
             Linear,
             {"norm": "both"},
-            r"Linear\.norm must be one of \['own', 'branches', 'merged'\], got 'both'",
+            r"Linear\.norm must be one of \['own', 'branches', 'merged', 'preference'\], got 'both'",
         ),
         (Slerp, {"space": None}, r"Slerp\.space must be one of \['delta', 'full', 'core', 'svd'\], got None"),
         (Slerp, {"dtype": "float16"}, r"Slerp\.dtype must be one of \['float32', 'bfloat16'\]"),

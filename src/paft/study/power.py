@@ -97,7 +97,11 @@ def _differences(rows: Sequence[Row]) -> Iterator[list[float]]:
     pairs = product(*(dict.fromkeys(getattr(r, name) for r in merged) for name in ("merge", "preference")))
     for merge, preference in pairs:
         sides = [
-            {r.seed: r[COLUMN] for r in merged if (r.merge, r.preference, r.weight) == (merge, preference, w)}
+            {
+                int(r["seed"]): r[COLUMN]
+                for r in merged
+                if (r.merge, r.preference, r.weight) == (merge, preference, w)
+            }
             for w in (SPARSE, DENSE)
         ]
         yield [100 * (sides[0][seed] - sides[1][seed]) for seed in sorted(sides[0].keys() & sides[1].keys())]

@@ -41,14 +41,13 @@ def predictors(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _correlation(rows: Sequence[Row], norm: str, measure: str, outcome: str) -> dict[str, Any] | None:
     ranked = list(_by_seed(rows, measure, outcome))
-    if len(ranked) < 2:
+    constant = any(len(set(values)) == 1 for pair in ranked for values in pair)  # which ranks none
+    if len(ranked) < 2 or constant:
         return None
     rhos = np.array([float(stats.spearmanr(x, y).statistic) for x, y in ranked])
-    if not np.isfinite(rhos).all():
-        return None  # a measure that is the same of all cells ranks none
     mean = estimate([Arm(rhos)])
-    alike = not mean.stderr  # then the signs are all that tells
-    p = float(stats.binomtest(len(rhos) if mean.value else 0, len(rhos)).pvalue) if alike else mean.p
+    # where all seeds agree exactly, their sign is all that tells
+    agreed = float(stats.binomtest(len(rhos), len(rhos)).pvalue) if mean.value else 1.0
     sizes = sorted({len(x) for x, _ in ranked})
     return {
         "norm": TITLES[norm],
@@ -57,7 +56,7 @@ def _correlation(rows: Sequence[Row], norm: str, measure: str, outcome: str) -> 
         "rho": mean.value,
         "low": mean.low,
         "high": mean.high,
-        "p": p,
+        "p": mean.p if mean.stderr else agreed,
         "num_seeds": len(ranked),
         "num_cells": "-".join(map(str, sizes)),
     }
@@ -72,5 +71,4 @@ def _by_seed(rows: Sequence[Row], measure: str, outcome: str) -> Iterator[tuple[
             pairs[row.seed].append((x, y))
     for _, own in sorted(pairs.items(), key=lambda pair: str(pair[0])):
         if len(own) >= LEAST:
-            x, y = zip(*own, strict=True)
-            yield list(x), list(y)
+            yield [x for x, _ in own], [y for _, y in own]
