@@ -19,7 +19,7 @@ LOADED = (
     *("paft.command.main", "paft.training.reference", "paft.report.pictures", "wandb"),
     *(f"paft.{name}.stage" for name in STAGES),
 )
-AT_START = ("PYTHON", "OMP_", "GOMP_", "HF_", "TORCH", "CUDA")
+AT_START = ("PYTHON", "OMP_", "GOMP_", "HF_", "TORCH", "CUDA", "WANDB_MODE")
 """What names of variables begin with that Python or a library reads when it starts."""
 
 server = multiprocessing.get_context("forkserver")
