@@ -263,7 +263,8 @@ def test_a_file_that_is_not_there_is_refused_when_the_graph_is_built(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["task: [", "dataset_path: x\n", "task: mine\ndataset_path: json\n"])
-def test_a_file_that_is_no_task_is_refused_with_the_reason(tmp_path, text):
+def test_a_file_that_is_no_task_is_refused_with_the_reason(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)  # `datasets` looks for the rows of a json set in all of the working folder
     (tmp_path / "mine.yaml").write_text(text)
 
     with pytest.raises(
