@@ -19,7 +19,7 @@ LOADED = (
     *("paft.command.main", "paft.training.reference", "paft.report.pictures", "wandb"),
     *(f"paft.{name}.stage" for name in STAGES),
 )
-AT_START = ("PYTHON", "OMP_", "GOMP_", "HF_", "TORCH", "CUDA", "WANDB_MODE")
+AT_START = ("PYTHON", "OMP_", "GOMP_", "HF_", "TORCH", "CUDA", "WANDB_")
 """What names of variables begin with that Python or a library reads when it starts."""
 
 server = multiprocessing.get_context("forkserver")
@@ -27,11 +27,12 @@ server.set_forkserver_preload(list(LOADED))
 
 
 def can_fork(words: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether these variables can be set after the imports, and no launcher's pool of processes outlives the command.
-
-    A process of multiprocessing waits at its end for all that it has started.
+    """Whether these variables can be set after the imports, and no pool of a launcher and no service of W&B lives as long
+    as the process: one of multiprocessing waits at its end for all that it has started, and ends otherwise.
     """
-    return not any(name.startswith(AT_START) for name in env) and not any("launcher" in w for w in words)
+    return not any(name.startswith(AT_START) for name in env) and not any(
+        "launcher" in word or word == "logger=wandb" for word in words
+    )
 
 
 def run(
