@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -37,9 +38,13 @@ def composed(cells: Iterable[Sequence[str]]) -> list[RunConfig]:
 
 
 def add(store: Path, cells: Sequence[Sequence[str]]) -> None:
-    """Finish these cells in the store, each by its own command."""
+    """Finish these cells in the store, each by its own command and with a sign conflict of its own."""
     for words, target in zip(cells, fill(store, composed(cells)), strict=True):
         file = store / "evaluate" / target.key / "stage.json"
         record = read_object(file)
         record["run"]["command"] = shlex.join(["python", "train.py", *words])
         write_json(file, record)
+    for file in store.glob("*/*/merge.json"):
+        report = read_object(file)
+        report["sign_conflict"] = fmean(layer["sign_conflict"] for layer in report["layers"].values())
+        write_json(file, report)

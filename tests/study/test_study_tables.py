@@ -92,6 +92,12 @@ def test_the_mixed_model_has_each_confirmatory_contrast_once(analysed):
         )
 
 
+def test_what_predicts_the_outcome_is_asked_at_each_norm(analysed):
+    found = [row for row in read_csv(analysed / "predictors.csv") if row["measure"] == "sign_conflict"]
+    assert {row["norm"] for row in found} == {"own norm", "SFT at the preference norm"}
+    assert all(-1 <= row["rho"] <= 1 and row["num_cells"] == 5 and row["num_seeds"] == 2 for row in found)
+
+
 def test_the_figure_and_the_claims_are_made(analysed):
     assert (analysed / "effects.png").read_bytes().startswith(b"\x89PNG")
     claims = read_csv(analysed / "claims_beside.csv")
@@ -123,7 +129,6 @@ def test_every_question_is_answered_once_all_blocks_have_run(tmp_path, capsys, c
     for file in (folder / "questions").glob("*.csv"):
         answered = read_csv(folder / file.name)
         assert answered and not [row["question"] for row in answered if row["why"]], file.stem
-    assert read_csv(folder / "predictors.csv")
 
 
 @pytest.fixture
