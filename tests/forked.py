@@ -27,8 +27,10 @@ server.set_forkserver_preload(list(LOADED))
 
 
 def can_fork(words: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether these variables can be set after the imports, and no pool of a launcher and no service of W&B lives as long
-    as the process: one of multiprocessing waits at its end for all that it has started, and ends otherwise.
+    """Whether these variables can be set after the imports, and nothing outlives the command's own work.
+
+    A process of multiprocessing waits at its end for all that it has started, as the pool of a launcher, and cuts W&B's
+    service off.
     """
     return not any(name.startswith(AT_START) for name in env) and not any(
         "launcher" in word or word == "logger=wandb" for word in words
