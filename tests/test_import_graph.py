@@ -19,6 +19,7 @@ callbacks
 plan report
 export
 command
+study
 __main__
 """
 """A package imports from floors above its own line and from none below or beside it.
