@@ -19,7 +19,7 @@ COMMAND = re.compile(
 TESTED = {"python -m paft.report docs", "wandb sync", "make study", "make study-gsm8k-hh"}
 """Beside those of `train_command`, which builds every command of train.py."""
 PROGRAMS = tuple(
-    f"python -m paft.{name}" for name in ("report", "merge", "export", "chat", "judge", "judge run")
+    f"python -m paft.{name}" for name in ("report", "merge", "export", "chat", "judge", "judge run", "study")
 )
 """What argparse calls its programs."""
 
