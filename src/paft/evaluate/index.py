@@ -1,6 +1,5 @@
 """What lm-eval's own 14 000 task files hold, which it takes seconds to read: kept as one file of the user's cache."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -11,6 +10,7 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
 from paft.files.cache import cache_folder
+from paft.files.fingerprint import text_digest
 from paft.files.jsonfile import read_object, write_json
 from paft.private import task_entry
 
@@ -24,7 +24,7 @@ def lm_evals_index() -> Mapping[str, Any]:
     A file of its folder that is new, gone or changed makes the index anew. A cache that cannot be written is none.
     """
     state = _state()
-    file = cache_folder("tasks") / f"{hashlib.sha256(str(TASKS).encode()).hexdigest()[:16]}.json"
+    file = cache_folder("tasks") / f"{text_digest(str(TASKS))}.json"
     try:
         kept = read_object(file)
         if kept["state"] == state:
@@ -48,7 +48,7 @@ def _values(entry: Any) -> list[Any]:
 def _state() -> str:
     """Of name, size and time of change of every file that the index is made of."""
     lines = (f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in _files())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return text_digest("\n".join(lines))
 
 
 def _files() -> Iterator[tuple[str, os.stat_result]]:

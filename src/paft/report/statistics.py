@@ -96,7 +96,7 @@ def estimate(arms: Sequence[Arm], *, minus: float = 0.0) -> Estimate:
     num_seeds = min(len(arm.values) for arm in arms)
     means = _item_means(arms)
     num_items = sum(len(s.ids) for s in means) or None
-    spread = _spread(arms)
+    spread = _spread(arms, means)
     if spread is None:
         return Estimate(value, None, None, None, None, num_items, num_seeds)
     error = rounded(float(np.sqrt(spread.variance)))
@@ -161,14 +161,14 @@ def squares(arms: Sequence[Arm]) -> Squares | None:
     return Squares(items, _over_seeds(several), _over_both(several))
 
 
-def _spread(arms: Sequence[Arm]) -> Part | None:
+def _spread(arms: Sequence[Arm], means: Mapping[Sample, Floats]) -> Part | None:
     """Variance of the sum of the arms' means; None where it cannot be known."""
     if any(arm.items is None for arm in arms):
         return None
     several = [arm for arm in arms if len(arm.values) > 1]
-    if not any(arm.items for arm in arms):
+    if not means:
         return _over_seeds(several) if len(several) == len(arms) else None
-    items = _over_items(_item_means(arms))
+    items = _over_items(means)
     if np.isnan(items.variance):
         return None
     return Squares(items, _over_seeds(several), _over_both(several)).together if several else items
